@@ -1,0 +1,4 @@
+//! Tidegate.
+pub mod keys;
+pub mod pipeline;
+pub mod ops;
