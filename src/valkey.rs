@@ -1,0 +1,349 @@
+//! Talking to Valkey: the only module that names `fred`, so that it can be patched or replaced.
+//!
+//! A [`Connection`] is one TCP connection that never reconnects, never retries and bounds every wait; whoever loses one
+//! opens another. A [`Link`] is the pair a worker needs, one to read on and one to command with, both to the same server
+//! in the same life of it: its [`Generation`]. So "an acknowledgement never crosses to another server" needs no care at
+//! run time: there is nothing that could carry it there.
+//!
+//! Commands are sent raw and replies read raw, in RESP3: typed conversions of this client lose what we need (the order of
+//! fields, entries deleted under a pending id) and take a nil for an error. In RESP3 a stream reply is a map and cannot be
+//! mistaken for a pub/sub message, which in RESP2 is decided by the data in it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fred::clients::Client;
+use fred::interfaces::ClientLike;
+use fred::types::config::{
+    Blocking, Config as FredConfig, ConnectionConfig, Options, PerformanceConfig, TcpConfig, UnresponsiveConfig,
+};
+use fred::types::{ClusterHash, CustomCommand, Resp3Frame, RespVersion, Value};
+use secrecy::{ExposeSecret, SecretString};
+use socket2::TcpKeepalive;
+use tokio::task::AbortHandle;
+
+use crate::entry::Generation;
+use crate::retry::Fault;
+
+/// How long a silent connection is trusted before the kernel asks whether the peer is there.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+/// How often it then asks.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long sent bytes may stay unconfirmed before the kernel gives the connection up.
+const UNCONFIRMED_LIMIT: Duration = Duration::from_secs(30);
+
+/// Where Valkey is and how long to wait for it.
+#[derive(Debug, Clone)]
+pub struct Address {
+    /// `valkey://`, `valkeys://`, `redis://`, `rediss://`, or a `-sentinel` form of these.
+    pub url: SecretString,
+    /// The limit for opening a connection.
+    pub connect_timeout: Duration,
+    /// The limit for one command; for a blocking one, on top of what it blocks.
+    pub command_timeout: Duration,
+}
+
+/// One connection. Lost once, lost for good.
+#[derive(Debug)]
+pub struct Connection {
+    client: Client,
+    task: AbortHandle,
+    command_timeout: Duration,
+    lost: AtomicBool,
+}
+
+impl Connection {
+    /// Connects, in RESP3, and gives the connection a name that `CLIENT LIST` shows.
+    pub async fn open(address: &Address, name: &str) -> Result<Connection, Fault> {
+        let mut config = FredConfig::from_url(address.url.expose_secret()).map_err(lost)?;
+        config.version = RespVersion::RESP3;
+        config.fail_fast = true;
+        config.blocking = Blocking::Block;
+        let connection = ConnectionConfig {
+            connection_timeout: address.connect_timeout,
+            internal_command_timeout: address.command_timeout,
+            max_command_attempts: 1,
+            max_redirections: 1,
+            unresponsive: UnresponsiveConfig { max_timeout: None, ..Default::default() },
+            reconnect_on_auth_error: false,
+            auto_client_setname: false,
+            tcp: TcpConfig {
+                nodelay: Some(true),
+                keepalive: Some(
+                    TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(3),
+                ),
+                user_timeout: Some(UNCONFIRMED_LIMIT),
+                ..Default::default()
+            },
+            ..Default::default()
+        };
+        let performance =
+            PerformanceConfig { default_command_timeout: address.command_timeout, ..Default::default() };
+        let client = Client::new(config, Some(performance), Some(connection), None);
+        let task = client.init().await.map_err(lost)?.abort_handle();
+        let connection =
+            Connection { client, task, command_timeout: address.command_timeout, lost: AtomicBool::new(false) };
+        connection.call(Command::new("CLIENT").arg("SETNAME").arg(name)).await?;
+        Ok(connection)
+    }
+
+    /// Sends one command and waits for its reply, within the address's limit.
+    pub async fn call(&self, command: Command) -> Result<Reply, Fault> {
+        self.call_within(command, self.command_timeout, false).await
+    }
+
+    /// Sends a command that blocks on the server for up to `block`.
+    pub async fn call_blocking(&self, command: Command, block: Duration) -> Result<Reply, Fault> {
+        self.call_within(command, block + self.command_timeout, true).await
+    }
+
+    /// Sends commands one behind the other without waiting in between; gives each one's outcome.
+    ///
+    /// If the connection breaks, every outcome is unknown and the one error says so.
+    pub async fn pipeline(&self, commands: Vec<Command>) -> Result<Vec<Result<Value, Fault>>, Fault> {
+        let pipeline = self.client.pipeline();
+        for command in commands {
+            let (custom, arguments) = command.into_parts(false);
+            let () = pipeline.custom(custom, arguments).await.map_err(|e| self.broken(e))?;
+        }
+        let outcomes = tokio::time::timeout(self.command_timeout, pipeline.try_all::<Value>())
+            .await
+            .map_err(|_| self.gave_up(self.command_timeout))?;
+        outcomes
+            .into_iter()
+            .map(|outcome| match outcome {
+                Ok(value) => Ok(Ok(value)),
+                Err(e) if is_reply(&e) => Ok(Err(server_error(e.details()))),
+                Err(e) => Err(self.broken(e)),
+            })
+            .collect()
+    }
+
+    /// Whether the connection was found broken.
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    async fn call_within(&self, command: Command, limit: Duration, blocking: bool) -> Result<Reply, Fault> {
+        let options =
+            Options { max_attempts: Some(1), fail_fast: true, timeout: Some(limit), ..Default::default() };
+        let (custom, arguments) = command.into_parts(blocking);
+        match self.client.with_options(&options).custom_raw(custom, arguments).await {
+            Ok(Resp3Frame::SimpleError { data, .. }) => Err(server_error(&data)),
+            Ok(Resp3Frame::BlobError { data, .. }) => Err(server_error(&String::from_utf8_lossy(&data))),
+            Ok(frame) => Ok(Reply(frame)),
+            Err(e) if is_reply(&e) => Err(server_error(e.details())),
+            Err(e) => Err(self.broken(e)),
+        }
+    }
+
+    /// A connection whose reply is missing cannot be used again: the reply may still come, to the wrong question.
+    fn broken(&self, error: fred::error::Error) -> Fault {
+        self.lost.store(true, Ordering::Relaxed);
+        lost(error)
+    }
+
+    fn gave_up(&self, limit: Duration) -> Fault {
+        self.lost.store(true, Ordering::Relaxed);
+        Fault::ValkeyLost(format!("no answer within {}", humantime::format_duration(limit)))
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A reader's pair of connections to one server in one life of it.
+#[derive(Debug)]
+pub struct Link {
+    reading: Connection,
+    commands: Connection,
+    reader_id: Option<i64>,
+    generation: Arc<Generation>,
+}
+
+/// Counts the links of this process: no two of them have the same generation.
+static EPOCH: AtomicU64 = AtomicU64::new(1);
+
+impl Link {
+    /// Connects twice and makes sure that both ends are the same primary.
+    pub async fn open(address: &Address, name: &str) -> Result<Link, Fault> {
+        let reading = Connection::open(address, name).await?;
+        let commands = Connection::open(address, name).await?;
+        let server = Server::ask(&commands).await?;
+        if Server::ask(&reading).await? != server {
+            return Err(Fault::ValkeyLost("two connections reached two different servers (a failover?)".into()));
+        }
+        // Without this privilege a stop waits for the current blocking read to end, a second at most.
+        let reader_id = reading.call(Command::new("CLIENT").arg("ID")).await.ok().and_then(|id| id.as_int());
+        let generation = Arc::new(Generation {
+            run_id: server.run_id,
+            replication_id: server.replication_id,
+            epoch: EPOCH.fetch_add(1, Ordering::Relaxed),
+        });
+        Ok(Link { reading, commands, reader_id, generation })
+    }
+
+    /// The connection that blocks.
+    pub fn reading(&self) -> &Connection {
+        &self.reading
+    }
+
+    /// The connection that does not.
+    pub fn commands(&self) -> &Connection {
+        &self.commands
+    }
+
+    /// Which life of which server this is.
+    pub fn generation(&self) -> &Arc<Generation> {
+        &self.generation
+    }
+
+    /// Whether either connection was found broken: then the pair is of no more use.
+    pub fn is_lost(&self) -> bool {
+        self.reading.is_lost() || self.commands.is_lost()
+    }
+
+    /// Whether the server at the other end is still the primary it was, with the same history of writes.
+    ///
+    /// A server that became a replica and a primary again keeps its connections and changes its replication id.
+    pub async fn is_same_server(&self) -> Result<bool, Fault> {
+        let now = Server::ask(&self.commands).await?;
+        Ok(now.run_id == self.generation.run_id && now.replication_id == self.generation.replication_id)
+    }
+
+    /// Ends a blocking read that is under way, as if its time were up.
+    pub async fn unblock(&self) {
+        if let Some(id) = self.reader_id {
+            // If this fails the read ends by itself a little later.
+            let _ = self.commands.call(Command::new("CLIENT").arg("UNBLOCK").arg(id)).await;
+        }
+    }
+}
+
+/// Who a server is, as `INFO` tells.
+#[derive(Debug, PartialEq, Eq)]
+struct Server {
+    run_id: String,
+    replication_id: String,
+}
+
+impl Server {
+    async fn ask(connection: &Connection) -> Result<Server, Fault> {
+        let info = connection.call(Command::new("INFO").arg("server").arg("replication")).await?;
+        let text = info.as_text().unwrap_or_default();
+        let field = |name: &str| {
+            text.lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(|value| value.trim().to_owned()))
+                .ok_or_else(|| Fault::ValkeyLost(format!("INFO lacks {name}")))
+        };
+        if field("role")? != "master" {
+            return Err(server_error("READONLY this server is a replica"));
+        }
+        Ok(Server { run_id: field("run_id")?, replication_id: field("master_replid")? })
+    }
+}
+
+/// A command under construction.
+#[derive(Debug, Clone)]
+pub struct Command {
+    name: &'static str,
+    arguments: Vec<Value>,
+}
+
+impl Command {
+    /// Starts a command; a subcommand is its first argument.
+    pub fn new(name: &'static str) -> Command {
+        Command { name, arguments: Vec::new() }
+    }
+
+    /// Adds an argument.
+    pub fn arg(mut self, argument: impl Into<Value>) -> Command {
+        self.arguments.push(argument.into());
+        self
+    }
+
+    /// Adds arguments.
+    pub fn args<T: Into<Value>>(mut self, arguments: impl IntoIterator<Item = T>) -> Command {
+        self.arguments.extend(arguments.into_iter().map(Into::into));
+        self
+    }
+
+    fn into_parts(self, blocking: bool) -> (CustomCommand, Vec<Value>) {
+        (CustomCommand::new_static(self.name, ClusterHash::Random, blocking), self.arguments)
+    }
+}
+
+/// A reply, as it came.
+#[derive(Debug, Clone)]
+pub struct Reply(Resp3Frame);
+
+impl Reply {
+    /// Whether it is a null.
+    pub fn is_null(&self) -> bool {
+        matches!(self.0, Resp3Frame::Null)
+    }
+
+    /// An integer.
+    pub fn as_int(&self) -> Option<i64> {
+        match &self.0 {
+            Resp3Frame::Number { data, .. } => Some(*data),
+            _ => None,
+        }
+    }
+
+    /// The bytes of any kind of string.
+    pub fn as_bytes(&self) -> Option<&Bytes> {
+        match &self.0 {
+            Resp3Frame::BlobString { data, .. }
+            | Resp3Frame::SimpleString { data, .. }
+            | Resp3Frame::VerbatimString { data, .. } => Some(data),
+            _ => None,
+        }
+    }
+
+    /// The text of any kind of string.
+    pub fn as_text(&self) -> Option<&str> {
+        self.as_bytes().and_then(|bytes| std::str::from_utf8(bytes).ok())
+    }
+
+    /// The elements of an array.
+    pub fn into_array(self) -> Option<impl ExactSizeIterator<Item = Reply>> {
+        match self.0 {
+            Resp3Frame::Array { data, .. } => Some(data.into_iter().map(Reply)),
+            _ => None,
+        }
+    }
+
+    /// The pairs of a map, in no order.
+    pub fn into_map(self) -> Option<impl Iterator<Item = (Reply, Reply)>> {
+        match self.0 {
+            Resp3Frame::Map { data, .. } => Some(data.into_iter().map(|(k, v)| (Reply(k), Reply(v)))),
+            _ => None,
+        }
+    }
+}
+
+/// A reply of another shape than the command has.
+pub fn unexpected(command: &str) -> Fault {
+    Fault::ValkeyLost(format!("the reply to {command} has an unknown shape"))
+}
+
+fn lost(error: fred::error::Error) -> Fault {
+    if is_reply(&error) { server_error(error.details()) } else { Fault::ValkeyLost(error.details().to_owned()) }
+}
+
+/// Whether the server said it; everything else this client makes up itself.
+fn is_reply(error: &fred::error::Error) -> bool {
+    let code = error.details().split(' ').next().unwrap_or_default();
+    code.len() >= 3 && code.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')
+}
+
+fn server_error(message: &str) -> Fault {
+    let code = message.split(' ').next().unwrap_or_default();
+    Fault::Valkey { code: code.to_owned(), message: message.to_owned() }
+}
