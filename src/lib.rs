@@ -5,3 +5,7 @@ pub mod ops;
 pub mod entry;
 pub mod retry;
 pub mod valkey;
+pub mod flow;
+pub mod metrics;
+pub mod postgres;
+pub mod shutdown;

@@ -5,7 +5,7 @@
 //! first word of its error replies.
 
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 
@@ -16,6 +16,9 @@ pub const A_FEW: u32 = 5;
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// The longest wait after a failure: how late a worker notices, at worst, that a server is back.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// How often an operator is reminded of a fault that lasts.
+const REMIND_AFTER: Duration = Duration::from_secs(30);
 
 /// What went wrong, in the words of the one who said it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +67,8 @@ pub enum Verdict {
     Retry,
     /// Some entry of the batch is the cause: halve it until it stands alone, then bury that one.
     Split,
+    /// The batch is too much at once, and no entry is to blame: halve it, bury nothing.
+    Shrink,
     /// Nobody's entry is the cause: bury nothing, say so loudly, hold everything, and probe until it is mended.
     Halt,
     /// The consumer group is gone: create it again at the stream's start; the ledger knows what was flushed.
@@ -75,6 +80,9 @@ const fn retry(advice: &'static str) -> Judgement {
 }
 const fn split(advice: &'static str) -> Judgement {
     Judgement { verdict: Verdict::Split, advice }
+}
+const fn shrink(advice: &'static str) -> Judgement {
+    Judgement { verdict: Verdict::Shrink, advice }
 }
 const fn halt(advice: &'static str) -> Judgement {
     Judgement { verdict: Verdict::Halt, advice }
@@ -107,7 +115,7 @@ fn judge_postgres(code: &str, ours: bool, constraint: Option<&str>, attempt: u32
         ("53100", _) => halt("PostgreSQL's disk is full: free some space; flushing goes on by itself"),
         (_, "53") => retry("PostgreSQL is short of connections or memory"),
         ("57014", _) if attempt <= A_FEW => retry("the statement ran out of time (postgres.statement_timeout)"),
-        ("57014", _) => split("the statement ran out of time again and again; smaller batches are tried"),
+        ("57014", _) => shrink("the statement ran out of time again and again; smaller batches are tried"),
         (_, "57") => retry("PostgreSQL is starting, stopping or was told to end the session"),
         (_, "08") => retry("the connection to PostgreSQL broke"),
         // Tidegate's own tables: never an entry's fault.
@@ -167,6 +175,67 @@ pub fn backoff() -> impl Iterator<Item = Duration> + Send {
         .with_jitter()
         .without_max_times()
         .build()
+}
+
+/// A fault that lasts: how often it was met, when to try again, when to speak of it again.
+pub struct Trouble {
+    attempts: u32,
+    since: Option<Instant>,
+    said: Option<(Verdict, Instant)>,
+    waits: Box<dyn Iterator<Item = Duration> + Send>,
+}
+
+/// What to do about a fault that was just met.
+#[derive(Debug, Clone, Copy)]
+pub struct Response {
+    /// What to do, and what to tell.
+    pub judgement: Judgement,
+    /// How long to wait before trying again.
+    pub wait: Duration,
+    /// Whether the operator is told: at first, when the verdict changes, and every now and then.
+    pub tell: bool,
+    /// How often in a row it was met.
+    pub attempts: u32,
+}
+
+impl Default for Trouble {
+    fn default() -> Trouble {
+        Trouble { attempts: 0, since: None, said: None, waits: Box::new(backoff()) }
+    }
+}
+
+impl Trouble {
+    /// A fault was met.
+    pub fn met(&mut self, fault: &Fault, now: Instant) -> Response {
+        self.attempts += 1;
+        self.since.get_or_insert(now);
+        let judgement = judge(fault, self.attempts);
+        let tell = self.said.is_none_or(|(verdict, at)| verdict != judgement.verdict || now - at >= REMIND_AFTER);
+        if tell {
+            self.said = Some((judgement.verdict, now));
+        }
+        Response { judgement, wait: self.waits.next().unwrap_or(BACKOFF_MAX), tell, attempts: self.attempts }
+    }
+
+    /// Whether a fault was met and has not been overcome.
+    pub fn lasts(&self) -> bool {
+        self.attempts > 0
+    }
+
+    /// It works again: how often it had failed and for how long, if it had been told.
+    pub fn over(&mut self, now: Instant) -> Option<(u32, Duration)> {
+        if self.attempts == 0 {
+            return None;
+        }
+        let Trouble { attempts, since, said, .. } = std::mem::take(self);
+        said.map(|_| (attempts, since.map_or(Duration::ZERO, |since| now - since)))
+    }
+}
+
+impl fmt::Debug for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Trouble").field("attempts", &self.attempts).field("since", &self.since).finish_non_exhaustive()
+    }
 }
 
 impl fmt::Display for Fault {
@@ -250,7 +319,7 @@ mod tests {
     #[test]
     fn time_outs_end_in_smaller_batches_and_unknown_errors_in_a_halt() {
         assert_eq!(verdict(&postgres("57014"), A_FEW), Verdict::Retry);
-        assert_eq!(verdict(&postgres("57014"), A_FEW + 1), Verdict::Split);
+        assert_eq!(verdict(&postgres("57014"), A_FEW + 1), Verdict::Shrink);
         assert_eq!(verdict(&postgres("F0000"), A_FEW), Verdict::Retry);
         assert_eq!(verdict(&postgres("F0000"), A_FEW + 1), Verdict::Halt);
         assert_eq!(verdict(&postgres(""), A_FEW + 1), Verdict::Halt);
@@ -270,6 +339,18 @@ mod tests {
         }
         assert_eq!(verdict(&valkey("ERR"), A_FEW), Verdict::Retry);
         assert_eq!(verdict(&valkey("ERR"), A_FEW + 1), Verdict::Halt);
+    }
+
+    #[test]
+    fn a_fault_that_lasts_is_told_once_and_then_now_and_then() {
+        let (mut trouble, start) = (Trouble::default(), Instant::now());
+        let lost = Fault::PostgresLost("reset".into());
+        assert!(trouble.met(&lost, start).tell);
+        assert!(!trouble.met(&lost, start + Duration::from_secs(1)).tell);
+        assert!(trouble.met(&postgres("42P01"), start + Duration::from_secs(2)).tell, "another verdict is news");
+        assert!(trouble.met(&postgres("42P01"), start + Duration::from_secs(2) + REMIND_AFTER).tell);
+        assert_eq!(trouble.over(start + Duration::from_secs(60)), Some((4, Duration::from_secs(60))));
+        assert_eq!(trouble.over(start), None);
     }
 
     #[test]

@@ -1,0 +1,424 @@
+//! A batch: what one transaction flushes. Pure.
+//!
+//! Takes entries in runs as they are read; gives them sorted by id and distinct by (id, digest), cut in spans that are
+//! proven contiguous, and coalesced to one delta a key, sorted by key. It fails only where the sum of one key's deltas
+//! leaves the range of `bigint`.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::entry::{self, Canonical, EntryId, Generation, Malformed};
+use crate::pipeline::{Merge, Pipeline};
+use crate::retry::Fault;
+
+/// Where a batch was read: by whom, and in which life of which server.
+#[derive(Debug, Clone)]
+pub struct Origin {
+    /// What an acknowledgement must match.
+    pub generation: Arc<Generation>,
+    /// The consumer that holds the entries.
+    pub consumer: Arc<str>,
+}
+
+/// Entries held for one transaction.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    origin: Origin,
+    /// The canonical bytes of all entries, one behind the other.
+    bytes: Bytes,
+    entries: Vec<Entry>,
+    /// Index ranges over `entries`, ascending: in each, no id of the stream lies between two neighbours.
+    spans: Vec<Range<usize>>,
+    careful: bool,
+}
+
+/// One entry of a batch.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Its id.
+    pub id: EntryId,
+    /// Its identity.
+    pub digest: u64,
+    bytes: Range<usize>,
+    /// Set when it is to be buried, not applied.
+    pub death: Option<Arc<Death>>,
+}
+
+/// Why an entry is buried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Death {
+    /// One word, for programs.
+    pub reason: &'static str,
+    /// One sentence, for people.
+    pub detail: String,
+}
+
+impl From<Malformed> for Death {
+    fn from(malformed: Malformed) -> Death {
+        Death { reason: malformed.reason(), detail: malformed.to_string() }
+    }
+}
+
+impl Batch {
+    /// Its entries, sorted by (id, digest), distinct.
+    pub fn entries(&self) -> &[Entry] {
+        &self.entries
+    }
+
+    /// How many entries it holds.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The spans proven contiguous: index ranges over the entries.
+    pub fn spans(&self) -> &[Range<usize>] {
+        &self.spans
+    }
+
+    /// Whether some of its entries may have been flushed already, so that the ledger must be asked first.
+    pub fn is_careful(&self) -> bool {
+        self.careful
+    }
+
+    /// Where it was read.
+    pub fn origin(&self) -> &Origin {
+        &self.origin
+    }
+
+    /// The bytes of one of its entries.
+    pub fn canonical(&self, entry: &Entry) -> Canonical<'_> {
+        Canonical(&self.bytes[entry.bytes.clone()])
+    }
+
+    /// Two halves, each with its own contiguous spans. None if there is nothing to halve.
+    pub fn halve(mut self) -> Result<(Batch, Batch), Batch> {
+        if self.len() < 2 {
+            return Err(self);
+        }
+        let middle = self.len() / 2;
+        let high = Batch {
+            origin: self.origin.clone(),
+            bytes: self.bytes.clone(),
+            entries: self.entries.split_off(middle),
+            spans: self.spans.iter().filter_map(|s| shifted(s.start.max(middle)..s.end, middle)).collect(),
+            careful: self.careful,
+        };
+        self.spans = self.spans.iter().filter_map(|s| shifted(s.start..s.end.min(middle), 0)).collect();
+        Ok((self, high))
+    }
+
+    /// The spans that `chosen` names go the careful way, as a batch of their own; the rest stays as it is.
+    pub fn set_aside(self, chosen: &[usize]) -> (Batch, Batch) {
+        let (mut rest, mut aside) = (self.emptied(), self.emptied());
+        aside.careful = true;
+        for (index, span) in self.spans.iter().enumerate() {
+            let part = if chosen.contains(&index) { &mut aside } else { &mut rest };
+            let start = part.entries.len();
+            part.entries.extend_from_slice(&self.entries[span.clone()]);
+            part.spans.push(start..part.entries.len());
+        }
+        (rest, aside)
+    }
+
+    /// The entries at these indices (ascending), each in a span of its own, to be handled carefully.
+    pub fn pick(&self, indices: &[usize]) -> Batch {
+        let mut picked = self.emptied();
+        picked.careful = true;
+        picked.entries = indices.iter().map(|&i| self.entries[i].clone()).collect();
+        picked.spans = (0..indices.len()).map(|i| i..i + 1).collect();
+        picked
+    }
+
+    /// Every entry is to be buried, for this reason.
+    pub fn condemn(&mut self, death: Death) {
+        let death = Arc::new(death);
+        self.entries.iter_mut().for_each(|entry| entry.death = Some(death.clone()));
+    }
+
+    /// Coalesces the entries at these indices: one delta a key, sorted by key; what cannot be decoded is dead.
+    pub fn coalesce(
+        &self,
+        pipeline: &Pipeline,
+        indices: impl ExactSizeIterator<Item = usize>,
+    ) -> Result<Coalesced<'_>, Fault> {
+        let mut sums: HashMap<&str, i64, foldhash::fast::RandomState> =
+            HashMap::with_capacity_and_hasher(indices.len(), Default::default());
+        let mut dead = Vec::new();
+        for index in indices {
+            let entry = &self.entries[index];
+            if let Some(death) = &entry.death {
+                dead.push((index, death.clone()));
+                continue;
+            }
+            match self.canonical(entry).decode(pipeline) {
+                Ok(delta) => {
+                    let sum = sums.entry(delta.key).or_insert(0);
+                    *sum = match pipeline.merge {
+                        Merge::Sum => sum.checked_add(delta.amount).ok_or(Fault::SumOverflow)?,
+                    };
+                }
+                Err(malformed) => dead.push((index, Arc::new(Death::from(malformed)))),
+            }
+        }
+        // Sorted, so that two workers lock the rows they share in the same order.
+        let mut deltas: Vec<(&str, i64)> = sums.into_iter().collect();
+        deltas.sort_unstable();
+        let (keys, amounts) = deltas.into_iter().unzip();
+        Ok(Coalesced { keys, amounts, dead })
+    }
+
+    fn emptied(&self) -> Batch {
+        Batch {
+            origin: self.origin.clone(),
+            bytes: self.bytes.clone(),
+            entries: Vec::new(),
+            spans: Vec::new(),
+            careful: self.careful,
+        }
+    }
+}
+
+/// A span seen from a later start; none if nothing of it is left.
+fn shifted(span: Range<usize>, by: usize) -> Option<Range<usize>> {
+    (span.start < span.end).then(|| span.start - by..span.end - by)
+}
+
+/// What a batch asks for, as columns ready to be bound.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Coalesced<'a> {
+    /// Distinct, in ascending order of their bytes.
+    pub keys: Vec<&'a str>,
+    /// One for each key.
+    pub amounts: Vec<i64>,
+    /// Indices of entries to bury, and why.
+    pub dead: Vec<(usize, Arc<Death>)>,
+}
+
+/// A batch being filled.
+#[derive(Debug)]
+pub struct Filling {
+    origin: Origin,
+    bytes: Vec<u8>,
+    entries: Vec<Entry>,
+    spans: Vec<Range<usize>>,
+    open: usize,
+    max_entry_bytes: usize,
+}
+
+impl Filling {
+    /// Starts with nothing. Entries above `max_entry_bytes` will be buried.
+    pub fn new(origin: Origin, max_entry_bytes: usize) -> Filling {
+        Filling { origin, bytes: Vec::new(), entries: Vec::new(), spans: Vec::new(), open: 0, max_entry_bytes }
+    }
+
+    /// Adds an entry to the span that is open.
+    pub fn push<'a>(&mut self, id: EntryId, strings: impl IntoIterator<Item = &'a [u8]>) {
+        let start = self.bytes.len();
+        entry::write_canonical(&mut self.bytes, id, strings);
+        let bytes = start..self.bytes.len();
+        let digest = entry::digest(&self.bytes[bytes.clone()]);
+        let death = (bytes.len() > self.max_entry_bytes).then(|| Arc::new(Death::from(Malformed::TooLarge)));
+        self.entries.push(Entry { id, digest, bytes, death });
+    }
+
+    /// The entry pushed last is to be buried.
+    pub fn condemn_last(&mut self, death: Death) {
+        if let Some(last) = self.entries.last_mut() {
+            last.death = Some(Arc::new(death));
+        }
+    }
+
+    /// Closes the open span: nothing of the stream lies between its entries; nothing is known of what follows.
+    pub fn close_span(&mut self) {
+        if self.open < self.entries.len() {
+            self.spans.push(self.open..self.entries.len());
+            self.open = self.entries.len();
+        }
+    }
+
+    /// How many entries it holds.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// How many bytes its entries take.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The batch. `careful`: entries may have been flushed before, as with all that was claimed.
+    pub fn seal(mut self, careful: bool) -> Batch {
+        self.close_span();
+        let mut batch =
+            Batch { origin: self.origin, bytes: self.bytes.into(), entries: self.entries, spans: self.spans, careful };
+        // One reader's runs ascend, unless the group was rewound between two of them.
+        if !batch.entries.is_sorted_by(|a, b| a.id < b.id) {
+            reorder(&mut batch);
+        }
+        batch
+    }
+}
+
+/// Sorts, makes distinct, and joins spans that overlap: two contiguous stretches that meet are one.
+fn reorder(batch: &mut Batch) {
+    batch.careful = true;
+    let mut stretches: Vec<(EntryId, EntryId)> =
+        batch.spans.iter().map(|s| (batch.entries[s.start].id, batch.entries[s.end - 1].id)).collect();
+    stretches.sort_unstable();
+    batch.entries.sort_by_key(|e| (e.id, e.digest));
+    batch.entries.dedup_by_key(|e| (e.id, e.digest));
+    let mut joined: Vec<(EntryId, EntryId)> = Vec::new();
+    for (first, last) in stretches {
+        match joined.last_mut() {
+            Some(before) if first <= before.1 => before.1 = before.1.max(last),
+            _ => joined.push((first, last)),
+        }
+    }
+    batch.spans = joined
+        .iter()
+        .map(|(first, last)| {
+            batch.entries.partition_point(|e| e.id < *first)..batch.entries.partition_point(|e| e.id <= *last)
+        })
+        .collect();
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    pub(crate) fn origin() -> Origin {
+        let generation = Generation { run_id: "r".into(), replication_id: "p".into(), epoch: 1 };
+        Origin { generation: Arc::new(generation), consumer: "c".into() }
+    }
+
+    /// A batch of runs of (id, key, amount).
+    fn batch(runs: &[&[(u64, &str, &str)]]) -> Batch {
+        let mut filling = Filling::new(origin(), 1000);
+        for run in runs {
+            for (ms, key, amount) in *run {
+                let strings: [&[u8]; 4] = [b"id", key.as_bytes(), b"amount", amount.as_bytes()];
+                filling.push(EntryId { ms: *ms, seq: 0 }, strings);
+            }
+            filling.close_span();
+        }
+        filling.seal(false)
+    }
+
+    fn ids(batch: &Batch) -> Vec<u64> {
+        batch.entries().iter().map(|e| e.id.ms).collect()
+    }
+
+    #[test]
+    fn one_delta_a_key_sorted_by_key() {
+        let b = batch(&[&[(1, "b", "1"), (2, "a", "5"), (3, "b", "-3")]]);
+        let coalesced = b.coalesce(&Pipeline::counters(), 0..b.len()).expect("no overflow");
+        assert_eq!((coalesced.keys, coalesced.amounts), (vec!["a", "b"], vec![5, -2]));
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_is_dead_and_harms_no_neighbour() {
+        let b = batch(&[&[(1, "a", "1"), (2, "a", "NaN"), (3, "a", "1")]]);
+        let coalesced = b.coalesce(&Pipeline::counters(), 0..b.len()).expect("no overflow");
+        assert_eq!(coalesced.amounts, vec![2]);
+        assert_eq!(coalesced.dead.iter().map(|d| (d.0, d.1.reason)).collect::<Vec<_>>(), [(1, "bad_amount")]);
+    }
+
+    #[test]
+    fn a_sum_that_leaves_bigint_is_a_fault_and_not_a_wrong_number() {
+        let max = i64::MAX.to_string();
+        let b = batch(&[&[(1, "a", &max), (2, "a", "1")]]);
+        assert_eq!(b.coalesce(&Pipeline::counters(), 0..b.len()), Err(Fault::SumOverflow));
+    }
+
+    #[test]
+    fn an_entry_above_the_limit_is_condemned_with_all_its_bytes() {
+        let long = "x".repeat(2000);
+        let b = batch(&[&[(1, &long, "1")]]);
+        assert_eq!(b.entries()[0].death.as_ref().map(|d| d.reason), Some("oversized"));
+        assert!(b.canonical(&b.entries()[0]).strings().any(|s| s == long.as_bytes()));
+    }
+
+    #[test]
+    fn the_same_entry_twice_counts_once_and_makes_the_batch_careful() {
+        let b = batch(&[&[(1, "a", "1"), (2, "a", "1"), (3, "a", "1")], &[(2, "a", "1"), (3, "a", "1"), (4, "a", "1")]]);
+        assert_eq!(ids(&b), [1, 2, 3, 4]);
+        assert_eq!(b.spans(), std::slice::from_ref(&(0..4)));
+        assert!(b.is_careful());
+    }
+
+    #[test]
+    fn two_contents_under_one_id_are_two_entries() {
+        let b = batch(&[&[(1, "a", "1")], &[(1, "b", "1")]]);
+        assert_eq!(ids(&b), [1, 1]);
+        let coalesced = b.coalesce(&Pipeline::counters(), 0..2).expect("no overflow");
+        assert_eq!(coalesced.keys, ["a", "b"]);
+    }
+
+    #[test]
+    fn a_span_that_is_set_aside_leaves_the_others_as_they_were() {
+        let b = batch(&[&[(1, "a", "1"), (2, "a", "1")], &[(5, "a", "1")], &[(8, "a", "1")]]);
+        let (rest, aside) = b.set_aside(&[1]);
+        assert_eq!((ids(&rest), rest.spans().to_vec(), rest.is_careful()), (vec![1, 2, 8], vec![0..2, 2..3], false));
+        assert_eq!((ids(&aside), aside.spans().len(), aside.is_careful()), (vec![5], 1, true));
+    }
+
+    proptest! {
+        #[test]
+        fn halving_loses_nothing_and_never_widens_a_span(lengths in prop::collection::vec(1usize..6, 1..6)) {
+            let mut filling = Filling::new(origin(), 1000);
+            let mut ms = 0;
+            for length in &lengths {
+                for _ in 0..*length {
+                    ms += 1;
+                    filling.push(EntryId { ms, seq: 0 }, [b"id".as_slice(), b"a", b"amount", b"1"]);
+                }
+                filling.close_span();
+                ms += 1;
+            }
+            let whole = filling.seal(false);
+            let neighbours = |b: &Batch| -> Vec<(u64, u64)> {
+                b.spans().iter().flat_map(|s| b.entries()[s.clone()].windows(2).map(|w| (w[0].id.ms, w[1].id.ms))).collect()
+            };
+            let (all, proven) = (ids(&whole), neighbours(&whole));
+            if let Ok((low, high)) = whole.halve() {
+                let mut together = ids(&low);
+                together.extend(ids(&high));
+                prop_assert_eq!(together, all);
+                for pair in neighbours(&low).into_iter().chain(neighbours(&high)) {
+                    prop_assert!(proven.contains(&pair));
+                }
+                let covered = |b: &Batch| b.spans().iter().map(|s| s.len()).sum::<usize>();
+                prop_assert_eq!((covered(&low), covered(&high)), (low.len(), high.len()));
+            }
+        }
+
+        #[test]
+        fn coalescing_is_the_sum_by_key_in_any_order(deltas in prop::collection::vec(("[a-d]", -1000i64..1000), 0..50)) {
+            let mut filling = Filling::new(origin(), 1000);
+            for (n, (key, amount)) in deltas.iter().enumerate() {
+                let amount = amount.to_string();
+                filling.push(EntryId { ms: n as u64, seq: 0 }, [b"id".as_slice(), key.as_bytes(), b"amount", amount.as_bytes()]);
+            }
+            let b = filling.seal(false);
+            let got = b.coalesce(&Pipeline::counters(), 0..b.len()).expect("no overflow");
+            let mut want = std::collections::BTreeMap::new();
+            deltas.iter().for_each(|(key, amount)| *want.entry(key.as_str()).or_insert(0) += amount);
+            prop_assert_eq!(got.keys, want.keys().copied().collect::<Vec<_>>());
+            prop_assert_eq!(got.amounts, want.values().copied().collect::<Vec<_>>());
+        }
+    }
+}

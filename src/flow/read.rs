@@ -1,0 +1,168 @@
+//! Read: fresh entries of a stream, in contiguous runs.
+//!
+//! Takes a link to Valkey and the limits of a batch; gives a batch being filled, or nothing if nothing came in time. It fails
+//! with what Valkey said; entries delivered into a reply that was lost stay pending under this consumer and are taken up by
+//! [`super::reclaim`].
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::batch::{Batch, Filling, Origin};
+use crate::entry::EntryId;
+use crate::pipeline::Pipeline;
+use crate::retry::Fault;
+use crate::shutdown::Stop;
+use crate::valkey::{Command, Link, Reply, unexpected};
+
+/// An id that no entry has: reading one's own history behind it is an empty read, and a sign of life.
+const BEYOND: &str = "18446744073709551615-18446744073709551615";
+
+/// What bounds a batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Entries in a batch.
+    pub max_entries: usize,
+    /// Bytes in a batch. One reply may exceed it: Valkey counts entries, not bytes.
+    pub max_bytes: usize,
+    /// Entries asked for in one read.
+    pub read_count: usize,
+    /// Bytes of an entry; a larger one is buried.
+    pub max_entry_bytes: usize,
+}
+
+/// One reader of one pipeline's group.
+#[derive(Debug)]
+pub struct Reader {
+    stream: String,
+    group: String,
+    consumer: Arc<str>,
+    limits: Limits,
+    /// How long a read waits for the first entry.
+    block: Duration,
+    /// What an entry took lately: keeps a reply within the batch's bytes.
+    bytes_per_entry: usize,
+}
+
+impl Reader {
+    /// A reader that nobody else has the name of.
+    pub fn new(pipeline: &Pipeline, consumer: Arc<str>, limits: Limits, block: Duration) -> Reader {
+        // Large until the first entries are seen, so that the first read is a small one.
+        let bytes_per_entry = limits.max_bytes / FIRST_READ;
+        Reader { stream: pipeline.stream.clone(), group: pipeline.group(), consumer, limits, block, bytes_per_entry }
+    }
+
+    /// Creates the group where there is none: at the stream's start, so that nothing is skipped, and with the stream.
+    pub async fn ensure_group(&self, link: &Link) -> Result<bool, Fault> {
+        let create = Command::new("XGROUP").arg("CREATE").arg(&*self.stream).arg(&*self.group).arg("0").arg("MKSTREAM");
+        match link.commands().call(create).await {
+            Ok(_) => Ok(true),
+            Err(Fault::Valkey { code, .. }) if code == "BUSYGROUP" => Ok(false),
+            Err(fault) => Err(fault),
+        }
+    }
+
+    /// Waits for entries, then takes what there is, up to the limits: what arrived while the last batch was flushed is
+    /// the next one.
+    pub async fn fill(&mut self, link: &Link, stop: &Stop) -> Result<Option<Batch>, Fault> {
+        let origin = Origin { generation: link.generation().clone(), consumer: self.consumer.clone() };
+        let mut filling = Filling::new(origin, self.limits.max_entry_bytes);
+        let mut more = self.read(link, &mut filling, Some(stop)).await?;
+        while more.is_continue() && filling.len() < self.limits.max_entries && filling.bytes() < self.limits.max_bytes {
+            more = match self.read(link, &mut filling, None).await {
+                Ok(more) => more,
+                // What was read before is good, and the next call meets the fault again.
+                Err(_) => ControlFlow::Break(()),
+            };
+        }
+        Ok((!filling.is_empty()).then(|| filling.seal(false)))
+    }
+
+    /// Tells the group that this consumer lives although it reads nothing.
+    pub async fn keep_alive(&self, link: &Link) -> Result<(), Fault> {
+        let command = self.command(1, None, BEYOND);
+        link.commands().call(command).await.map(|_| ())
+    }
+
+    /// One read, one contiguous run. Breaks when the stream gave less than it was asked for.
+    ///
+    /// With `stop`, it blocks until an entry comes; a stop then ends the wait by unblocking it, never by dropping it: a
+    /// reply that nobody waits for would take its entries along.
+    async fn read(
+        &mut self,
+        link: &Link,
+        filling: &mut Filling,
+        stop: Option<&Stop>,
+    ) -> Result<ControlFlow<()>, Fault> {
+        let room = self.limits.max_entries - filling.len();
+        let room_in_bytes = self.limits.max_bytes.saturating_sub(filling.bytes()) / self.bytes_per_entry.max(1);
+        let count = room.min(room_in_bytes).min(self.limits.read_count).max(1);
+        let reply = match stop {
+            None => link.reading().call(self.command(count, None, ">")).await?,
+            Some(stop) => {
+                let command = self.command(count, Some(self.block), ">");
+                let mut reading = std::pin::pin!(link.reading().call_blocking(command, self.block));
+                tokio::select! {
+                    reply = &mut reading => reply?,
+                    () = stop.asked() => {
+                        link.unblock().await;
+                        reading.await?
+                    }
+                }
+            }
+        };
+        let (had, weighed) = (filling.len(), filling.bytes());
+        take_run(reply, filling)?;
+        let got = filling.len() - had;
+        if got > 0 {
+            self.bytes_per_entry = ((filling.bytes() - weighed) / got).max(1);
+        }
+        Ok(if got < count { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
+
+    fn command(&self, count: usize, block: Option<Duration>, from: &'static str) -> Command {
+        let mut command = Command::new("XREADGROUP").arg("GROUP").arg(&*self.group).arg(&*self.consumer);
+        command = command.arg("COUNT").arg(count as i64);
+        if let Some(block) = block {
+            command = command.arg("BLOCK").arg(block.as_millis() as i64);
+        }
+        command.arg("STREAMS").arg(&*self.stream).arg(from)
+    }
+}
+
+/// How many entries the first read asks for at the most, before their size is known.
+const FIRST_READ: usize = 100;
+
+/// Adds the run of one reply: `{stream: [[id, [name, value, …]], …]}`, or null.
+fn take_run(reply: Reply, filling: &mut Filling) -> Result<(), Fault> {
+    if reply.is_null() {
+        return Ok(());
+    }
+    let (_, entries) =
+        reply.into_map().and_then(|mut streams| streams.next()).ok_or_else(|| unexpected("XREADGROUP"))?;
+    push_entries(entries, filling, "XREADGROUP").map(|_| ())
+}
+
+/// Adds an array of `[id, [name, value, …]]` as one span; gives its ids.
+pub(super) fn push_entries(
+    entries: Reply,
+    filling: &mut Filling,
+    command: &str,
+) -> Result<Vec<EntryId>, Fault> {
+    let entries = entries.into_array().ok_or_else(|| unexpected(command))?;
+    let mut ids = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let (id, fields) = parse_entry(entry).ok_or_else(|| unexpected(command))?;
+        filling.push(id, fields.iter().filter_map(Reply::as_bytes).map(|bytes| &bytes[..]));
+        ids.push(id);
+    }
+    filling.close_span();
+    Ok(ids)
+}
+
+/// `[id, [name, value, …]]`
+pub(super) fn parse_entry(entry: Reply) -> Option<(EntryId, Vec<Reply>)> {
+    let mut parts = entry.into_array()?;
+    let id = parts.next()?.as_text()?.parse().ok()?;
+    Some((id, parts.next()?.into_array()?.collect()))
+}

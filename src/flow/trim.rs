@@ -1,0 +1,152 @@
+//! Trim: entries leave the stream when every group has settled them and the retention is over (I5).
+//!
+//! Takes a link and the groups that must exist; gives the line below which nothing is needed, and cuts there. The line is
+//! drawn, and drawn again at the cut, by one script on the server: a group that was rewound or created in between counts.
+//! What is about to be cut is compared with the ledger first, by [`super::caretaker`].
+
+use std::time::Duration;
+
+use super::batch::{Batch, Filling, Origin};
+use super::read::push_entries;
+use crate::entry::EntryId;
+use crate::retry::Fault;
+use crate::valkey::{Command, Link, unexpected};
+
+/// Ids are compared as texts, by length and then by digits: they are larger than the numbers of the script's language.
+///
+/// Answers `missing GROUP`, `nothing`, or `LINE FLOOR CUT`: the line with and without the retention, and how many entries
+/// were removed.
+const LINE_AND_CUT: &str = "
+local key, retention_ms, cut_at = KEYS[1], tonumber(ARGV[1]), ARGV[2]
+if redis.call('EXISTS', key) == 0 then return 'nothing' end
+local function lower(a, b)
+    local a_ms, a_seq = string.match(a, '(%d+)-(%d+)')
+    local b_ms, b_seq = string.match(b, '(%d+)-(%d+)')
+    local function less(x, y) return #x < #y or (#x == #y and x < y) end
+    if a_ms == b_ms then return less(a_seq, b_seq) end
+    return less(a_ms, b_ms)
+end
+local function least(a, b) if a == nil or lower(b, a) then return b end return a end
+local seen, floor = {}, nil
+for _, g in ipairs(redis.call('XINFO', 'GROUPS', key)) do
+    local group = {}
+    for i = 1, #g, 2 do group[g[i]] = g[i + 1] end
+    seen[group['name']] = true
+    floor = least(floor, group['last-delivered-id'])
+    local pending = redis.call('XPENDING', key, group['name'])
+    if pending[1] > 0 then floor = least(floor, pending[2]) end
+end
+for i = 3, #ARGV do
+    if not seen[ARGV[i]] then return 'missing ' .. ARGV[i] end
+end
+local time = redis.call('TIME')
+local young = time[1] * 1000 + math.floor(time[2] / 1000) - retention_ms
+local line = least(floor, string.format('%.0f-0', math.max(young, 0)))
+local cut = 0
+if cut_at ~= '' then cut = redis.call('XTRIM', key, 'MINID', '=', least(line, cut_at)) end
+local first = redis.call('XRANGE', key, '-', '+', 'COUNT', 1)
+if first[1] then floor = least(floor, first[1][1]) end
+return line .. ' ' .. floor .. ' ' .. string.format('%.0f', cut)";
+
+/// What the server says of a stream's past.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Line {
+    /// There is no stream, or no group on it.
+    Nothing,
+    /// A configured pipeline's group is missing: what it has not read is unknown, so nothing may go.
+    Missing(String),
+    /// Nothing below `at` is needed by anybody any more.
+    At {
+        /// Settled by every group, and older than the retention.
+        at: EntryId,
+        /// Nothing below this is in the stream or can come back into it.
+        floor: EntryId,
+        /// How many entries were cut.
+        cut: u64,
+    },
+}
+
+/// Asks where the line is.
+pub async fn line(link: &Link, stream: &str, groups: &[String], retention: Duration) -> Result<Line, Fault> {
+    script(link, stream, groups, retention, String::new()).await
+}
+
+/// Cuts below `at`, or below the line if that is lower by now.
+pub async fn cut(
+    link: &Link,
+    stream: &str,
+    groups: &[String],
+    retention: Duration,
+    at: EntryId,
+) -> Result<Line, Fault> {
+    script(link, stream, groups, retention, at.to_string()).await
+}
+
+/// The first entries of the stream within `first..=last`, `count` at the most.
+pub async fn stretch(
+    link: &Link,
+    stream: &str,
+    first: EntryId,
+    last: EntryId,
+    count: usize,
+) -> Result<Batch, Fault> {
+    let command = Command::new("XRANGE").arg(stream).arg(first.to_string()).arg(last.to_string());
+    let reply = link.commands().call(command.arg("COUNT").arg(count as i64)).await?;
+    let origin = Origin { generation: link.generation().clone(), consumer: "caretaker".into() };
+    let mut filling = Filling::new(origin, usize::MAX);
+    push_entries(reply, &mut filling, "XRANGE")?;
+    Ok(filling.seal(true))
+}
+
+/// The highest id the stream ever gave, and the server's time in milliseconds; none if there is no stream.
+pub async fn last_id(link: &Link, stream: &str) -> Result<Option<(EntryId, u64)>, Fault> {
+    let info = match link.commands().call(Command::new("XINFO").arg("STREAM").arg(stream)).await {
+        Ok(info) => info,
+        Err(Fault::Valkey { code, .. }) if code == "ERR" => return Ok(None),
+        Err(fault) => return Err(fault),
+    };
+    let last = info
+        .into_map()
+        .and_then(|mut fields| fields.find(|(name, _)| name.as_text() == Some("last-generated-id")))
+        .and_then(|(_, id)| id.as_text()?.parse().ok())
+        .ok_or_else(|| unexpected("XINFO STREAM"))?;
+    let time = link.commands().call(Command::new("TIME")).await?;
+    let seconds: u64 = time
+        .into_array()
+        .and_then(|mut parts| parts.next()?.as_text()?.parse().ok())
+        .ok_or_else(|| unexpected("TIME"))?;
+    Ok(Some((last, seconds * 1000)))
+}
+
+/// Makes the stream give ids above this one only.
+pub async fn raise_last_id(link: &Link, stream: &str, to: EntryId) -> Result<(), Fault> {
+    link.commands().call(Command::new("XSETID").arg(stream).arg(to.to_string())).await.map(|_| ())
+}
+
+async fn script(
+    link: &Link,
+    stream: &str,
+    groups: &[String],
+    retention: Duration,
+    cut_at: String,
+) -> Result<Line, Fault> {
+    let command = Command::new("EVAL").arg(LINE_AND_CUT).arg(1).arg(stream);
+    let command = command.arg(retention.as_millis() as i64).arg(cut_at).args(groups.iter().map(String::as_str));
+    let reply = link.commands().call(command).await?;
+    let text = reply.as_text().ok_or_else(|| unexpected("EVAL"))?;
+    if text == "nothing" {
+        return Ok(Line::Nothing);
+    }
+    if let Some(group) = text.strip_prefix("missing ") {
+        return Ok(Line::Missing(group.to_owned()));
+    }
+    let mut words = text.split(' ');
+    let parse = |words: &mut std::str::Split<'_, char>| {
+        Some(Line::At {
+            at: words.next()?.parse().ok()?,
+            floor: words.next()?.parse().ok()?,
+            cut: words.next()?.parse().ok()?,
+        })
+    };
+    parse(&mut words).ok_or_else(|| unexpected("EVAL"))
+}
