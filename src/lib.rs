@@ -9,3 +9,6 @@ pub mod flow;
 pub mod metrics;
 pub mod postgres;
 pub mod shutdown;
+pub mod config;
+pub mod service;
+pub mod telemetry;

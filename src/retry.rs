@@ -7,7 +7,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use backon::{BackoffBuilder, ExponentialBuilder};
+use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
 /// How often a fault that is unknown, or a statement that ran out of time, is simply tried again.
 pub const A_FEW: u32 = 5;
@@ -168,7 +168,7 @@ fn judge_valkey(code: &str, attempt: u32) -> Judgement {
 }
 
 /// The waits between attempts: exponential from 50 ms to 5 s, with jitter so that a fleet does not knock in step.
-pub fn backoff() -> impl Iterator<Item = Duration> + Send {
+pub fn backoff() -> ExponentialBackoff {
     ExponentialBuilder::default()
         .with_min_delay(BACKOFF_MIN)
         .with_max_delay(BACKOFF_MAX)
@@ -178,11 +178,12 @@ pub fn backoff() -> impl Iterator<Item = Duration> + Send {
 }
 
 /// A fault that lasts: how often it was met, when to try again, when to speak of it again.
+#[derive(Debug)]
 pub struct Trouble {
     attempts: u32,
     since: Option<Instant>,
     said: Option<(Verdict, Instant)>,
-    waits: Box<dyn Iterator<Item = Duration> + Send>,
+    waits: ExponentialBackoff,
 }
 
 /// What to do about a fault that was just met.
@@ -200,7 +201,7 @@ pub struct Response {
 
 impl Default for Trouble {
     fn default() -> Trouble {
-        Trouble { attempts: 0, since: None, said: None, waits: Box::new(backoff()) }
+        Trouble { attempts: 0, since: None, said: None, waits: backoff() }
     }
 }
 
@@ -229,12 +230,6 @@ impl Trouble {
         }
         let Trouble { attempts, since, said, .. } = std::mem::take(self);
         said.map(|_| (attempts, since.map_or(Duration::ZERO, |since| now - since)))
-    }
-}
-
-impl fmt::Debug for Trouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Trouble").field("attempts", &self.attempts).field("since", &self.since).finish_non_exhaustive()
     }
 }
 

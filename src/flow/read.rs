@@ -4,6 +4,7 @@
 //! with what Valkey said; entries delivered into a reply that was lost stay pending under this consumer and are taken up by
 //! [`super::reclaim`].
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -128,6 +129,42 @@ impl Reader {
         }
         command.arg("STREAMS").arg(&*self.stream).arg(from)
     }
+}
+
+/// What a group has yet to settle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backlog {
+    /// Read by somebody and not yet acknowledged.
+    pub pending: u64,
+    /// Not yet read by anybody; none where the server cannot tell (after XDEL, XSETID or the like).
+    pub undelivered: Option<u64>,
+    /// Whether there is nothing of either kind.
+    pub is_empty: bool,
+}
+
+/// Asks for a group's backlog. A group that does not exist yet has all the stream before it.
+pub async fn backlog(link: &Link, stream: &str, group: &str) -> Result<Backlog, Fault> {
+    let last = link.commands().call(Command::new("XREVRANGE").arg(stream).arg("+").arg("-").arg("COUNT").arg(1)).await?;
+    let last = last.into_array().ok_or_else(|| unexpected("XREVRANGE"))?.next();
+    let Some((last, _)) = last.map(|entry| parse_entry(entry).ok_or_else(|| unexpected("XREVRANGE"))).transpose()?
+    else {
+        return Ok(Backlog { pending: 0, undelivered: Some(0), is_empty: true });
+    };
+    let groups = link.commands().call(Command::new("XINFO").arg("GROUPS").arg(stream)).await?;
+    for fields in groups.into_array().ok_or_else(|| unexpected("XINFO GROUPS"))?.filter_map(Reply::into_map) {
+        let fields: HashMap<String, Reply> =
+            fields.filter_map(|(name, value)| Some((name.as_text()?.to_owned(), value))).collect();
+        let field = |name: &str| fields.get(name).ok_or_else(|| unexpected("XINFO GROUPS"));
+        if field("name")?.as_text() != Some(group) {
+            continue;
+        }
+        let delivered: EntryId =
+            field("last-delivered-id")?.as_text().and_then(|id| id.parse().ok()).ok_or_else(|| unexpected("XINFO GROUPS"))?;
+        let pending = field("pending")?.as_int().unwrap_or(0).unsigned_abs();
+        let undelivered = field("lag")?.as_int().map(i64::unsigned_abs);
+        return Ok(Backlog { pending, undelivered, is_empty: pending == 0 && delivered >= last });
+    }
+    Ok(Backlog { pending: 0, undelivered: None, is_empty: false })
 }
 
 /// How many entries the first read asks for at the most, before their size is known.

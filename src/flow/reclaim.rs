@@ -26,8 +26,8 @@ const SUSPECT_AFTER: i64 = 3;
 const SUSPECTS: usize = 50;
 /// From this delivery on it is tried alone.
 const ALONE_AFTER: i64 = 5;
-/// How much of the stream beyond the claimed entries is read, at most, to prove them neighbours.
-const READ_SHARE: usize = 2;
+/// Entries read at first where claimed ones are looked for.
+const FIRST_STRIDE: usize = 8;
 /// A consumer that holds nothing and has been silent this many times `dead_after` is removed.
 const REMOVE_AFTER: u32 = 10;
 
@@ -191,30 +191,33 @@ impl Reclaimer {
             }
             found.insert(id);
         };
-        // A stretch of the stream in one read, if what is wanted lies dense enough in it; and what is left, one by one.
+        // At a gallop: longer reads while all they bring is wanted, a jump and a short read where something else lies between.
         let mut ids: Vec<EntryId> = wanted.keys().copied().collect();
         ids.sort_unstable();
-        let mut seen_to = None;
-        if let (Some(first), Some(last)) = (ids.first(), ids.last()) {
-            let budget = ids.len() * READ_SHARE;
-            for entry in self.range(link, *first, *last, budget).await? {
+        let Some(last) = ids.last().copied() else { return Ok(filling) };
+        let (mut from, mut stride) = (ids.first().copied(), FIRST_STRIDE);
+        while let Some(start) = from.filter(|start| *start <= last) {
+            let (mut seen, mut dense, mut got) = (start, true, 0);
+            for entry in self.range(link, start, last, stride).await? {
                 let (id, fields) = parse_entry(entry).ok_or_else(|| unexpected("XRANGE"))?;
-                seen_to = Some(id);
+                (seen, got) = (id, got + 1);
                 if wanted.contains_key(&id) {
                     push(&mut filling, id, &fields);
                 } else {
                     filling.close_span();
+                    dense = false;
                 }
             }
-            filling.close_span();
+            (from, stride) = match (got < stride, dense) {
+                (true, _) => (None, stride),
+                (false, true) => (seen.next(), (stride * 2).min(STEP)),
+                (false, false) => {
+                    filling.close_span();
+                    (ids.get(ids.partition_point(|id| *id <= seen)).copied(), FIRST_STRIDE)
+                }
+            };
         }
-        for id in ids.into_iter().filter(|id| seen_to.is_some_and(|seen| *id > seen)) {
-            for entry in self.range(link, id, id, 1).await? {
-                let (id, fields) = parse_entry(entry).ok_or_else(|| unexpected("XRANGE"))?;
-                push(&mut filling, id, &fields);
-                filling.close_span();
-            }
-        }
+        filling.close_span();
         // Claimed, then deleted before it could be read: the next look at this consumer's own list meets it again.
         kept.retain(|id| found.contains(id));
         Ok(filling)

@@ -81,6 +81,14 @@ struct Shared {
     failing: AtomicBool,
 }
 
+impl Shared {
+    /// Resolves when the settler has done with this many batches.
+    async fn is_done_with(&self, batches: u64) {
+        // The sender is beside it: it cannot be gone.
+        let _ = self.done.subscribe().wait_for(|done| *done == batches).await;
+    }
+}
+
 /// The two halves of a worker of this consumer name, which nobody may have had before.
 pub fn halves(parts: Parts, consumer: Arc<str>) -> (Taker, Settler) {
     let (sender, receiver) = mpsc::channel(1);
@@ -223,12 +231,11 @@ impl Taker {
 
     /// Waits until nothing is held, showing signs of life; or until a stop.
     async fn wait_until_quiet(&self, link: &Link, stop: &Stop) -> Result<Result<(), Widowed>, Fault> {
-        let (mut done, sent) = (self.shared.done.subscribe(), self.sent);
-        let mut quiet = std::pin::pin!(done.wait_for(|done| *done == sent));
+        let mut quiet = std::pin::pin!(self.shared.is_done_with(self.sent));
         let Some(sender) = &self.sender else { return Ok(Err(Widowed)) };
         loop {
             tokio::select! {
-                _ = &mut quiet => return Ok(Ok(())),
+                () = &mut quiet => return Ok(Ok(())),
                 () = sender.closed() => return Ok(Err(Widowed)),
                 () = stop.asked() => return Ok(Ok(())),
                 () = tokio::time::sleep(self.parts.dead_after / SIGNS_OF_LIFE) => self.reader.keep_alive(link).await?,
@@ -239,10 +246,8 @@ impl Taker {
     /// Waits for what is held to be settled, then takes the consumer out of the group.
     async fn leave(&mut self, link: &Link, stop: &Stop) {
         self.sender = None;
-        let mut done = self.shared.done.subscribe();
-        let sent = self.sent;
         tokio::select! {
-            _ = done.wait_for(|done| *done == sent) => {}
+            () = self.shared.is_done_with(self.sent) => {}
             () = stop.forced() => return,
         }
         if let Err(fault) = self.reclaimer.leave(link).await {

@@ -1,1 +1,34 @@
 //! What an operator types, one file a verb.
+
+pub mod migrate;
+pub mod run;
+
+/// How a process ends, for scripts and supervisors. The numbers are those of `sysexits.h` where it has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done.
+    Ok = 0,
+    /// Something failed.
+    Error = 1,
+    /// The command line cannot be understood.
+    Usage = 2,
+    /// Some of the input was bad; the rest was done.
+    BadInput = 65,
+    /// A server is out of reach.
+    Unavailable = 69,
+    /// Not finished, nothing lost: run it again.
+    Retry = 75,
+    /// A server refuses the user.
+    NoPermission = 77,
+    /// The configuration, or the database's schema, does not fit.
+    Config = 78,
+    /// Ended by Ctrl-C.
+    Interrupted = 130,
+}
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        (exit as u8).into()
+    }
+}

@@ -1,0 +1,38 @@
+//! `tidegate run`: the daemon.
+
+use std::io::Write;
+
+use super::Exit;
+use crate::config::Config;
+use crate::retry::{Verdict, judge};
+use crate::service::{self, Ending, Options, Refusal};
+
+/// What can be said on the command line.
+#[derive(Debug, Clone, Copy, Default, clap::Args)]
+pub struct Args {
+    /// Settle everything that is in the streams, then exit
+    #[arg(long)]
+    pub until_empty: bool,
+    /// Migrate the database first
+    #[arg(long)]
+    pub migrate: bool,
+}
+
+/// Runs the verb.
+pub async fn run(args: Args, config: &Config) -> std::io::Result<Exit> {
+    let options = Options { until_empty: args.until_empty, migrate: args.migrate };
+    match service::run(config, options).await {
+        Ok(Ending::Settled) => Ok(Exit::Ok),
+        Ok(Ending::LeftPending) => Ok(Exit::Retry),
+        Ok(Ending::NoWorkers) => Ok(Exit::Error),
+        Err(refusal) => {
+            writeln!(std::io::stderr(), "tidegate run: {refusal}")?;
+            Ok(match refusal {
+                Refusal::NotMigrated(_) | Refusal::Table(_) | Refusal::Renamed(_) => Exit::Config,
+                Refusal::Fault(fault, _) if judge(&fault, 1).verdict == Verdict::Halt => Exit::NoPermission,
+                Refusal::Fault(..) => Exit::Unavailable,
+                Refusal::Migration(_) | Refusal::Io(_) => Exit::Error,
+            })
+        }
+    }
+}
