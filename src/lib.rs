@@ -1,14 +1,72 @@
-//! Tidegate.
-pub mod keys;
-pub mod pipeline;
-pub mod ops;
+//! Tidegate: write-behind for Valkey and PostgreSQL. Every delta lands exactly once, whatever crashes.
+//!
+//! Producers `INCRBY` a counter in Valkey, because it is fast, and `XADD` the delta to a stream. This is the daemon in
+//! between: a pool of workers in one consumer group that read the stream, coalesce the deltas of each counter, and add them
+//! to a PostgreSQL table. Any number of processes share the work, with nothing between them but the two servers.
+//!
+//! ```text
+//!             INCRBY ┌────────┐                        ┌────────────┐
+//!  producers ───────▶│ Valkey │  XREADGROUP   one      │ PostgreSQL │
+//!             XADD   │        │───────▶ batch ────────▶│  counters  │
+//!                    │ stream │         transaction    │  ledger    │
+//!                    │        │◀─────── XACK ──────────│  dead      │
+//!                    └────────┘      after COMMIT      └────────────┘
+//! ```
+//!
+//! # How a delta is counted once
+//!
+//! A consumer group delivers *at least* once, and `value + delta` is not idempotent: a worker killed between COMMIT and XACK
+//! would double a count. So each transaction also writes a row to a *ledger*: the range of stream ids it handled, and 8 bytes
+//! of digest for each entry. A fresh read is a contiguous run, so one row stands for thousands of entries; and PostgreSQL
+//! itself refuses a row whose range overlaps another's, through an exclusion constraint. A redelivery is therefore always
+//! found, at the price of one index probe a run; then the digests decide, entry by entry, what was flushed and what was not.
+//!
+//! # Invariants
+//!
+//! - **I1.** An entry's effect (its delta, or its dead letter) is in PostgreSQL if and only if the ledger holds it: one
+//!   transaction.
+//! - **I2.** Ranges of one (source, pipeline, stream) never overlap. The database enforces it.
+//! - **I3.** XACK only after COMMIT, and only on the very generation (server, history, connection) the entry was read on.
+//! - **I4.** A ledger range covers only entries that its own batch handled, and only stretches proven contiguous.
+//! - **I5.** An entry leaves the stream only when every configured group has settled it and it is older than the retention.
+//! - **I6.** Nothing is skipped silently: an entry is flushed, recognised by its digest, buried with a reason, or counted as
+//!   what a zombie left.
+//! - **I7.** Memory is disposable: `kill -9` at any instant loses and doubles nothing.
+//!
+//! # What happens on each failure
+//!
+//! | failure | what happens |
+//! | --- | --- |
+//! | a worker dies, stalls or is cut off | its entries stay pending; a peer takes them once it has been silent for `reclaim.dead_after`; the ledger recognises those that were committed |
+//! | the outcome of a COMMIT is unknown | nothing is acknowledged; the same batch is tried again and the ledger tells |
+//! | PostgreSQL is down | reading stops, two batches a worker are held, the rest waits in Valkey |
+//! | Valkey is down, restarted, failed over | a new connection is a new generation: acknowledgements of the old one are dropped, entries come again, the ledger recognises them |
+//! | the group is gone | it is created at the stream's start; what was flushed is recognised |
+//! | an entry cannot be applied | the batch is halved until it stands alone, and it alone is buried |
+//! | the table, its schema or its rights are wrong | flushing halts and says so, nothing is buried, and goes on when it is mended |
+//!
+//! # Where to read
+//!
+//! In this order: [`entry`] and [`pipeline`] say what flows; [`flow`] is its life, step by step, with [`flow::worker`] as the
+//! parent that can be read aloud; [`retry`] decides about every error; [`service`] puts it together; [`produce`] is the
+//! writing side, for Rust producers; [`ops`] is what an operator types. [`valkey`] and [`postgres`] are the two doors to the
+//! outside: no other module names their client libraries, but for the steps that write SQL.
+
 pub mod entry;
-pub mod retry;
-pub mod valkey;
+pub mod pipeline;
+
 pub mod flow;
-pub mod metrics;
-pub mod postgres;
-pub mod shutdown;
-pub mod config;
+pub mod retry;
+
 pub mod service;
+pub mod shutdown;
+
+pub mod config;
+pub mod keys;
+pub mod metrics;
 pub mod telemetry;
+
+pub mod postgres;
+pub mod valkey;
+
+pub mod ops;

@@ -2,6 +2,7 @@
 
 pub mod migrate;
 pub mod run;
+pub mod sandbox;
 
 /// How a process ends, for scripts and supervisors. The numbers are those of `sysexits.h` where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

