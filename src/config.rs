@@ -24,6 +24,7 @@ use self::keys::{KEYS, Key, RELATIONS, Setting};
 use self::layers::Given;
 pub use self::layers::Sources;
 use crate::pipeline::{Identifier, Merge, Pipeline, Table};
+use crate::{postgres, valkey};
 
 /// The whole configuration. Its `Debug` shows no secret.
 #[derive(Debug, Clone)]
@@ -152,24 +153,24 @@ pub enum LogFormat {
     Json,
 }
 
-impl Config {
-    /// The pipelines, by name.
-    pub fn pipelines(&self) -> Vec<Pipeline> {
-        self.pipelines.clone()
-    }
-}
-
 impl Valkey {
-    /// The url; the fault, if there is none.
-    pub fn url(&self) -> Result<&SecretString, Faults> {
-        self.url.as_ref().ok_or_else(|| Faults(vec![missing_url("valkey")]))
+    /// Where Valkey is; the fault, if nobody said.
+    pub fn address(&self) -> Result<valkey::Address, Faults> {
+        let url = self.url.clone().ok_or_else(|| Faults(vec![missing_url("valkey")]))?;
+        Ok(valkey::Address { url, connect_timeout: self.connect_timeout, command_timeout: self.command_timeout })
     }
 }
 
 impl Postgres {
-    /// The url; the fault, if there is none.
-    pub fn url(&self) -> Result<&SecretString, Faults> {
-        self.url.as_ref().ok_or_else(|| Faults(vec![missing_url("postgres")]))
+    /// Where PostgreSQL is; the fault, if nobody said.
+    pub fn address(&self) -> Result<postgres::Address, Faults> {
+        Ok(postgres::Address {
+            url: self.url.clone().ok_or_else(|| Faults(vec![missing_url("postgres")]))?,
+            connect_timeout: self.connect_timeout,
+            statement_timeout: self.statement_timeout,
+            lock_timeout: self.lock_timeout,
+            idle_in_transaction_timeout: self.idle_in_transaction_timeout,
+        })
     }
 }
 

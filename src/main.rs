@@ -1,12 +1,92 @@
-//! stub
-use tidegate::*;
-#[tokio::main]
-async fn main() -> std::process::ExitCode {
-    rustls::crypto::ring::default_provider().install_default().ok();
-    telemetry::start(telemetry::Format::Text, &std::env::var("L").unwrap_or("info".into()));
-    let config = config::stub();
-    let verb = std::env::args().nth(1).unwrap_or_default();
-    let exit = if verb == "migrate" { ops::migrate::run(&Default::default(), &config.postgres.address(), "main", &mut std::io::stdout()).await } else {
-        ops::run::run(ops::run::Args { until_empty: std::env::args().any(|a| a == "--until-empty"), migrate: true }, &config).await };
-    exit.unwrap().into()
+//! The command line: parse the verb, load the configuration, start telemetry, run, exit.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tidegate::config::{Config, Needs, Sources, load};
+use tidegate::ops::{Exit, check, migrate, run};
+use tidegate::telemetry;
+
+/// Write-behind for Valkey and PostgreSQL: every counter delta lands exactly once, whatever crashes.
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    /// The configuration file; without it the one that TIDEGATE_CONFIG names, if any
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Flush deltas from Valkey into PostgreSQL until told to stop (the daemon)
+    Run {
+        #[command(flatten)]
+        args: run::Args,
+        /// How many workers; default: the cores of this machine
+        #[arg(long, value_name = "N")]
+        workers: Option<String>,
+    },
+    /// Bring the database to the schema this program needs
+    Migrate(migrate::Args),
+    /// Say whether the configuration is valid, or everything that is wrong with it
+    Check(check::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // The one provider of cryptography; it is not set yet.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return tell(&error, Exit::Error),
+    };
+    let outcome = runtime.block_on(run(cli));
+    // What is still running was told to stop and is not waited for: it may be stuck in a server's silence.
+    runtime.shutdown_background();
+    outcome.map_or_else(|error| tell(&error, Exit::Error), ExitCode::from)
+}
+
+async fn run(cli: Cli) -> std::io::Result<Exit> {
+    let file = cli.config;
+    match cli.verb {
+        Verb::Run { args, workers } => {
+            let flags = workers.map(|workers| ("run.workers".to_owned(), workers)).into_iter().collect();
+            match configured(file, flags, Needs::BOTH) {
+                Ok(config) => run::run(args, &config).await,
+                Err(exit) => Ok(exit),
+            }
+        }
+        Verb::Migrate(args) => match configured(file, Vec::new(), Needs::POSTGRES) {
+            Ok(config) => migrate::run(&args, &config, &mut std::io::stdout()).await,
+            Err(exit) => Ok(exit),
+        },
+        Verb::Check(args) => {
+            let sources = Sources::from_process(file, Vec::new());
+            check::run(args, &sources, &mut std::io::stdout(), &mut std::io::stderr())
+        }
+    }
+}
+
+/// The configuration, with telemetry started as it says; or its faults told.
+fn configured(file: Option<PathBuf>, flags: Vec<(String, String)>, needs: Needs) -> Result<Config, Exit> {
+    match load(&Sources::from_process(file, flags), needs) {
+        Ok(loaded) => {
+            telemetry::start(&loaded.config.log);
+            Ok(loaded.config)
+        }
+        Err(faults) => {
+            tell(&faults, Exit::Config);
+            Err(Exit::Config)
+        }
+    }
+}
+
+fn tell(error: &dyn std::error::Error, exit: Exit) -> ExitCode {
+    use std::io::Write;
+    // If stderr is closed there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "{error}");
+    exit.into()
 }

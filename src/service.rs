@@ -7,7 +7,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
-use crate::config::Config;
+use crate::config::{Config, Faults};
 use crate::flow::caretaker::{self, Caretaker};
 use crate::flow::flush::{self, Target, Unfit};
 use crate::flow::read::{self, Limits};
@@ -16,10 +16,10 @@ use crate::keys;
 use crate::metrics::{Metrics, Snapshot};
 use crate::ops::migrate;
 use crate::pipeline::Pipeline;
-use crate::postgres::Database;
+use crate::postgres::{self, Database};
 use crate::retry::{Fault, Trouble, Verdict, backoff};
 use crate::shutdown::{Signals, Stop};
-use crate::valkey::Link;
+use crate::valkey::{self, Link};
 
 /// How often a line tells what was done, if anything was.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
@@ -56,6 +56,9 @@ pub enum Refusal {
     /// A pipeline seems to have a new name.
     #[error("{0}")]
     Renamed(String),
+    /// A server's place is not configured.
+    #[error("{0}")]
+    Config(#[from] Faults),
     /// A server refuses.
     #[error("{0}: {1}")]
     Fault(Fault, &'static str),
@@ -77,10 +80,11 @@ pub enum Ending {
 
 /// Runs the daemon until a signal, or until the stream is empty.
 pub async fn run(config: &Config, options: Options) -> Result<Ending, Refusal> {
+    let places = Places { valkey: config.valkey.address()?, postgres: config.postgres.address()? };
     let mut signals = Signals::listen()?;
     let stop = Stop::default();
     let lanes = {
-        let preparing = prepare(config, options);
+        let preparing = prepare(config, &places.postgres, options);
         tokio::select! {
             lanes = preparing => lanes?,
             signal = signals.next() => {
@@ -94,19 +98,19 @@ pub async fn run(config: &Config, options: Options) -> Result<Ending, Refusal> {
     let regrouped = Arc::new(Notify::new());
     for lane in &lanes {
         for slot in 0..config.run.workers {
-            let parts = worker_parts(config, lane, regrouped.clone());
+            let parts = worker_parts(config, &places, lane, regrouped.clone());
             workers.spawn(supervise(slot, parts, stop.clone()));
         }
     }
     for stream in distinct_streams(&lanes) {
-        let parts = caretaker_parts(config, stream, &lanes, regrouped.clone());
+        let parts = caretaker_parts(config, &places, stream, &lanes, regrouped.clone());
         caretakers.spawn(Caretaker::new(parts).run(stop.clone()));
     }
     info!(workers = config.run.workers, pipelines = lanes.len(), version = env!("CARGO_PKG_VERSION"), "running");
 
     let mut report = tokio::time::interval(REPORT_EVERY);
     let mut told = vec![Snapshot::default(); lanes.len()];
-    let empty = until_empty(config, &lanes, options.until_empty);
+    let empty = until_empty(&places.valkey, &lanes, options.until_empty);
     let mut empty = std::pin::pin!(empty);
     let reason = loop {
         tokio::select! {
@@ -130,6 +134,12 @@ pub async fn run(config: &Config, options: Options) -> Result<Ending, Refusal> {
     Ok(ending)
 }
 
+/// Where the two servers are.
+struct Places {
+    valkey: valkey::Address,
+    postgres: postgres::Address,
+}
+
 /// One pipeline, ready to flow.
 struct Lane {
     target: Target,
@@ -137,10 +147,10 @@ struct Lane {
 }
 
 /// Makes sure that the database is what the daemon needs; waits for one that is out of reach.
-async fn prepare(config: &Config, options: Options) -> Result<Vec<Lane>, Refusal> {
+async fn prepare(config: &Config, postgres: &postgres::Address, options: Options) -> Result<Vec<Lane>, Refusal> {
     let mut trouble = Trouble::default();
     loop {
-        let fault = match try_prepare(config, options).await {
+        let fault = match try_prepare(config, postgres, options).await {
             Err(Refusal::Fault(fault, _) | Refusal::Migration(migrate::Error::Fault(fault))) => fault,
             done => return done,
         };
@@ -155,17 +165,20 @@ async fn prepare(config: &Config, options: Options) -> Result<Vec<Lane>, Refusal
     }
 }
 
-async fn try_prepare(config: &Config, options: Options) -> Result<Vec<Lane>, Refusal> {
-    let address = config.postgres.address();
+async fn try_prepare(
+    config: &Config,
+    postgres: &postgres::Address,
+    options: Options,
+) -> Result<Vec<Lane>, Refusal> {
     if options.migrate {
-        let applied = migrate::apply(&address).await?;
+        let applied = migrate::apply(postgres).await?;
         info!(applied, "the database is migrated");
     }
-    let missing = migrate::missing(&address).await?.len();
+    let missing = migrate::missing(postgres).await?.len();
     if missing > 0 {
         return Err(Refusal::NotMigrated(missing));
     }
-    let mut database = Database::new(address);
+    let mut database = Database::new(postgres.clone());
     let refused = |fault| Refusal::Fault(fault, "");
     let mut lanes = Vec::new();
     for pipeline in &config.pipelines {
@@ -237,13 +250,13 @@ async fn drain(
 }
 
 /// Resolves when every pipeline's group has settled everything in its stream; never, unless that is asked for.
-async fn until_empty(config: &Config, lanes: &[Lane], asked: bool) {
+async fn until_empty(valkey: &valkey::Address, lanes: &[Lane], asked: bool) {
     if !asked {
         std::future::pending::<()>().await;
     }
     let mut waits = backoff();
     loop {
-        match Link::open(&config.valkey.address(), "tidegate:until-empty").await {
+        match Link::open(valkey, "tidegate:until-empty").await {
             Ok(link) => {
                 waits = backoff();
                 if watch_until_empty(&link, lanes).await.is_ok() {
@@ -277,10 +290,10 @@ fn distinct_streams(lanes: &[Lane]) -> Vec<&str> {
     streams
 }
 
-fn worker_parts(config: &Config, lane: &Lane, regrouped: Arc<Notify>) -> worker::Parts {
+fn worker_parts(config: &Config, places: &Places, lane: &Lane, regrouped: Arc<Notify>) -> worker::Parts {
     worker::Parts {
-        valkey: config.valkey.address(),
-        postgres: config.postgres.address(),
+        valkey: places.valkey.clone(),
+        postgres: places.postgres.clone(),
         target: lane.target.clone(),
         limits: Limits {
             max_entries: config.batch.max_entries,
@@ -296,11 +309,15 @@ fn worker_parts(config: &Config, lane: &Lane, regrouped: Arc<Notify>) -> worker:
     }
 }
 
-fn caretaker_parts(config: &Config, stream: &str, lanes: &[Lane], regrouped: Arc<Notify>) -> caretaker::Parts {
+fn caretaker_parts(
+    config: &Config,
+    places: &Places,
+    stream: &str,
+    lanes: &[Lane], regrouped: Arc<Notify>) -> caretaker::Parts {
     let of_stream = |lane: &&Lane| lane.target.pipeline().stream == stream;
     caretaker::Parts {
-        valkey: config.valkey.address(),
-        postgres: config.postgres.address(),
+        valkey: places.valkey.clone(),
+        postgres: places.postgres.clone(),
         source: config.valkey.source.clone(),
         stream: stream.to_owned(),
         targets: lanes.iter().filter(of_stream).map(|lane| (lane.target.clone(), lane.metrics.clone())).collect(),

@@ -84,7 +84,7 @@ fn without_any_source_the_defaults_hold_and_fit_each_other() {
     assert_eq!((config.compact.margin, config.compact.every), (Duration::from_secs(3600), Duration::from_secs(60)));
     assert_eq!(config.stop.grace, Duration::from_secs(25));
     assert_eq!((config.log.format, config.log.level.as_str()), (LogFormat::Text, "info"));
-    assert_eq!(config.pipelines(), [Pipeline::counters()]);
+    assert_eq!(config.pipelines, [Pipeline::counters()]);
 }
 
 #[test]
@@ -303,8 +303,8 @@ fn a_missing_url_is_a_fault_for_those_who_need_it() {
         assert!(faults[0].starts_with("configuration: valkey.url is missing; set VALKEY_URL"), "{}", faults[0]);
     }
     let config = case.config();
-    assert_eq!(config.postgres.url().expect("set").expose_secret(), "postgres://db/app");
-    assert!(config.valkey.url().expect_err("missing").to_string().contains("set VALKEY_URL"));
+    assert_eq!(config.postgres.address().expect("set").url.expose_secret(), "postgres://db/app");
+    assert!(config.valkey.address().expect_err("missing").to_string().contains("set VALKEY_URL"));
 }
 
 #[test]
@@ -314,7 +314,7 @@ fn a_url_is_read_from_its_file() {
     std::fs::write(&path, "valkey://u:hunter2@h:6379\n").expect("written");
     let case = case.flag("valkey.url_file", &path.display().to_string());
     let loaded = case.load(Needs::BOTH).expect("valid");
-    assert_eq!(loaded.config.valkey.url().expect("set").expose_secret(), "valkey://u:hunter2@h:6379");
+    assert_eq!(loaded.config.valkey.address().expect("set").url.expose_secret(), "valkey://u:hunter2@h:6379");
     assert_eq!(case.row("valkey.url").value, "valkey://u:***@h:6379");
     assert_eq!(case.row("valkey.url").origin, format!("file {}", path.display()));
 
@@ -372,7 +372,7 @@ fn the_counters_pipeline_can_be_changed_key_by_key() {
         updated_at: None,
         ..Pipeline::counters()
     };
-    assert_eq!(case.config().pipelines(), [expected]);
+    assert_eq!(case.config().pipelines, [expected]);
 }
 
 #[test]
@@ -382,15 +382,15 @@ fn another_pipeline_must_say_its_stream_and_table_and_replaces_counters() {
     assert!(faults[0].starts_with("tidegate.toml:1: pipelines.orders.stream is missing; write"), "{faults:?}");
     assert!(faults[1].contains("pipelines.orders.table is missing"), "{faults:?}");
     let config = file("[pipelines.order-totals]\nstream = 's'\ntable = 'totals'\n").config();
-    assert_eq!(config.pipelines().iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["order-totals"]);
-    assert_eq!(config.pipelines()[0].table.to_string(), "public.totals");
+    assert_eq!(config.pipelines.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["order-totals"]);
+    assert_eq!(config.pipelines[0].table.to_string(), "public.totals");
 }
 
 #[test]
 fn a_pipeline_named_with_nothing_in_it_is_not_ignored() {
     assert_eq!(file("[pipelines.orders]\n").faults().len(), 2);
-    assert_eq!(file("[pipelines.counters]\n").config().pipelines(), [Pipeline::counters()]);
-    assert_eq!(file("[pipelines]\n").config().pipelines(), [Pipeline::counters()]);
+    assert_eq!(file("[pipelines.counters]\n").config().pipelines, [Pipeline::counters()]);
+    assert_eq!(file("[pipelines]\n").config().pipelines, [Pipeline::counters()]);
 }
 
 #[test]
@@ -405,7 +405,7 @@ fn a_variable_finds_a_pipeline_whose_name_it_cannot_spell() {
     let text = "[pipelines.Order-Totals]\nstream = 's'\ntable = 't'\n";
     let variable = "TIDEGATE__PIPELINES__ORDER_TOTALS__STREAM";
     let config = file(text).env(variable, "other").config();
-    assert_eq!((config.pipelines()[0].name.as_str(), config.pipelines()[0].stream.as_str()), ("Order-Totals", "other"));
+    assert_eq!((config.pipelines[0].name.as_str(), config.pipelines[0].stream.as_str()), ("Order-Totals", "other"));
     let twins = format!("{text}[pipelines.order_totals]\nstream = 's2'\ntable = 't'\n");
     assert!(file(&twins).env(variable, "other").fault().contains("Order-Totals or order_totals"));
 }
@@ -415,8 +415,8 @@ fn two_pipelines_with_one_stream_and_one_table_are_refused() {
     let text = "[pipelines.a]\nstream = 's'\ntable = 't'\n[pipelines.b]\nstream = 's'\ntable = 'public.t'\n";
     let fault = file(text).fault();
     assert!(fault.starts_with("tidegate.toml:4: pipelines a and b both feed public.t from s"), "{fault}");
-    assert_eq!(file(&text.replace("'public.t'", "'other.t'")).config().pipelines().len(), 2);
-    assert_eq!(file(&text.replacen("'s'", "'r'", 1)).config().pipelines().len(), 2);
+    assert_eq!(file(&text.replace("'public.t'", "'other.t'")).config().pipelines.len(), 2);
+    assert_eq!(file(&text.replacen("'s'", "'r'", 1)).config().pipelines.len(), 2);
 }
 
 #[test]

@@ -115,8 +115,8 @@ impl Reader {
         let (had, weighed) = (filling.len(), filling.bytes());
         take_run(reply, filling)?;
         let got = filling.len() - had;
-        if got > 0 {
-            self.bytes_per_entry = ((filling.bytes() - weighed) / got).max(1);
+        if let Some(average) = (filling.bytes() - weighed).checked_div(got) {
+            self.bytes_per_entry = average.max(1);
         }
         Ok(if got < count { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     }

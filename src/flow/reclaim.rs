@@ -87,7 +87,7 @@ impl Reclaimer {
         pipeline: &Pipeline,
         consumer: Arc<str>,
         dead_after: Duration,
-        max_deliveries: u32,
+        max_deliveries: u64,
         max_entry_bytes: usize,
     ) -> Reclaimer {
         Reclaimer {
@@ -95,7 +95,7 @@ impl Reclaimer {
             group: pipeline.group(),
             consumer,
             dead_after,
-            max_deliveries: i64::from(max_deliveries),
+            max_deliveries: max_deliveries.try_into().unwrap_or(i64::MAX),
             max_entry_bytes,
             cursors: HashMap::new(),
         }

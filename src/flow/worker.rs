@@ -57,7 +57,7 @@ pub struct Parts {
     /// How often the dead are looked for.
     pub sweep_every: Duration,
     /// When an entry that kills its readers is buried.
-    pub max_deliveries: u32,
+    pub max_deliveries: u64,
     /// Where it counts.
     pub metrics: Arc<Metrics>,
     /// Rung when the group had to be created: somebody should look for what is lost.

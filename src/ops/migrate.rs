@@ -11,6 +11,7 @@ use sqlx::migrate::{MigrateError, Migration, Migrator};
 use sqlx::{Connection, Row};
 
 use super::Exit;
+use crate::config::Config;
 use crate::pipeline::Pipeline;
 use crate::postgres::{self, Address};
 use crate::retry::Fault;
@@ -37,7 +38,15 @@ fn parse_rename(text: &str) -> Result<(String, String), String> {
 }
 
 /// Runs the verb.
-pub async fn run(args: &Args, address: &Address, source: &str, out: &mut dyn Write) -> std::io::Result<Exit> {
+pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::Result<Exit> {
+    let (address, source) = match config.postgres.address() {
+        Ok(address) => (address, &config.valkey.source),
+        Err(faults) => {
+            writeln!(std::io::stderr(), "{faults}")?;
+            return Ok(Exit::Config);
+        }
+    };
+    let address = &address;
     let result = if let Some((old, new)) = &args.rename_pipeline {
         rename(address, source, old, new).await.map(|lanes| format!("{lanes} ledgers carried over from {old} to {new}\n"))
     } else if args.dry_run {

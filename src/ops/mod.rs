@@ -1,5 +1,6 @@
 //! What an operator types, one file a verb.
 
+pub mod check;
 pub mod migrate;
 pub mod run;
 pub mod sandbox;

@@ -28,7 +28,7 @@ pub async fn run(args: Args, config: &Config) -> std::io::Result<Exit> {
         Err(refusal) => {
             writeln!(std::io::stderr(), "tidegate run: {refusal}")?;
             Ok(match refusal {
-                Refusal::NotMigrated(_) | Refusal::Table(_) | Refusal::Renamed(_) => Exit::Config,
+                Refusal::NotMigrated(_) | Refusal::Table(_) | Refusal::Renamed(_) | Refusal::Config(_) => Exit::Config,
                 Refusal::Fault(fault, _) if judge(&fault, 1).verdict == Verdict::Halt => Exit::NoPermission,
                 Refusal::Fault(..) => Exit::Unavailable,
                 Refusal::Migration(_) | Refusal::Io(_) => Exit::Error,
