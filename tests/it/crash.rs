@@ -1,0 +1,259 @@
+//! Workers that die, stall, or cannot know: exactly once all the same.
+
+use rustix::process::Signal;
+
+use crate::harness::{Client, Daemon, GROUP, Lab, Resp, STREAM, eventually, within_limit};
+use crate::proxy::{Proxy, Then, Way};
+
+async fn postgres_proxy(lab: &Lab) -> Proxy {
+    Proxy::start(lab.postgres_port()).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_after_the_read_and_before_anything_reached_postgresql() {
+    let lab = Lab::new().await;
+    let proxy = postgres_proxy(&lab).await;
+    let mut daemon = lab.daemon_through(None, Some(proxy.port()));
+    daemon.wait_for("created the consumer group").await;
+    let held = proxy.trap(Way::ToServer, b"marked", Then::Hold);
+    lab.client().await.add_many("marked", 100).await;
+    within_limit("the flush", held).await.expect("sprung");
+    daemon.kill().await;
+    proxy.cut();
+    assert!(lab.pending().await > 0, "the entries had been read");
+    assert_eq!(lab.value("marked").await, None, "nothing had been flushed");
+    lab.settle_everything().await;
+    assert_eq!(lab.value("marked").await, Some(100));
+    lab.assert_settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn killed_between_commit_and_ack() {
+    let lab = Lab::new().await;
+    let proxy = Proxy::start(lab.valkey.port()).await;
+    let held = proxy.trap(Way::ToServer, b"XACK", Then::Hold);
+    lab.client().await.add_many("a", 100).await;
+    let mut daemon = lab.daemon_through(Some(proxy.port()), None);
+    within_limit("the acknowledgement", held).await.expect("sprung");
+    daemon.kill().await;
+    proxy.cut();
+    let flushed = lab.value("a").await.expect("something had been flushed");
+    assert!(lab.pending().await >= flushed, "nothing had been acknowledged");
+    let mut second = lab.settle_everything().await;
+    assert_eq!(lab.value("a").await, Some(100));
+    assert_eq!(second.sum("redelivered entries were recognised", "entries") as i64, flushed);
+    lab.assert_settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_outcome_of_the_commit_is_unknown() {
+    let lab = Lab::new().await;
+    let proxy = postgres_proxy(&lab).await;
+    let mut daemon = lab.daemon_through(None, Some(proxy.port()));
+    daemon.wait_for("created the consumer group").await;
+    let lost = proxy.trap(Way::ToServer, b"marked", Then::LoseReply);
+    lab.client().await.add("marked", 7).await;
+    within_limit("the lost answer", lost).await.expect("sprung");
+    daemon.wait_for("flushing is interrupted").await;
+    daemon.wait_for("redelivered entries were recognised").await;
+    assert_eq!(lab.value("marked").await, Some(7));
+    lab.assert_settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zombie_wakes_up_when_a_peer_has_done_its_work() {
+    let lab = Lab::new().await;
+    let proxy = postgres_proxy(&lab).await;
+    let mut zombie = lab.daemon_through(None, Some(proxy.port()));
+    zombie.wait_for("created the consumer group").await;
+    let held = proxy.trap(Way::ToServer, b"marked", Then::Hold);
+    lab.client().await.add_many("marked", 50).await;
+    within_limit("the flush", held).await.expect("sprung");
+    zombie.signal(Signal::STOP);
+
+    let _peer = lab.daemon();
+    lab.await_value("marked", 50).await;
+    eventually("pending", 0, async || lab.pending().await).await;
+
+    // Its statement reaches PostgreSQL now, and is refused.
+    zombie.signal(Signal::CONT);
+    proxy.release(Way::ToServer);
+    zombie.wait_for("redelivered entries were recognised").await;
+    lab.client().await.add("marked", 1).await;
+    lab.await_value("marked", 51).await;
+    lab.assert_settled().await;
+    assert_eq!(lab.in_ledger().await, 51);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_stopped_inside_its_transaction_does_not_hold_up_its_peers() {
+    let lab = Lab::new().await;
+    lab.client().await.add_many("a", 10).await;
+    lab.settle_everything().await;
+    // Everything again: the first read is refused, and the careful transaction follows.
+    lab.client().await.call(&["XGROUP", "SETID", STREAM, GROUP, "0"]).await;
+    let proxy = postgres_proxy(&lab).await;
+    let held = proxy.trap(Way::ToServer, b"for update of l", Then::Hold);
+    let mut stopped = lab.daemon_through(None, Some(proxy.port()));
+    stopped.wait_for("running").await;
+    // The statement that locks has arrived; what would follow, COMMIT among it, never does.
+    within_limit("the careful transaction", held).await.expect("sprung");
+    proxy.release(Way::ToServer);
+    stopped.signal(Signal::STOP);
+    let _peer = lab.daemon();
+    lab.client().await.add("a", 1).await;
+    lab.await_value("a", 11).await;
+    stopped.signal(Signal::CONT);
+    lab.assert_settled().await;
+    assert_eq!(lab.value("a").await, Some(11));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_acknowledgement_never_reaches_another_server() {
+    let lab = Lab::new().await;
+    let other = tidegate::ops::sandbox::Valkey::start(&[]).await.expect("Valkey starts");
+    let (valkey, postgres) = (Proxy::start(lab.valkey.port()).await, postgres_proxy(&lab).await);
+    let mut daemon = lab.daemon_through(Some(valkey.port()), Some(postgres.port()));
+    daemon.wait_for("created the consumer group").await;
+    let held = postgres.trap(Way::ToServer, b"marked", Then::Hold);
+    let id = lab.client().await.add("marked", 5).await;
+    within_limit("the flush", held).await.expect("sprung");
+
+    // On the other server the same id is another entry, pending for somebody who is alive and has not flushed it yet.
+    let mut elsewhere = Client::connect(other.port()).await;
+    elsewhere.call(&["XADD", STREAM, &id, "id", "other", "amount", "9"]).await;
+    elsewhere.call(&["XGROUP", "CREATE", STREAM, GROUP, "0"]).await;
+    elsewhere.call(&["XREADGROUP", "GROUP", GROUP, "somebody", "STREAMS", STREAM, ">"]).await;
+    valkey.retarget(other.port());
+    valkey.reset();
+    postgres.release(Way::ToServer);
+    lab.await_value("marked", 5).await;
+    daemon.wait_for("the connection changed: acknowledgement dropped").await;
+    // Whoever holds it dies; its entry is claimed and, being other content under a used id, applied.
+    lab.await_value("other", 9).await;
+    assert_eq!(lab.value("marked").await, Some(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_entry_twice_in_one_batch_counts_once() {
+    let lab = Lab::new().await;
+    let proxy = postgres_proxy(&lab).await;
+    let mut daemon = lab.daemon_through(None, Some(proxy.port()));
+    daemon.wait_for("created the consumer group").await;
+    // While a flush is held, the group is rewound between two reads of what will be the next batches.
+    let held = proxy.trap(Way::ToServer, b"first", Then::Hold);
+    let mut client = lab.client().await;
+    client.add("first", 1).await;
+    within_limit("the flush", held).await.expect("sprung");
+    for _ in 0..3 {
+        client.add_many("again", 20).await;
+        client.call(&["XGROUP", "SETID", STREAM, GROUP, "0"]).await;
+    }
+    proxy.release(Way::ToServer);
+    lab.settle_everything().await;
+    assert_eq!((lab.value("first").await, lab.value("again").await), (Some(1), Some(60)));
+    assert_eq!(lab.in_ledger().await, 61);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_processes_killed_at_random_under_a_foreign_producer() {
+    let lab = Lab::new().await;
+    let mut daemons = [lab.daemon(), lab.daemon()];
+    let mut client = lab.client().await;
+    // Killed by the count of what was produced, not by the clock; each at another point of its work.
+    for round in 0..12usize {
+        for n in 0..7 {
+            client.add_many(&format!("c{}", (round + n) % 5), 137).await;
+        }
+        let victim = &mut daemons[round % 2];
+        victim.kill().await;
+        *victim = lab.daemon();
+        victim.wait_for("running").await;
+    }
+    lab.settle_everything().await;
+    for n in 0..5 {
+        let counter = format!("c{n}");
+        let live: i64 = client.call(&["GET", &format!("counter:{counter}")]).await.text().parse().expect("a number");
+        assert_eq!(lab.value(&counter).await, Some(live), "{counter}");
+    }
+    lab.assert_settled().await;
+    assert_eq!(lab.in_ledger().await, 12 * 7 * 137);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_under_load_settles_what_is_held_and_leaves_no_trace() {
+    let lab = Lab::new().await;
+    let mut daemon = lab.daemon();
+    let mut client = lab.client().await;
+    daemon.wait_for("created the consumer group").await;
+    for _ in 0..5 {
+        client.add_many("a", 2_000).await;
+    }
+    daemon.signal(Signal::TERM);
+    let status = daemon.exit().await;
+    assert!(status.success(), "{status}: {}", daemon.last_lines());
+    assert_eq!(daemon.wait_for("stopped").await["phase"], "settled");
+    assert_eq!(lab.pending().await, 0, "everything that was read is settled");
+    let consumers = client.call(&["XINFO", "CONSUMERS", STREAM, GROUP]).await;
+    assert_eq!(consumers, Resp::Array(vec![]), "and the consumer has left");
+    lab.settle_everything().await;
+    assert_eq!(lab.value("a").await, Some(10_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_leaves_pending_what_cannot_be_settled() {
+    let lab = Lab::new().await;
+    let proxy = postgres_proxy(&lab).await;
+    let mut daemon = lab.daemon_through(None, Some(proxy.port()));
+    daemon.wait_for("created the consumer group").await;
+    let held = proxy.trap(Way::ToServer, b"marked", Then::Hold);
+    lab.client().await.add("marked", 1).await;
+    within_limit("the flush", held).await.expect("sprung");
+    daemon.signal(Signal::TERM);
+    daemon.wait_for("stopping").await;
+    daemon.signal(Signal::TERM);
+    assert_eq!(daemon.exit().await.code(), Some(75));
+    assert_eq!(daemon.wait_for("stopped").await["phase"], "left pending");
+    lab.settle_everything().await;
+    assert_eq!(lab.value("marked").await, Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reply_that_was_lost_on_the_way_is_not_lost() {
+    let lab = Lab::new().await;
+    let proxy = Proxy::start(lab.valkey.port()).await;
+    let mut daemon = lab.daemon_through(Some(proxy.port()), None);
+    daemon.wait_for("created the consumer group").await;
+    for n in 1..=5 {
+        // The reply that carries this entry is cut off; under the same consumer's name it is found again.
+        let lost = proxy.trap(Way::ToClient, format!("lost{n}").as_bytes(), Then::Hold);
+        lab.client().await.add(&format!("lost{n}"), n).await;
+        within_limit("the reply", lost).await.expect("sprung");
+        proxy.reset();
+        proxy.heal();
+        lab.await_value(&format!("lost{n}"), n).await;
+    }
+    lab.assert_settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn consumers_do_not_pile_up_over_many_restarts() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    for n in 0..15 {
+        client.add("a", 1).await;
+        let mut daemon = lab.daemon();
+        daemon.wait_for("running").await;
+        if n % 3 == 0 {
+            daemon.kill().await;
+        } else {
+            daemon.signal(Signal::TERM);
+            daemon.exit().await;
+        }
+    }
+    let _daemon: Daemon = lab.daemon();
+    // Ten times dead_after without a word, and nothing held: removed.
+    eventually("consumers", 1, async || lab.client().await.call(&["XINFO", "CONSUMERS", STREAM, GROUP]).await.array().len())
+        .await;
+    lab.await_value("a", 15).await;
+}

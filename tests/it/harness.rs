@@ -1,0 +1,390 @@
+//! What every test stands on: its own Valkey, its own database, and the real program as a process.
+
+use std::process::{ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
+use tidegate::config::{Needs, Sources};
+use tidegate::ops::migrate;
+use tidegate::ops::sandbox::{Postgres, Valkey};
+use tidegate::pipeline::Identifier;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio::sync::{OnceCell, mpsc};
+
+/// The limit for anything that a test waits for.
+const LIMIT: Duration = Duration::from_secs(60);
+
+pub const STREAM: &str = "flush:counters";
+pub const GROUP: &str = "tidegate:counters";
+
+/// One PostgreSQL for all tests of the process, each in a database of its own, copied from a migrated one.
+static POSTGRES: OnceCell<Postgres> = OnceCell::const_new();
+static DATABASES: AtomicU32 = AtomicU32::new(0);
+
+fn name(text: &str) -> Identifier {
+    Identifier::parse(text).expect("a plain name")
+}
+
+async fn shared_postgres() -> &'static Postgres {
+    let start = || async {
+        let postgres = Postgres::start(&[]).await.expect("PostgreSQL starts");
+        postgres.create_database(&name("migrated"), None).await.expect("created");
+        migrate(&postgres.url("migrated")).await;
+        postgres
+    };
+    POSTGRES.get_or_init(start).await
+}
+
+pub async fn migrate(url: &str) {
+    let env = [("DATABASE_URL".to_owned(), url.to_owned())].into();
+    let loaded = tidegate::config::load(&Sources { env, ..Sources::default() }, Needs::POSTGRES).expect("valid");
+    migrate::apply(&loaded.config.postgres.address().expect("set")).await.expect("migrated");
+}
+
+/// A database that nobody else uses; `migrated` or empty.
+pub async fn database(migrated: bool) -> String {
+    let postgres = shared_postgres().await;
+    let database = format!("test_{}", DATABASES.fetch_add(1, Ordering::Relaxed));
+    let template = migrated.then(|| name("migrated"));
+    postgres.create_database(&name(&database), template.as_ref()).await.expect("created");
+    postgres.url(&database)
+}
+
+/// Polls until a condition holds: the one place of the tests that waits by the clock, and fails at its limit.
+pub async fn eventually<T: std::fmt::Debug + PartialEq>(what: &str, expected: T, mut look: impl AsyncFnMut() -> T) {
+    let deadline = tokio::time::Instant::now() + LIMIT;
+    loop {
+        let found = look().await;
+        if found == expected {
+            return;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{what}: expected {expected:?}, found {found:?} to the end");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits for a signal, with a limit.
+pub async fn within_limit<T>(what: &str, signal: impl Future<Output = T>) -> T {
+    tokio::time::timeout(LIMIT, signal).await.unwrap_or_else(|_| panic!("{what} did not come"))
+}
+
+/// A Valkey, a database, and programs that run on them.
+pub struct Lab {
+    pub valkey: Valkey,
+    pub database: String,
+}
+
+impl Lab {
+    pub async fn new() -> Lab {
+        Lab { valkey: Valkey::start(&[]).await.expect("Valkey starts"), database: database(true).await }
+    }
+
+    /// A client that knows nothing of Tidegate.
+    pub async fn client(&self) -> Client {
+        Client::connect(self.valkey.port()).await
+    }
+
+    /// The port of the database's server.
+    pub fn postgres_port(&self) -> u16 {
+        self.database.rsplit(':').next().and_then(|rest| rest.split('/').next()?.parse().ok()).expect("a port")
+    }
+
+    /// The program, with everything short, on this lab's servers.
+    pub fn program(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        command.args(arguments).env_clear().kill_on_drop(true).stdin(Stdio::null());
+        command.env("VALKEY_URL", self.valkey.url()).env("DATABASE_URL", &self.database);
+        for (key, value) in [
+            ("LOG__FORMAT", "json"),
+            ("LOG__LEVEL", "debug"),
+            ("RUN__WORKERS", "1"),
+            ("POSTGRES__STATEMENT_TIMEOUT", "900ms"),
+            ("POSTGRES__LOCK_TIMEOUT", "600ms"),
+            ("POSTGRES__IDLE_IN_TRANSACTION_TIMEOUT", "600ms"),
+            ("RECLAIM__DEAD_AFTER", "1s"),
+            ("RECLAIM__SWEEP_EVERY", "200ms"),
+            ("TRIM__EVERY", "200ms"),
+            ("COMPACT__EVERY", "200ms"),
+        ] {
+            command.env(format!("TIDEGATE__{key}"), value);
+        }
+        command
+    }
+
+    /// The daemon.
+    pub fn daemon(&self) -> Daemon {
+        Daemon::start(self.program(&["run"]))
+    }
+
+    /// The daemon through proxies, where ports are given.
+    pub fn daemon_through(&self, valkey: Option<u16>, postgres: Option<u16>) -> Daemon {
+        let mut command = self.program(&["run"]);
+        if let Some(port) = valkey {
+            command.env("VALKEY_URL", format!("valkey://127.0.0.1:{port}"));
+        }
+        if let Some(port) = postgres {
+            command.env("DATABASE_URL", self.database.replace(&self.postgres_port().to_string(), &port.to_string()));
+        }
+        Daemon::start(command)
+    }
+
+    /// A fresh daemon settles everything that is left, and ends well.
+    pub async fn settle_everything(&self) -> Daemon {
+        let mut daemon = Daemon::start(self.program(&["run", "--until-empty"]));
+        let status = daemon.exit().await;
+        assert!(status.success(), "{status}: {}", daemon.last_lines());
+        daemon
+    }
+
+    pub async fn sql(&self) -> PgConnection {
+        PgConnection::connect(&self.database).await.expect("connected")
+    }
+
+    /// One number.
+    pub async fn number(&self, query: &str) -> i64 {
+        let row = sqlx::query(AssertSqlSafe(query.to_owned())).fetch_one(&mut self.sql().await).await.expect(query);
+        row.try_get::<Option<i64>, _>(0).expect("a bigint").unwrap_or(0)
+    }
+
+    pub async fn execute(&self, statement: &str) {
+        sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut self.sql().await).await.expect(statement);
+    }
+
+    /// The value of one counter in PostgreSQL; none if there is no row.
+    pub async fn value(&self, id: &str) -> Option<i64> {
+        let query = sqlx::query_scalar("select value from public.counters where id = $1").bind(id);
+        query.fetch_optional(&mut self.sql().await).await.expect("readable")
+    }
+
+    /// Waits until a counter has a value.
+    pub async fn await_value(&self, id: &str, value: i64) {
+        eventually(id, Some(value), async || self.value(id).await).await;
+    }
+
+    /// How many entries are pending in the group.
+    pub async fn pending(&self) -> i64 {
+        match self.client().await.call(&["XPENDING", STREAM, GROUP]).await {
+            Resp::Array(parts) => parts.first().and_then(Resp::int).unwrap_or(0),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// What must always hold: nothing pending, ranges disjoint, and as many digests as entries.
+    pub async fn assert_settled(&self) {
+        eventually("pending", 0, async || self.pending().await).await;
+        let overlaps = "select count(*) from tidegate.ledger a join tidegate.ledger b
+            on a.lane = b.lane and a.ids && b.ids and a.ctid < b.ctid";
+        assert_eq!(self.number(overlaps).await, 0, "ledger ranges overlap");
+        let uneven = "select count(*) from tidegate.ledger where length(digests) <> 8 * entries";
+        assert_eq!(self.number(uneven).await, 0, "digests and entries differ");
+    }
+
+    /// How many entries the ledger holds.
+    pub async fn in_ledger(&self) -> i64 {
+        self.number("select coalesce(sum(entries), 0)::bigint from tidegate.ledger").await
+    }
+}
+
+/// The program as a process; its log lines as events.
+pub struct Daemon {
+    child: Child,
+    lines: mpsc::UnboundedReceiver<Value>,
+    seen: Vec<Value>,
+}
+
+impl Daemon {
+    pub fn start(mut command: Command) -> Daemon {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("the program starts");
+        let (sender, lines) = mpsc::unbounded_channel();
+        let stderr = child.stderr.take().expect("piped");
+        tokio::spawn(async move {
+            let mut reader = BufReader::new(stderr).lines();
+            while let Ok(Some(line)) = reader.next_line().await {
+                let event = serde_json::from_str(&line).unwrap_or_else(|_| Value::from(line));
+                if sender.send(event).is_err() {
+                    return;
+                }
+            }
+        });
+        Daemon { child, lines, seen: Vec::new() }
+    }
+
+    /// Waits for a line whose message begins so.
+    pub async fn wait_for(&mut self, message: &str) -> Value {
+        let is = |event: &Value| event["message"].as_str().is_some_and(|m| m.starts_with(message));
+        if let Some(event) = self.seen.iter().find(|event| is(event)) {
+            return event.clone();
+        }
+        loop {
+            let next = tokio::time::timeout(LIMIT, self.lines.recv()).await;
+            let Ok(Some(event)) = next else { panic!("no line {message:?}; the last were {}", self.last_lines()) };
+            self.seen.push(event.clone());
+            if is(&event) {
+                return event;
+            }
+        }
+    }
+
+    /// Forgets the lines so far.
+    pub fn forget(&mut self) {
+        while self.lines.try_recv().is_ok() {}
+        self.seen.clear();
+    }
+
+    /// How many lines begin so, up to now.
+    pub fn count(&mut self, message: &str) -> usize {
+        while let Ok(event) = self.lines.try_recv() {
+            self.seen.push(event);
+        }
+        self.seen.iter().filter(|event| event["message"].as_str().is_some_and(|m| m.starts_with(message))).count()
+    }
+
+    /// The sum of a field over all lines that begin so.
+    pub fn sum(&mut self, message: &str, field: &str) -> u64 {
+        self.count(message);
+        let lines = self.seen.iter().filter(|event| event["message"].as_str().is_some_and(|m| m.starts_with(message)));
+        lines.filter_map(|event| event[field].as_u64()).sum()
+    }
+
+    pub fn last_lines(&mut self) -> String {
+        self.count("");
+        let last = self.seen.len().saturating_sub(15);
+        self.seen[last..].iter().map(|line| format!("\n  {line}")).collect()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = self.child.id().and_then(|pid| Pid::from_raw(pid as i32)).expect("it runs");
+        kill_process(pid, signal).expect("signalled");
+    }
+
+    /// Kills it where it stands.
+    pub async fn kill(&mut self) {
+        self.child.kill().await.expect("killed");
+    }
+
+    pub async fn exit(&mut self) -> ExitStatus {
+        within_limit("the end of the program", self.child.wait()).await.expect("waited for")
+    }
+
+    pub fn id(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+}
+
+/// What a server answers.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Resp {
+    Text(Vec<u8>),
+    Int(i64),
+    Error(String),
+    Array(Vec<Resp>),
+    Nil,
+}
+
+impl Resp {
+    pub fn int(&self) -> Option<i64> {
+        match self {
+            Resp::Int(n) => Some(*n),
+            _ => None,
+        }
+    }
+
+    pub fn text(&self) -> String {
+        match self {
+            Resp::Text(text) => String::from_utf8_lossy(text).into_owned(),
+            other => panic!("no text: {other:?}"),
+        }
+    }
+
+    pub fn array(self) -> Vec<Resp> {
+        match self {
+            Resp::Array(parts) => parts,
+            other => panic!("no array: {other:?}"),
+        }
+    }
+}
+
+/// A plain client: the foreign producer.
+pub struct Client {
+    stream: BufReader<TcpStream>,
+}
+
+impl Client {
+    pub async fn connect(port: u16) -> Client {
+        Client { stream: BufReader::new(TcpStream::connect(("127.0.0.1", port)).await.expect("connected")) }
+    }
+
+    pub async fn call<A: AsRef<[u8]>>(&mut self, arguments: &[A]) -> Resp {
+        self.pipeline(&[arguments]).await.remove(0)
+    }
+
+    /// Many commands in one go.
+    pub async fn pipeline<A: AsRef<[u8]>, C: AsRef<[A]>>(&mut self, commands: &[C]) -> Vec<Resp> {
+        let mut bytes = Vec::new();
+        for command in commands {
+            bytes.extend_from_slice(format!("*{}\r\n", command.as_ref().len()).as_bytes());
+            for argument in command.as_ref() {
+                let argument = argument.as_ref();
+                bytes.extend_from_slice(format!("${}\r\n", argument.len()).as_bytes());
+                bytes.extend_from_slice(argument);
+                bytes.extend_from_slice(b"\r\n");
+            }
+        }
+        self.stream.get_mut().write_all(&bytes).await.expect("sent");
+        let mut replies = Vec::new();
+        for _ in commands {
+            replies.push(Box::pin(self.reply()).await);
+        }
+        replies
+    }
+
+    async fn reply(&mut self) -> Resp {
+        let mut line = String::new();
+        self.stream.read_line(&mut line).await.expect("an answer");
+        let (kind, rest) = line.trim_end().split_at(1);
+        match kind {
+            "+" => Resp::Text(rest.into()),
+            "-" => Resp::Error(rest.into()),
+            ":" => Resp::Int(rest.parse().expect("a number")),
+            "$" if rest == "-1" => Resp::Nil,
+            "$" => {
+                let mut bytes = vec![0; rest.parse::<usize>().expect("a length") + 2];
+                self.stream.read_exact(&mut bytes).await.expect("the rest");
+                bytes.truncate(bytes.len() - 2);
+                Resp::Text(bytes)
+            }
+            "*" if rest == "-1" => Resp::Nil,
+            "*" => {
+                let mut parts = Vec::new();
+                for _ in 0..rest.parse::<usize>().expect("a length") {
+                    parts.push(Box::pin(self.reply()).await);
+                }
+                Resp::Array(parts)
+            }
+            _ => panic!("{line:?}"),
+        }
+    }
+
+    /// `INCRBY` and `XADD`, as an application does it.
+    pub async fn add(&mut self, id: &str, amount: i64) -> String {
+        let amount = amount.to_string();
+        let counter = format!("counter:{id}");
+        let commands: [Vec<&str>; 2] =
+            [vec!["INCRBY", &counter, &amount], vec!["XADD", STREAM, "*", "id", id, "amount", &amount]];
+        self.pipeline(&commands).await[1].text()
+    }
+
+    /// Many increments by one of the same counter.
+    pub async fn add_many(&mut self, id: &str, times: usize) {
+        let counter = format!("counter:{id}");
+        let pair = [vec!["INCRBY", &counter, "1"], vec!["XADD", STREAM, "*", "id", id, "amount", "1"]];
+        for chunk in vec![pair; times].chunks(1000) {
+            self.pipeline(&chunk.concat()).await;
+        }
+    }
+}

@@ -1,0 +1,10 @@
+//! Tests against real servers: each has its own Valkey and its own database, and waits for signals, never for time.
+
+mod crash;
+mod entries;
+mod harness;
+mod outage;
+mod proxy;
+mod repository;
+mod trimming;
+mod verbs;

@@ -1,0 +1,238 @@
+//! Servers that fail, come back, forget, or change under the daemon's feet.
+
+use crate::harness::{Client, GROUP, Lab, Resp, STREAM, eventually, within_limit};
+use crate::proxy::{Proxy, Then, Way};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_was_destroyed_is_created_again_at_the_start() {
+    let lab = Lab::new().await;
+    let mut daemon = lab.daemon();
+    let mut client = lab.client().await;
+    client.add_many("a", 20).await;
+    lab.await_value("a", 20).await;
+    client.call(&["XGROUP", "DESTROY", STREAM, GROUP]).await;
+    client.add("a", 1).await;
+    lab.await_value("a", 21).await;
+    daemon.wait_for("redelivered entries were recognised").await;
+    assert!(daemon.count("reading is interrupted") <= 2, "one incident, not a hot loop: {}", daemon.last_lines());
+    lab.assert_settled().await;
+    assert_eq!(lab.in_ledger().await, 21);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_flushall_counting_goes_on_and_the_loss_is_reported() {
+    let lab = Lab::new().await;
+    let mut daemon = lab.daemon();
+    let mut client = lab.client().await;
+    client.add_many("a", 20).await;
+    lab.await_value("a", 20).await;
+    client.call(&["FLUSHALL"]).await;
+    let lost = daemon.wait_for("entries that were flushed are gone from the stream").await;
+    assert_eq!(lost["entries"], 20);
+    client.add("a", 1).await;
+    lab.await_value("a", 21).await;
+    assert_eq!(lab.number("select coalesce(sum(lost), 0)::bigint from tidegate.ledger").await, 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rewound_group_changes_nothing() {
+    let lab = Lab::new().await;
+    let mut daemon = lab.daemon();
+    let mut client = lab.client().await;
+    client.add_many("a", 500).await;
+    lab.await_value("a", 500).await;
+    for _ in 0..3 {
+        daemon.forget();
+        client.call(&["XGROUP", "SETID", STREAM, GROUP, "0"]).await;
+        client.add("a", 1).await;
+        daemon.wait_for("redelivered entries were recognised").await;
+    }
+    lab.await_value("a", 503).await;
+    lab.assert_settled().await;
+    assert_eq!(lab.in_ledger().await, 503);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_ledgers_constraint_flushing_pauses_and_never_doubles() {
+    let lab = Lab::new().await;
+    let mut daemon = lab.daemon();
+    let mut client = lab.client().await;
+    client.add_many("a", 20).await;
+    lab.await_value("a", 20).await;
+    lab.execute("alter table tidegate.ledger drop constraint ledger_no_overlap").await;
+    client.call(&["XGROUP", "SETID", STREAM, GROUP, "0"]).await;
+    client.add("a", 1).await;
+    let line = daemon.wait_for("flushing is halted").await;
+    assert!(line["fault"].as_str().is_some_and(|fault| fault.contains("42704")), "{line}");
+    assert_eq!(lab.value("a").await, Some(20));
+    lab.execute(
+        "alter table tidegate.ledger add constraint ledger_no_overlap exclude using gist (lane with =, ids with &&)",
+    )
+    .await;
+    lab.await_value("a", 21).await;
+    lab.assert_settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_table_halts_and_flushing_goes_on_by_itself() {
+    let lab = Lab::new().await;
+    let mut daemon = lab.daemon();
+    let mut client = lab.client().await;
+    client.add("a", 1).await;
+    lab.await_value("a", 1).await;
+    lab.execute("alter table public.counters rename to away").await;
+    client.add("a", 1).await;
+    daemon.wait_for("flushing is halted").await;
+    lab.execute("alter table public.away rename to counters").await;
+    daemon.wait_for("flushing goes on").await;
+    lab.await_value("a", 2).await;
+    assert_eq!(lab.number("select count(*) from tidegate.dead_letters").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgresql_away_for_longer_than_dead_after_and_back() {
+    let lab = Lab::new().await;
+    let proxy = Proxy::start(lab.postgres_port()).await;
+    let mut daemon = lab.daemon_through(None, Some(proxy.port()));
+    let mut client = lab.client().await;
+    client.add("a", 1).await;
+    lab.await_value("a", 1).await;
+    proxy.cut();
+    let before = client.add("a", 1).await;
+    daemon.wait_for("flushing is interrupted").await;
+    // A peer that would steal from a silent consumer finds none: the one that waits shows signs of life.
+    let mut peer = lab.daemon_through(None, Some(proxy.port()));
+    peer.wait_for("cannot start yet").await;
+    let idle = async || match lab.client().await.call(&["XPENDING", STREAM, GROUP, "-", "+", "10"]).await {
+        Resp::Array(rows) => rows.into_iter().next().map(|row| row.array()),
+        other => panic!("{other:?}"),
+    };
+    let old_enough = async || idle().await.is_some_and(|row| row[2].int().is_some_and(|ms| ms > 2_500));
+    eventually("the entry has been held for long", true, old_enough).await;
+    let row = idle().await.expect("pending");
+    assert_eq!((row[0].text(), row[3].int()), (before, Some(1)), "held by the one that read it, delivered once");
+    proxy.heal();
+    lab.await_value("a", 2).await;
+    daemon.wait_for("flushing goes on").await;
+    lab.assert_settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_of_another_type_in_the_streams_place_halts_reading_and_loses_nothing_else() {
+    let lab = Lab::new().await;
+    let mut daemon = lab.daemon();
+    daemon.wait_for("created the consumer group").await;
+    let mut client = lab.client().await;
+    client.call(&["DEL", STREAM]).await;
+    client.call(&["SET", STREAM, "a string"]).await;
+    daemon.wait_for("reading is halted").await;
+    client.call(&["DEL", STREAM]).await;
+    client.add("a", 1).await;
+    lab.await_value("a", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_valkey_that_was_killed_and_came_back_with_its_data_counts_on() {
+    let mut lab = Lab::new().await;
+    lab.valkey = tidegate::ops::sandbox::Valkey::start(&["--appendonly", "yes", "--appendfsync", "always"])
+        .await
+        .expect("Valkey starts");
+    let mut daemon = lab.daemon();
+    lab.client().await.add_many("a", 100).await;
+    lab.await_value("a", 100).await;
+    lab.valkey.kill();
+    daemon.wait_for("reading is interrupted").await;
+    lab.valkey.restart().await.expect("Valkey starts again");
+    lab.client().await.add("a", 1).await;
+    lab.await_value("a", 101).await;
+    lab.assert_settled().await;
+    assert_eq!(daemon.count("entries that were flushed are gone"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_content_under_used_ids_is_applied() {
+    let lab = Lab::new().await;
+    let mut daemon = lab.daemon();
+    let mut client = lab.client().await;
+    let mut ids = Vec::new();
+    for _ in 0..10 {
+        ids.push(client.add("a", 1).await);
+    }
+    lab.await_value("a", 10).await;
+    // Another primary minted the same ids for other entries.
+    client.call(&["DEL", STREAM]).await;
+    for id in &ids {
+        client.call(&["XADD", STREAM, id, "id", "b", "amount", "1"]).await;
+    }
+    lab.await_value("b", 10).await;
+    daemon.wait_for("other content under used ids was applied").await;
+    assert_eq!(lab.value("a").await, Some(10));
+    // And is recognised when it comes again.
+    client.call(&["XGROUP", "SETID", STREAM, GROUP, "0"]).await;
+    client.add("a", 1).await;
+    lab.await_value("a", 11).await;
+    assert_eq!(lab.value("b").await, Some(10));
+    lab.assert_settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_behind_the_ledger_is_told_to_start_above_it() {
+    let lab = Lab::new().await;
+    let mut daemon = lab.daemon();
+    let mut client = lab.client().await;
+    let last = client.add("a", 1).await;
+    lab.await_value("a", 1).await;
+    client.call(&["DEL", STREAM]).await;
+    daemon.wait_for("raised the stream's last id").await;
+    let info = client.call(&["XINFO", "STREAM", STREAM]).await.array();
+    let at = info.iter().position(|field| *field == Resp::Text(b"last-generated-id".to_vec())).expect("known");
+    assert_eq!(info[at + 1].text(), last);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ledger_ahead_of_the_clock_never_shuts_the_stream() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    // An entry from a server whose clock was a year ahead.
+    let far = format!("{}-0", 4_000_000_000_000u64);
+    client.call(&["XADD", STREAM, &far, "id", "a", "amount", "1"]).await;
+    let mut daemon = lab.daemon();
+    lab.await_value("a", 1).await;
+    client.call(&["DEL", STREAM]).await;
+    daemon.wait_for("the stream is behind the ledger by more than its clock allows").await;
+    client.add("a", 1).await;
+    lab.await_value("a", 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_silent_valkey_is_given_up_and_asked_again() {
+    let lab = Lab::new().await;
+    let proxy = Proxy::start(lab.valkey.port()).await;
+    let mut command = lab.program(&["run"]);
+    command.env("VALKEY_URL", format!("valkey://127.0.0.1:{}", proxy.port()));
+    command.env("TIDEGATE__VALKEY__COMMAND_TIMEOUT", "500ms");
+    let mut daemon = crate::harness::Daemon::start(command);
+    daemon.wait_for("created the consumer group").await;
+    let silent = proxy.trap(Way::ToServer, b"XREADGROUP", Then::Hold);
+    within_limit("the read", silent).await.expect("sprung");
+    daemon.wait_for("reading is interrupted").await;
+    proxy.heal();
+    lab.client().await.add("a", 1).await;
+    lab.await_value("a", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_deleted_before_they_were_flushed_are_counted_as_lost() {
+    let lab = Lab::new().await;
+    let mut client = Client::connect(lab.valkey.port()).await;
+    client.call(&["XGROUP", "CREATE", STREAM, GROUP, "0", "MKSTREAM"]).await;
+    client.add("a", 1).await;
+    let deleted = client.add("a", 1).await;
+    client.call(&["XREADGROUP", "GROUP", GROUP, "dead", "STREAMS", STREAM, ">"]).await;
+    client.call(&["XDEL", STREAM, &deleted]).await;
+    let mut daemon = lab.daemon();
+    let lost = daemon.wait_for("entries were deleted from the stream before they were flushed").await;
+    assert_eq!((lost["entries"].as_u64(), lost["ids"].as_str()), (Some(1), Some(deleted.as_str())));
+    lab.await_value("a", 1).await;
+    lab.assert_settled().await;
+}

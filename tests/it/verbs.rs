@@ -1,0 +1,110 @@
+//! What an operator types.
+
+use crate::harness::{self, Lab, database};
+
+async fn output(command: &mut tokio::process::Command) -> (i32, String, String) {
+    let output = command.output().await.expect("it runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+}
+
+async fn unmigrated() -> Lab {
+    Lab { database: database(false).await, ..Lab::new().await }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn run_refuses_an_unmigrated_database_and_says_what_to_type() {
+    let lab = unmigrated().await;
+    let (code, _, stderr) = output(&mut lab.program(&["run"])).await;
+    assert_eq!(code, 78, "{stderr}");
+    assert!(stderr.contains("run `tidegate migrate`"), "{stderr}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn migrate_shows_its_sql_then_applies_it_once() {
+    let lab = unmigrated().await;
+    let (code, sql, _) = output(&mut lab.program(&["migrate", "--dry-run"])).await;
+    assert_eq!(code, 0);
+    assert!(sql.contains("ledger_no_overlap"), "{sql}");
+    assert_eq!(lab.number("select count(*) from pg_namespace where nspname = 'tidegate'").await, 0, "nothing was changed");
+    assert_eq!(output(&mut lab.program(&["migrate"])).await.0, 0);
+    assert_eq!(output(&mut lab.program(&["migrate"])).await.1, "the database is up to date\n");
+    assert_eq!(output(&mut lab.program(&["migrate", "--dry-run"])).await.1, "-- nothing to do\n");
+    lab.client().await.add("a", 1).await;
+    lab.settle_everything().await;
+    assert_eq!(lab.value("a").await, Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn daemons_that_migrate_at_the_same_time_do_not_fight() {
+    let lab = unmigrated().await;
+    lab.client().await.add("a", 1).await;
+    let start = || async { output(&mut lab.program(&["run", "--migrate", "--until-empty"])).await };
+    let (a, b, c, d) = tokio::join!(start(), start(), start(), start());
+    for (code, _, stderr) in [a, b, c, d] {
+        assert_eq!(code, 0, "{stderr}");
+    }
+    assert_eq!(lab.value("a").await, Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_does_not_fit_is_refused_with_the_remedy() {
+    let lab = Lab::new().await;
+    lab.execute("alter table public.counters drop constraint counters_pkey").await;
+    let (code, _, stderr) = output(&mut lab.program(&["run"])).await;
+    assert_eq!(code, 78);
+    assert!(stderr.contains("create unique index on public.counters (id)"), "{stderr}");
+    lab.execute("alter table public.counters rename column value to amount; alter table public.counters add primary key (id)")
+        .await;
+    let (_, _, stderr) = output(&mut lab.program(&["run"])).await;
+    assert!(stderr.contains("has no column value"), "{stderr}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renamed_pipeline_is_refused_until_its_ledger_is_carried_over() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    client.add_many("a", 10).await;
+    lab.settle_everything().await;
+    let renamed = |arguments: &[&str]| {
+        let mut command = lab.program(arguments);
+        command.env("TIDEGATE__PIPELINES__TOTALS__STREAM", harness::STREAM);
+        command.env("TIDEGATE__PIPELINES__TOTALS__TABLE", "public.counters");
+        command
+    };
+    let (code, _, stderr) = output(&mut renamed(&["run", "--until-empty"])).await;
+    assert_eq!(code, 78);
+    assert!(stderr.contains("tidegate migrate --rename-pipeline counters=totals"), "{stderr}");
+    let (code, stdout, stderr) = output(&mut renamed(&["migrate", "--rename-pipeline", "counters=totals"])).await;
+    assert_eq!((code, stdout.as_str()), (0, "1 ledgers carried over from counters to totals\n"), "{stderr}");
+    let (code, _, stderr) = output(&mut renamed(&["run", "--until-empty"])).await;
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(lab.value("a").await, Some(10), "everything came again under the new name, and was recognised");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_tells_every_fault_and_hides_every_secret() {
+    let lab = Lab::new().await;
+    let mut command = lab.program(&["check", "--print"]);
+    command.env("DATABASE_URL", "postgres://me:hunter2@localhost/db");
+    let (code, stdout, stderr) = output(&mut command).await;
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.contains("postgres://me:***@localhost/db") && !stdout.contains("hunter2"), "{stdout}");
+    let mut command = lab.program(&["check"]);
+    command.env("TIDEGATE__BATCH__MAX_ENTRYS", "5").env("TIDEGATE__RUN__WORKERS", "two");
+    let (code, _, stderr) = output(&mut command).await;
+    assert_eq!(code, 78);
+    assert!(stderr.contains("did you mean") && stderr.contains("run.workers"), "{stderr}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_is_refused_with_the_remedy_and_never_shown() {
+    let lab = Lab::new().await;
+    lab.client().await.call(&["CONFIG", "SET", "requirepass", "right"]).await;
+    let mut command = lab.program(&["run"]);
+    command.env("VALKEY_URL", lab.valkey.url().replace("valkey://", "valkey://:hunter2@"));
+    let mut daemon = harness::Daemon::start(command);
+    let line = daemon.wait_for("reading is halted").await;
+    assert!(line["advice"].as_str().is_some_and(|advice| advice.contains("valkey.url")), "{line}");
+    assert!(!daemon.last_lines().contains("hunter2"));
+}
