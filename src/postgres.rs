@@ -44,7 +44,9 @@ impl Address {
         let ms = |duration: Duration| duration.as_millis().to_string();
         // The error of the URL may quote it, password and all: it is not passed on.
         Ok(PgConnectOptions::from_str(self.url.expose_secret())
-            .map_err(|_| Fault::PostgresLost("postgres.url cannot be read: write postgres://user:password@host:port/db".into()))?
+            .map_err(|_| {
+                Fault::PostgresLost("postgres.url cannot be read: write postgres://user:password@host:port/db".into())
+            })?
             .application_name("tidegate")
             .options([
                 ("statement_timeout", ms(self.statement_timeout)),

@@ -94,11 +94,15 @@ pub fn judge(fault: &Fault, attempt: u32) -> Judgement {
         Fault::Postgres { sqlstate, schema, constraint, .. } => {
             judge_postgres(sqlstate, schema.as_deref() == Some("tidegate"), constraint.as_deref(), attempt)
         }
-        Fault::PostgresLost(_) => retry("PostgreSQL is out of reach; the batch is held and its outcome read from the ledger"),
+        Fault::PostgresLost(_) => {
+            retry("PostgreSQL is out of reach; the batch is held and its outcome read from the ledger")
+        }
         Fault::Valkey { code, .. } => judge_valkey(code, attempt),
         Fault::ValkeyLost(_) => retry("Valkey is out of reach; what was read stays pending there"),
         Fault::SumOverflow => split("the deltas of one key add up to more than a bigint holds"),
-        Fault::StillRefused => halt("the ledger keeps refusing this batch; run `tidegate check` and look at tidegate.ledger"),
+        Fault::StillRefused => {
+            halt("the ledger keeps refusing this batch; run `tidegate check` and look at tidegate.ledger")
+        }
     }
 }
 
@@ -119,9 +123,9 @@ fn judge_postgres(code: &str, ours: bool, constraint: Option<&str>, attempt: u32
         (_, "57") => retry("PostgreSQL is starting, stopping or was told to end the session"),
         (_, "08") => retry("the connection to PostgreSQL broke"),
         // Tidegate's own tables: never an entry's fault.
-        (_, "21" | "22" | "23" | "54" | "P0") if ours => {
-            halt("one of Tidegate's own tables refused a row: has its schema been changed? compare with `tidegate migrate --dry-run`")
-        }
+        (_, "21" | "22" | "23" | "54" | "P0") if ours => halt(
+            "one of Tidegate's own tables refused a row: has its schema been changed? compare with `tidegate migrate --dry-run`",
+        ),
         // Poison: an entry's content.
         ("23514", _) if constraint.is_none() => {
             halt("the table has no partition for a row: create it; flushing goes on by itself")
@@ -133,9 +137,9 @@ fn judge_postgres(code: &str, ours: bool, constraint: Option<&str>, attempt: u32
         ("P0001", _) => split("a trigger of the table refuses a row"),
         // Somebody must act.
         ("42501", _) => halt("the role lacks a privilege: grant it; flushing goes on by itself"),
-        ("42P01" | "42703" | "42704" | "42P10", _) => {
-            halt("a table, column, index or constraint is missing: run `tidegate migrate`, or mend the pipeline's table")
-        }
+        ("42P01" | "42703" | "42704" | "42P10", _) => halt(
+            "a table, column, index or constraint is missing: run `tidegate migrate`, or mend the pipeline's table",
+        ),
         (_, "42") => halt("PostgreSQL refuses the statement: has the table been changed?"),
         (_, "28") => halt("PostgreSQL refuses the credentials: mend postgres.url"),
         ("3D000" | "3F000", _) => halt("the database or schema does not exist: create it, or mend postgres.url"),
@@ -161,7 +165,9 @@ fn judge_valkey(code: &str, attempt: u32) -> Judgement {
         "OOM" => retry("Valkey is out of memory: raise maxmemory; draining goes on where it can"),
         "WRONGTYPE" => halt("the stream's key holds another type: rename or delete it; reading goes on by itself"),
         "NOAUTH" | "WRONGPASS" => halt("Valkey refuses the credentials: mend valkey.url"),
-        "NOPERM" => halt("the Valkey user lacks a permission: see the message for the command or key; grant it with ACL SETUSER"),
+        "NOPERM" => halt(
+            "the Valkey user lacks a permission: see the message for the command or key; grant it with ACL SETUSER",
+        ),
         _ if attempt <= A_FEW => retry("an error Tidegate does not know; it is tried a few times"),
         _ => halt("an error Tidegate does not know, again and again: see Valkey's log"),
     }
@@ -324,9 +330,18 @@ mod tests {
     fn valkeys_errors_have_their_verdicts() {
         let valkey = |code: &str| Fault::Valkey { code: code.into(), message: code.into() };
         assert_eq!(verdict(&valkey("NOGROUP"), 1), Verdict::Regroup);
-        for code in
-            ["UNBLOCKED", "READONLY", "LOADING", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "BUSY", "MOVED", "OOM", "MISCONF"]
-        {
+        for code in [
+            "UNBLOCKED",
+            "READONLY",
+            "LOADING",
+            "MASTERDOWN",
+            "CLUSTERDOWN",
+            "TRYAGAIN",
+            "BUSY",
+            "MOVED",
+            "OOM",
+            "MISCONF",
+        ] {
             assert_eq!(verdict(&valkey(code), 1000), Verdict::Retry, "{code}");
         }
         for code in ["WRONGTYPE", "NOAUTH", "WRONGPASS", "NOPERM"] {

@@ -1,5 +1,6 @@
 //! The daemon: configuration, connections, tasks, wait, drain. The only place that spawns.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -95,16 +96,16 @@ pub async fn run(config: &Config, options: Options) -> Result<Ending, Refusal> {
     };
     let mut workers = JoinSet::new();
     let mut caretakers = JoinSet::new();
-    let regrouped = Arc::new(Notify::new());
-    for lane in &lanes {
-        for slot in 0..config.run.workers {
-            let parts = worker_parts(config, &places, lane, regrouped.clone());
-            workers.spawn(supervise(slot, parts, stop.clone()));
-        }
-    }
-    for stream in distinct_streams(&lanes) {
+    for (stream, lanes) in by_stream(&lanes) {
+        let regrouped = Arc::new(Notify::new());
         let parts = caretaker_parts(config, &places, stream, &lanes, regrouped.clone());
         caretakers.spawn(Caretaker::new(parts).run(stop.clone()));
+        for lane in lanes {
+            for slot in 0..config.run.workers {
+                let parts = worker_parts(config, &places, lane, regrouped.clone());
+                workers.spawn(supervise(slot, parts, stop.clone()));
+            }
+        }
     }
     info!(workers = config.run.workers, pipelines = lanes.len(), version = env!("CARGO_PKG_VERSION"), "running");
 
@@ -129,7 +130,10 @@ pub async fn run(config: &Config, options: Options) -> Result<Ending, Refusal> {
     tell(&lanes, &mut told);
     match ending {
         Ending::Settled => info!(phase = "settled", "stopped"),
-        _ => warn!(phase = "left pending", "stopped; what was held is delivered again, and recognised where it was flushed"),
+        _ => warn!(
+            phase = "left pending",
+            "stopped; what was held is delivered again, and recognised where it was flushed"
+        ),
     }
     Ok(ending)
 }
@@ -165,11 +169,7 @@ async fn prepare(config: &Config, postgres: &postgres::Address, options: Options
     }
 }
 
-async fn try_prepare(
-    config: &Config,
-    postgres: &postgres::Address,
-    options: Options,
-) -> Result<Vec<Lane>, Refusal> {
+async fn try_prepare(config: &Config, postgres: &postgres::Address, options: Options) -> Result<Vec<Lane>, Refusal> {
     if options.migrate {
         let applied = migrate::apply(postgres).await?;
         info!(applied, "the database is migrated");
@@ -283,10 +283,12 @@ async fn watch_until_empty(link: &Link, lanes: &[Lane]) -> Result<(), Fault> {
     }
 }
 
-fn distinct_streams(lanes: &[Lane]) -> Vec<&str> {
-    let mut streams: Vec<&str> = lanes.iter().map(|lane| lane.target.pipeline().stream.as_str()).collect();
-    streams.sort_unstable();
-    streams.dedup();
+/// Pipelines that read the same stream share a caretaker.
+fn by_stream(lanes: &[Lane]) -> BTreeMap<&str, Vec<&Lane>> {
+    let mut streams: BTreeMap<&str, Vec<&Lane>> = BTreeMap::new();
+    for lane in lanes {
+        streams.entry(&lane.target.pipeline().stream).or_default().push(lane);
+    }
     streams
 }
 
@@ -313,14 +315,15 @@ fn caretaker_parts(
     config: &Config,
     places: &Places,
     stream: &str,
-    lanes: &[Lane], regrouped: Arc<Notify>) -> caretaker::Parts {
-    let of_stream = |lane: &&Lane| lane.target.pipeline().stream == stream;
+    lanes: &[&Lane],
+    regrouped: Arc<Notify>,
+) -> caretaker::Parts {
     caretaker::Parts {
         valkey: places.valkey.clone(),
         postgres: places.postgres.clone(),
         source: config.valkey.source.clone(),
         stream: stream.to_owned(),
-        targets: lanes.iter().filter(of_stream).map(|lane| (lane.target.clone(), lane.metrics.clone())).collect(),
+        targets: lanes.iter().map(|lane| (lane.target.clone(), lane.metrics.clone())).collect(),
         retention: config.trim.retention,
         trim_every: config.trim.every,
         compact_margin: config.compact.margin,

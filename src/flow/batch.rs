@@ -354,7 +354,8 @@ pub(crate) mod tests {
 
     #[test]
     fn the_same_entry_twice_counts_once_and_makes_the_batch_careful() {
-        let b = batch(&[&[(1, "a", "1"), (2, "a", "1"), (3, "a", "1")], &[(2, "a", "1"), (3, "a", "1"), (4, "a", "1")]]);
+        let b =
+            batch(&[&[(1, "a", "1"), (2, "a", "1"), (3, "a", "1")], &[(2, "a", "1"), (3, "a", "1"), (4, "a", "1")]]);
         assert_eq!(ids(&b), [1, 2, 3, 4]);
         assert_eq!(b.spans(), std::slice::from_ref(&(0..4)));
         assert!(b.is_careful());

@@ -42,10 +42,7 @@ impl<'a> Letters<'a> {
     }
 
     /// Binds the six columns that [`insert`] expects.
-    pub fn bind<'q>(
-        self,
-        query: Query<'q, sqlx::Postgres, PgArguments>,
-    ) -> Query<'q, sqlx::Postgres, PgArguments> {
+    pub fn bind<'q>(self, query: Query<'q, sqlx::Postgres, PgArguments>) -> Query<'q, sqlx::Postgres, PgArguments> {
         query
             .bind(self.ids)
             .bind(self.digests)

@@ -72,10 +72,7 @@ pub enum Unfit {
 }
 
 /// Makes sure that a pipeline's table is what its configuration says.
-pub async fn check_table(
-    connection: &mut PgConnection,
-    pipeline: &Pipeline,
-) -> Result<Result<(), Unfit>, sqlx::Error> {
+pub async fn check_table(connection: &mut PgConnection, pipeline: &Pipeline) -> Result<Result<(), Unfit>, sqlx::Error> {
     let table = pipeline.table.to_string();
     let columns: Option<Vec<String>> = sqlx::query_scalar(
         "select array(select attname::text from pg_attribute where attrelid = c.oid and attnum > 0 and not attisdropped)
@@ -174,8 +171,11 @@ pub enum Why {
 
 /// Flushes a batch, by the way it calls for.
 pub async fn flush(database: &mut Database, target: &Target, batch: Batch) -> Result<Flushed, Failed> {
-    let result =
-        if batch.is_careful() { flush_careful(database, target, &batch).await } else { flush_fresh(database, target, &batch).await };
+    let result = if batch.is_careful() {
+        flush_careful(database, target, &batch).await
+    } else {
+        flush_fresh(database, target, &batch).await
+    };
     result.map_err(|why| Failed { batch, why })
 }
 

@@ -4,11 +4,11 @@
 pub mod ack;
 pub mod batch;
 pub mod bury;
+pub mod caretaker;
 pub mod compact;
 pub mod flush;
 pub mod ledger;
 pub mod read;
 pub mod reclaim;
 pub mod trim;
-pub mod caretaker;
 pub mod worker;

@@ -144,7 +144,8 @@ pub struct Backlog {
 
 /// Asks for a group's backlog. A group that does not exist yet has all the stream before it.
 pub async fn backlog(link: &Link, stream: &str, group: &str) -> Result<Backlog, Fault> {
-    let last = link.commands().call(Command::new("XREVRANGE").arg(stream).arg("+").arg("-").arg("COUNT").arg(1)).await?;
+    let last =
+        link.commands().call(Command::new("XREVRANGE").arg(stream).arg("+").arg("-").arg("COUNT").arg(1)).await?;
     let last = last.into_array().ok_or_else(|| unexpected("XREVRANGE"))?.next();
     let Some((last, _)) = last.map(|entry| parse_entry(entry).ok_or_else(|| unexpected("XREVRANGE"))).transpose()?
     else {
@@ -158,8 +159,10 @@ pub async fn backlog(link: &Link, stream: &str, group: &str) -> Result<Backlog, 
         if field("name")?.as_text() != Some(group) {
             continue;
         }
-        let delivered: EntryId =
-            field("last-delivered-id")?.as_text().and_then(|id| id.parse().ok()).ok_or_else(|| unexpected("XINFO GROUPS"))?;
+        let delivered: EntryId = field("last-delivered-id")?
+            .as_text()
+            .and_then(|id| id.parse().ok())
+            .ok_or_else(|| unexpected("XINFO GROUPS"))?;
         let pending = field("pending")?.as_int().unwrap_or(0).unsigned_abs();
         let undelivered = field("lag")?.as_int().map(i64::unsigned_abs);
         return Ok(Backlog { pending, undelivered, is_empty: pending == 0 && delivered >= last });
@@ -181,11 +184,7 @@ fn take_run(reply: Reply, filling: &mut Filling) -> Result<(), Fault> {
 }
 
 /// Adds an array of `[id, [name, value, …]]` as one span; gives its ids.
-pub(super) fn push_entries(
-    entries: Reply,
-    filling: &mut Filling,
-    command: &str,
-) -> Result<Vec<EntryId>, Fault> {
+pub(super) fn push_entries(entries: Reply, filling: &mut Filling, command: &str) -> Result<Vec<EntryId>, Fault> {
     let entries = entries.into_array().ok_or_else(|| unexpected(command))?;
     let mut ids = Vec::with_capacity(entries.len());
     for entry in entries {

@@ -160,7 +160,8 @@ impl Reclaimer {
         let min_idle = if bump == 0 { 0 } else { self.dead_after.as_millis() as i64 };
         let mut kept = HashSet::with_capacity(chosen.len());
         for same in chosen.chunk_by(|a, b| a.deliveries == b.deliveries) {
-            let command = Command::new("XCLAIM").arg(&*self.stream).arg(&*self.group).arg(&*self.consumer).arg(min_idle);
+            let command =
+                Command::new("XCLAIM").arg(&*self.stream).arg(&*self.group).arg(&*self.consumer).arg(min_idle);
             let command = command.args(same.iter().map(|p| p.id.to_string()));
             // JUSTID alone would not count the delivery.
             let command = command.arg("RETRYCOUNT").arg(same[0].deliveries + bump).arg("JUSTID");
@@ -173,12 +174,7 @@ impl Reclaimer {
     }
 
     /// Reads the claimed entries; a span ends wherever the stream has an entry in between that is not among them.
-    async fn read(
-        &self,
-        link: &Link,
-        kept: &mut HashSet<EntryId>,
-        chosen: &[Pending],
-    ) -> Result<Filling, Fault> {
+    async fn read(&self, link: &Link, kept: &mut HashSet<EntryId>, chosen: &[Pending]) -> Result<Filling, Fault> {
         let origin = Origin { generation: link.generation().clone(), consumer: self.consumer.clone() };
         let mut filling = Filling::new(origin, self.max_entry_bytes);
         let wanted: HashMap<EntryId, i64> =
@@ -269,12 +265,7 @@ impl Reclaimer {
 }
 
 /// Which of these ids the group still has marked as pending, under whatever name.
-pub async fn still_pending(
-    link: &Link,
-    stream: &str,
-    group: &str,
-    ids: &[EntryId],
-) -> Result<HashSet<EntryId>, Fault> {
+pub async fn still_pending(link: &Link, stream: &str, group: &str, ids: &[EntryId]) -> Result<HashSet<EntryId>, Fault> {
     let mut pending = HashSet::new();
     for id in ids {
         let command = Command::new("XPENDING").arg(stream).arg(group).arg(id.to_string()).arg(id.to_string()).arg(1);

@@ -162,6 +162,7 @@ impl Taker {
     async fn take_over(&mut self, link: &Arc<Link>, stop: &Stop) -> Result<Result<(), Widowed>, Fault> {
         if self.reader.ensure_group(link).await? {
             info!(consumer = %self.consumer, stream = %self.parts.target.pipeline().stream, "created the consumer group");
+            self.parts.regrouped.notify_one();
         }
         // Idle times on a promoted replica are stale: whoever seems dead may not have had the time to speak.
         let mut sweep_at = Instant::now() + self.parts.dead_after;
@@ -258,9 +259,6 @@ impl Taker {
     /// A fault on Valkey's side: tells it, waits, and leaves the rest to the next link.
     async fn met(&mut self, fault: &Fault, stop: &Stop) {
         let response = self.trouble.met(fault, Instant::now());
-        if response.judgement.verdict == Verdict::Regroup {
-            self.parts.regrouped.notify_one();
-        }
         if response.tell {
             let (consumer, advice) = (&self.consumer, response.judgement.advice);
             match response.judgement.verdict {
@@ -474,7 +472,12 @@ impl Settler {
     }
 
     /// So much poison is no poison: something about the table is wrong, and nothing is buried for it.
-    async fn halt_for_too_much_poison(&mut self, entries: usize, fault: &Fault, stop: &Stop) -> Result<(), Interrupted> {
+    async fn halt_for_too_much_poison(
+        &mut self,
+        entries: usize,
+        fault: &Fault,
+        stop: &Stop,
+    ) -> Result<(), Interrupted> {
         let first = !self.trouble.lasts();
         let response = self.trouble.met(fault, Instant::now());
         if response.tell {

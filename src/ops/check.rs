@@ -51,7 +51,8 @@ mod tests {
         let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let code =
-            run(Args { print }, &Sources { env, file: file.map(Into::into), ..Sources::default() }, &mut out, &mut err).expect("a vector takes everything");
+            run(Args { print }, &Sources { env, file: file.map(Into::into), ..Sources::default() }, &mut out, &mut err)
+                .expect("a vector takes everything");
         (code, String::from_utf8(out).expect("text"), String::from_utf8(err).expect("text"))
     }
 

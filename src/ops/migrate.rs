@@ -48,7 +48,9 @@ pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::
     };
     let address = &address;
     let result = if let Some((old, new)) = &args.rename_pipeline {
-        rename(address, source, old, new).await.map(|lanes| format!("{lanes} ledgers carried over from {old} to {new}\n"))
+        rename(address, source, old, new)
+            .await
+            .map(|lanes| format!("{lanes} ledgers carried over from {old} to {new}\n"))
     } else if args.dry_run {
         missing(address).await.map(|migrations| {
             let sql: String = migrations

@@ -338,7 +338,8 @@ impl Postgres {
     }
 
     async fn connect(&self, database: &str) -> Result<sqlx::PgConnection, Error> {
-        let refused = |fault: crate::retry::Fault| Error::Io("PostgreSQL".into(), std::io::Error::other(fault.to_string()));
+        let refused =
+            |fault: crate::retry::Fault| Error::Io("PostgreSQL".into(), std::io::Error::other(fault.to_string()));
         self.address(database).connect().await.map_err(refused)
     }
 
@@ -416,7 +417,11 @@ fn postgres_programs() -> Result<PathBuf, Error> {
     let on_path = on_path("initdb").into_iter().filter_map(|p| Some(p.canonicalize().ok()?.parent()?.to_owned()));
     named(POSTGRES_BIN)
         .or_else(|| {
-            packaged.into_iter().chain(on_path).chain(fetched).find(|p| ["initdb", "postgres"].iter().all(|x| p.join(x).is_file()))
+            packaged
+                .into_iter()
+                .chain(on_path)
+                .chain(fetched)
+                .find(|p| ["initdb", "postgres"].iter().all(|x| p.join(x).is_file()))
         })
         .ok_or(Error::Missing("PostgreSQL", POSTGRES_BIN))
 }

@@ -253,7 +253,9 @@ async fn consumers_do_not_pile_up_over_many_restarts() {
     }
     let _daemon: Daemon = lab.daemon();
     // Ten times dead_after without a word, and nothing held: removed.
-    eventually("consumers", 1, async || lab.client().await.call(&["XINFO", "CONSUMERS", STREAM, GROUP]).await.array().len())
-        .await;
+    eventually("consumers", 1, async || {
+        lab.client().await.call(&["XINFO", "CONSUMERS", STREAM, GROUP]).await.array().len()
+    })
+    .await;
     lab.await_value("a", 15).await;
 }

@@ -1,5 +1,7 @@
 //! Tests against real servers: each has its own Valkey and its own database, and waits for signals, never for time.
 
+#![expect(unreachable_pub, reason = "everything here is for this one binary")]
+
 mod crash;
 mod entries;
 mod harness;

@@ -19,7 +19,8 @@ fn files() -> Vec<PathBuf> {
 fn sources() -> Vec<(String, String)> {
     let source = |path: &PathBuf| {
         let name = path.strip_prefix(ROOT).ok()?.to_str()?.to_owned();
-        (name.starts_with("src/") && name.ends_with(".rs")).then(|| (name, std::fs::read_to_string(path).expect("text")))
+        (name.starts_with("src/") && name.ends_with(".rs"))
+            .then(|| (name, std::fs::read_to_string(path).expect("text")))
     };
     files().iter().filter_map(source).collect()
 }

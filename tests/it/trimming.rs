@@ -50,7 +50,8 @@ async fn another_group_that_is_behind_holds_the_trimmer_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_trimmed_while_a_configured_group_is_missing() {
     let lab = Lab::new().await;
-    lab.execute("create table public.second (id text primary key, value bigint not null, updated_at timestamptz)").await;
+    lab.execute("create table public.second (id text primary key, value bigint not null, updated_at timestamptz)")
+        .await;
     let mut client = lab.client().await;
     client.add_many("a", 10).await;
     lab.settle_everything().await;

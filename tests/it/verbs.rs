@@ -26,7 +26,11 @@ async fn migrate_shows_its_sql_then_applies_it_once() {
     let (code, sql, _) = output(&mut lab.program(&["migrate", "--dry-run"])).await;
     assert_eq!(code, 0);
     assert!(sql.contains("ledger_no_overlap"), "{sql}");
-    assert_eq!(lab.number("select count(*) from pg_namespace where nspname = 'tidegate'").await, 0, "nothing was changed");
+    assert_eq!(
+        lab.number("select count(*) from pg_namespace where nspname = 'tidegate'").await,
+        0,
+        "nothing was changed"
+    );
     assert_eq!(output(&mut lab.program(&["migrate"])).await.0, 0);
     assert_eq!(output(&mut lab.program(&["migrate"])).await.1, "the database is up to date\n");
     assert_eq!(output(&mut lab.program(&["migrate", "--dry-run"])).await.1, "-- nothing to do\n");
@@ -54,8 +58,10 @@ async fn a_table_that_does_not_fit_is_refused_with_the_remedy() {
     let (code, _, stderr) = output(&mut lab.program(&["run"])).await;
     assert_eq!(code, 78);
     assert!(stderr.contains("create unique index on public.counters (id)"), "{stderr}");
-    lab.execute("alter table public.counters rename column value to amount; alter table public.counters add primary key (id)")
-        .await;
+    lab.execute(
+        "alter table public.counters rename column value to amount; alter table public.counters add primary key (id)",
+    )
+    .await;
     let (_, _, stderr) = output(&mut lab.program(&["run"])).await;
     assert!(stderr.contains("has no column value"), "{stderr}");
 }
