@@ -58,6 +58,8 @@ pub mod pipeline;
 pub mod flow;
 pub mod retry;
 
+pub mod produce;
+
 pub mod service;
 pub mod shutdown;
 

@@ -1,11 +1,14 @@
 //! The command line: parse the verb, load the configuration, start telemetry, run, exit.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tidegate::config::{Config, Needs, Sources, load};
-use tidegate::ops::{Exit, check, migrate, run};
+use tidegate::ops::{Exit, check, migrate, produce, run};
+use tidegate::produce::Producer;
+use tidegate::retry::judge;
 use tidegate::telemetry;
 
 /// Write-behind for Valkey and PostgreSQL: every counter delta lands exactly once, whatever crashes.
@@ -31,6 +34,8 @@ enum Verb {
     },
     /// Bring the database to the schema this program needs
     Migrate(migrate::Args),
+    /// Turn lines `id` or `id amount` into atomic increments with their deltas
+    Produce(produce::Args),
     /// Say whether the configuration is valid, or everything that is wrong with it
     Check(check::Args),
 }
@@ -41,12 +46,21 @@ fn main() -> ExitCode {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return tell(&error, Exit::Error),
+        Err(error) => return failed(&error),
     };
     let outcome = runtime.block_on(run(cli));
     // What is still running was told to stop and is not waited for: it may be stuck in a server's silence.
     runtime.shutdown_background();
-    outcome.map_or_else(|error| tell(&error, Exit::Error), ExitCode::from)
+    outcome.map_or_else(|error| failed(&error), ExitCode::from)
+}
+
+fn failed(error: &std::io::Error) -> ExitCode {
+    // Whoever closed the pipe has read enough.
+    if error.kind() == std::io::ErrorKind::BrokenPipe {
+        return Exit::Ok.into();
+    }
+    tell(error);
+    Exit::Error.into()
 }
 
 async fn run(cli: Cli) -> std::io::Result<Exit> {
@@ -63,9 +77,35 @@ async fn run(cli: Cli) -> std::io::Result<Exit> {
             Ok(config) => migrate::run(&args, &config, &mut std::io::stdout()).await,
             Err(exit) => Ok(exit),
         },
+        Verb::Produce(args) => match configured(file, Vec::new(), Needs::VALKEY) {
+            Ok(config) => produce(&args, &config).await,
+            Err(exit) => Ok(exit),
+        },
         Verb::Check(args) => {
             let sources = Sources::from_process(file, Vec::new());
             check::run(args, &sources, &mut std::io::stdout(), &mut std::io::stderr())
+        }
+    }
+}
+
+async fn produce(args: &produce::Args, config: &Config) -> std::io::Result<Exit> {
+    let Some(pipeline) = config.pipelines.iter().find(|pipeline| pipeline.name == args.pipeline) else {
+        let names: Vec<&str> = config.pipelines.iter().map(|pipeline| pipeline.name.as_str()).collect();
+        tell(&format!("there is no pipeline {:?}: name one of {}", args.pipeline, names.join(", ")));
+        return Ok(Exit::Config);
+    };
+    let address = match config.valkey.address() {
+        Ok(address) => address,
+        Err(faults) => {
+            tell(&faults);
+            return Ok(Exit::Config);
+        }
+    };
+    match Producer::connect(&address, pipeline.clone()).await {
+        Ok(producer) => produce::run(args, &producer).await,
+        Err(fault) => {
+            tell(&format!("{fault}: {}", judge(&fault, 1).advice));
+            Ok(Exit::Unavailable)
         }
     }
 }
@@ -78,15 +118,13 @@ fn configured(file: Option<PathBuf>, flags: Vec<(String, String)>, needs: Needs)
             Ok(loaded.config)
         }
         Err(faults) => {
-            tell(&faults, Exit::Config);
+            tell(&faults);
             Err(Exit::Config)
         }
     }
 }
 
-fn tell(error: &dyn std::error::Error, exit: Exit) -> ExitCode {
-    use std::io::Write;
+fn tell(what: &dyn std::fmt::Display) {
     // If stderr is closed there is nobody to tell.
-    let _ = writeln!(std::io::stderr(), "{error}");
-    exit.into()
+    let _ = writeln!(std::io::stderr(), "{what}");
 }

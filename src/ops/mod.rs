@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod migrate;
+pub mod produce;
 pub mod run;
 pub mod sandbox;
 
