@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tidegate::config::{Config, Needs, Sources, load};
-use tidegate::ops::{Exit, check, migrate, produce, run};
+use tidegate::ops::{Exit, check, demo, migrate, produce, run};
 use tidegate::produce::Producer;
 use tidegate::retry::judge;
 use tidegate::telemetry;
@@ -36,6 +36,8 @@ enum Verb {
     Migrate(migrate::Args),
     /// Turn lines `id` or `id amount` into atomic increments with their deltas
     Produce(produce::Args),
+    /// Show the main job on private throw-away servers, with workers killed again and again, and prove the result
+    Demo(demo::Args),
     /// Say whether the configuration is valid, or everything that is wrong with it
     Check(check::Args),
 }
@@ -81,6 +83,7 @@ async fn run(cli: Cli) -> std::io::Result<Exit> {
             Ok(config) => produce(&args, &config).await,
             Err(exit) => Ok(exit),
         },
+        Verb::Demo(args) => demo::run(&args).await,
         Verb::Check(args) => {
             let sources = Sources::from_process(file, Vec::new());
             check::run(args, &sources, &mut std::io::stdout(), &mut std::io::stderr())

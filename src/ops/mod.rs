@@ -1,6 +1,7 @@
 //! What an operator types, one file a verb.
 
 pub mod check;
+pub mod demo;
 pub mod migrate;
 pub mod produce;
 pub mod run;
@@ -16,6 +17,8 @@ pub enum Exit {
     Error = 1,
     /// The command line cannot be understood.
     Usage = 2,
+    /// What must be equal is not.
+    Drift = 3,
     /// Some of the input was bad; the rest was done.
     BadInput = 65,
     /// A server is out of reach.
