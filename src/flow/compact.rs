@@ -18,7 +18,7 @@ const STEP: i64 = 2_000;
 /// Fewer are not worth one.
 const WORTHWHILE: u64 = 100;
 
-/// Merges a step of rows. Fewer than [`STEP`]: nothing is left for now.
+/// Merges a step of rows; gives how many. None: nothing is left that is worth it, for now.
 pub async fn compact(
     connection: &mut PgConnection,
     lane: Lane,

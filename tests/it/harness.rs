@@ -68,6 +68,13 @@ pub async fn eventually<T: std::fmt::Debug + PartialEq>(what: &str, expected: T,
     }
 }
 
+/// Runs a program to its end: exit code, stdout, stderr.
+pub async fn output(command: &mut Command) -> (i32, String, String) {
+    let output = within_limit("the end of the program", command.output()).await.expect("it runs");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
+}
+
 /// Waits for a signal, with a limit.
 pub async fn within_limit<T>(what: &str, signal: impl Future<Output = T>) -> T {
     tokio::time::timeout(LIMIT, signal).await.unwrap_or_else(|_| panic!("{what} did not come"))
@@ -269,10 +276,6 @@ impl Daemon {
 
     pub async fn exit(&mut self) -> ExitStatus {
         within_limit("the end of the program", self.child.wait()).await.expect("waited for")
-    }
-
-    pub fn id(&self) -> u32 {
-        self.child.id().expect("it runs")
     }
 }
 

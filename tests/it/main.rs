@@ -6,6 +6,7 @@ mod crash;
 mod entries;
 mod harness;
 mod outage;
+mod producing;
 mod proxy;
 mod repository;
 mod trimming;

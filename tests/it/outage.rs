@@ -236,3 +236,44 @@ async fn entries_deleted_before_they_were_flushed_are_counted_as_lost() {
     lab.await_value("a", 1).await;
     lab.assert_settled().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_network_that_swallows_postgresqls_answers() {
+    let lab = Lab::new().await;
+    let proxy = Proxy::start(lab.postgres_port()).await;
+    let mut daemon = lab.daemon_through(None, Some(proxy.port()));
+    let mut client = lab.client().await;
+    client.add("a", 1).await;
+    lab.await_value("a", 1).await;
+    proxy.hold(Way::ToClient);
+    client.add("a", 1).await;
+    // It was committed, and nobody heard.
+    lab.await_value("a", 2).await;
+    daemon.wait_for("flushing is interrupted").await;
+    proxy.release(Way::ToClient);
+    daemon.wait_for("redelivered entries were recognised").await;
+    client.add("a", 1).await;
+    lab.await_value("a", 3).await;
+    lab.assert_settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replies_that_break_off_in_the_middle_are_read_again() {
+    let lab = Lab::new().await;
+    let proxy = Proxy::start(lab.valkey.port()).await;
+    lab.client().await.add_many("a", 3_000).await;
+    proxy.slow(1_000_000);
+    let mut daemon = lab.daemon_through(Some(proxy.port()), None);
+    for _ in 0..3 {
+        // Sprung while a reply with many entries is on its way, and cut right there.
+        let under_way = proxy.trap(Way::ToClient, b"amount", Then::Hold);
+        within_limit("a reply", under_way).await.expect("sprung");
+        proxy.reset();
+        proxy.release(Way::ToClient);
+    }
+    daemon.wait_for("reading is interrupted").await;
+    proxy.heal();
+    lab.await_value("a", 3_000).await;
+    lab.assert_settled().await;
+    assert_eq!(lab.in_ledger().await, 3_000);
+}

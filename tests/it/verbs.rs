@@ -1,12 +1,6 @@
 //! What an operator types.
 
-use crate::harness::{self, Lab, database};
-
-async fn output(command: &mut tokio::process::Command) -> (i32, String, String) {
-    let output = command.output().await.expect("it runs");
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
-}
+use crate::harness::{self, Lab, database, output};
 
 async fn unmigrated() -> Lab {
     Lab { database: database(false).await, ..Lab::new().await }
@@ -113,4 +107,19 @@ async fn a_wrong_password_is_refused_with_the_remedy_and_never_shown() {
     let line = daemon.wait_for("reading is halted").await;
     assert!(line["advice"].as_str().is_some_and(|advice| advice.contains("valkey.url")), "{line}");
     assert!(!daemon.last_lines().contains("hunter2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_proves_itself_and_leaves_nothing_on_borrowed_servers() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    let mut command =
+        lab.program(&["demo", "--seconds", "3", "--processes", "2", "--kill-every", "400", "--rate", "5000"]);
+    command.env("TIDEGATE_DEMO_VALKEY_URL", lab.valkey.url()).env("TIDEGATE_DEMO_DATABASE_URL", &lab.database);
+    let (code, stdout, stderr) = output(&mut command).await;
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    assert!(stdout.contains("every counter is equal: nothing lost, nothing doubled"), "{stdout}");
+    assert_eq!(client.call(&["DBSIZE"]).await.int(), Some(0));
+    assert_eq!(lab.number("select count(*) from pg_class where relname like 'tidegate_demo%'").await, 0);
+    assert_eq!(lab.in_ledger().await, 0);
 }

