@@ -204,7 +204,7 @@ impl Malformed {
 }
 
 /// A whole number as `INCRBY` takes it: an optional minus, then digits.
-fn parse_amount(text: &[u8]) -> Result<i64, Malformed> {
+pub(crate) fn parse_amount(text: &[u8]) -> Result<i64, Malformed> {
     let digits = text.strip_prefix(b"-").unwrap_or(text);
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return Err(Malformed::AmountNotANumber);

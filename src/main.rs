@@ -7,8 +7,6 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use tidegate::config::{Config, Needs, Sources, load};
 use tidegate::ops::{Exit, check, demo, migrate, produce, run};
-use tidegate::produce::Producer;
-use tidegate::retry::judge;
 use tidegate::telemetry;
 
 /// Write-behind for Valkey and PostgreSQL: every counter delta lands exactly once, whatever crashes.
@@ -80,7 +78,7 @@ async fn run(cli: Cli) -> std::io::Result<Exit> {
             Err(exit) => Ok(exit),
         },
         Verb::Produce(args) => match configured(file, Vec::new(), Needs::VALKEY) {
-            Ok(config) => produce(&args, &config).await,
+            Ok(config) => produce(args, &config).await,
             Err(exit) => Ok(exit),
         },
         Verb::Demo(args) => demo::run(&args).await,
@@ -91,7 +89,7 @@ async fn run(cli: Cli) -> std::io::Result<Exit> {
     }
 }
 
-async fn produce(args: &produce::Args, config: &Config) -> std::io::Result<Exit> {
+async fn produce(args: produce::Args, config: &Config) -> std::io::Result<Exit> {
     let Some(pipeline) = config.pipelines.iter().find(|pipeline| pipeline.name == args.pipeline) else {
         let names: Vec<&str> = config.pipelines.iter().map(|pipeline| pipeline.name.as_str()).collect();
         tell(&format!("there is no pipeline {:?}: name one of {}", args.pipeline, names.join(", ")));
@@ -104,13 +102,7 @@ async fn produce(args: &produce::Args, config: &Config) -> std::io::Result<Exit>
             return Ok(Exit::Config);
         }
     };
-    match Producer::connect(&address, pipeline.clone()).await {
-        Ok(producer) => produce::run(args, &producer).await,
-        Err(fault) => {
-            tell(&format!("{fault}: {}", judge(&fault, 1).advice));
-            Ok(Exit::Unavailable)
-        }
-    }
+    Ok(produce::run(args, address, pipeline.clone()).await)
 }
 
 /// The configuration, with telemetry started as it says; or its faults told.

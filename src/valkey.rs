@@ -98,34 +98,13 @@ impl Connection {
         self.call_within(command, block + self.command_timeout, true).await
     }
 
-    /// Sends commands one behind the other without waiting in between; gives each one's outcome.
-    ///
-    /// If the connection breaks, every outcome is unknown and the one error says so.
-    pub async fn pipeline(&self, commands: Vec<Command>) -> Result<Vec<Result<Value, Fault>>, Fault> {
-        let pipeline = self.client.pipeline();
-        for command in commands {
-            let (custom, arguments) = command.into_parts(false);
-            let () = pipeline.custom(custom, arguments).await.map_err(|e| self.broken(e))?;
-        }
-        let outcomes = tokio::time::timeout(self.command_timeout, pipeline.try_all::<Value>())
-            .await
-            .map_err(|_| self.gave_up(self.command_timeout))?;
-        outcomes
-            .into_iter()
-            .map(|outcome| match outcome {
-                Ok(value) => Ok(Ok(value)),
-                Err(e) if is_reply(&e) => Ok(Err(server_error(e.details()))),
-                Err(e) => Err(self.broken(e)),
-            })
-            .collect()
-    }
-
-    /// Whether the connection was found broken.
+    /// Whether the connection was found broken: by a command, or by itself while there was none.
     pub fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::Relaxed)
+        self.lost.load(Ordering::Relaxed) || self.task.is_finished()
     }
 
     async fn call_within(&self, command: Command, limit: Duration, blocking: bool) -> Result<Reply, Fault> {
+        self.refuse_if_lost()?;
         let options = Options { max_attempts: Some(1), fail_fast: true, timeout: Some(limit), ..Default::default() };
         let (custom, arguments) = command.into_parts(blocking);
         match self.client.with_options(&options).custom_raw(custom, arguments).await {
@@ -137,15 +116,15 @@ impl Connection {
         }
     }
 
+    /// A command given to a client whose connection has ended waits for nothing until its time is up.
+    fn refuse_if_lost(&self) -> Result<(), Fault> {
+        if self.is_lost() { Err(Fault::ValkeyLost("the connection was lost before".into())) } else { Ok(()) }
+    }
+
     /// A connection whose reply is missing cannot be used again: the reply may still come, to the wrong question.
     fn broken(&self, error: fred::error::Error) -> Fault {
         self.lost.store(true, Ordering::Relaxed);
         lost(error)
-    }
-
-    fn gave_up(&self, limit: Duration) -> Fault {
-        self.lost.store(true, Ordering::Relaxed);
-        Fault::ValkeyLost(format!("no answer within {}", humantime::format_duration(limit)))
     }
 }
 

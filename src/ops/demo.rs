@@ -26,10 +26,12 @@ use crate::flow::read;
 use crate::keys;
 use crate::pipeline::{Identifier, Pipeline, Table};
 use crate::postgres::Database;
-use crate::produce::{CHUNK, ProduceError, Producer};
+use crate::produce::{NotAdded, Producer};
 use crate::shutdown::Signals;
 use crate::valkey::{self, Link};
 
+/// Increments in one go.
+const CHUNK: usize = 100;
 /// How many counters there are; low ones are hot.
 const COUNTERS: u32 = 1_000;
 /// How many producers add to them.
@@ -102,7 +104,7 @@ async fn play(args: &Args, stage: &Stage) -> Result<Exit, Trouble> {
     let mut producers = JoinSet::new();
     let producing = Arc::new(AtomicBool::new(true));
     for _ in 0..PRODUCERS {
-        let producer = Producer::connect(&stage.valkey, stage.pipeline.clone()).await?;
+        let producer = Producer::connect(&stage.valkey, &stage.pipeline).await?;
         producers.spawn(produce(producer, args.rate / PRODUCERS as u32, producing.clone(), seen.clone()));
     }
 
@@ -157,12 +159,7 @@ async fn play(args: &Args, stage: &Stage) -> Result<Exit, Trouble> {
 }
 
 /// Adds one to three to counters of which low ones are hot, at a steady rate, until told to stop.
-async fn produce(
-    producer: Producer,
-    rate: u32,
-    producing: Arc<AtomicBool>,
-    seen: Arc<Seen>,
-) -> Result<(), ProduceError> {
+async fn produce(producer: Producer, rate: u32, producing: Arc<AtomicBool>, seen: Arc<Seen>) -> Result<(), NotAdded> {
     let mut tick = tokio::time::interval(Duration::from_secs_f64(CHUNK as f64 / f64::from(rate.max(1))));
     while producing.load(Ordering::Relaxed) {
         tick.tick().await;
@@ -173,8 +170,7 @@ async fn produce(
                 (demo_id(counter), rand::rng().random_range(1..=3))
             })
             .collect();
-        let increments: Vec<(&str, i64)> = chunk.iter().map(|(id, amount)| (&**id, *amount)).collect();
-        for outcome in producer.add_many(&increments).await {
+        for outcome in producer.add_many(&chunk).await {
             outcome?;
             seen.produced.fetch_add(1, Ordering::Relaxed);
         }

@@ -21,6 +21,8 @@ pub enum Exit {
     Drift = 3,
     /// Some of the input was bad; the rest was done.
     BadInput = 65,
+    /// A file cannot be read.
+    NoInput = 66,
     /// A server is out of reach.
     Unavailable = 69,
     /// Not finished, nothing lost: run it again.

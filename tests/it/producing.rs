@@ -1,107 +1,405 @@
-//! The writing side: the counter and its delta, both or neither.
+//! The writing side against a real server: both or neither, and the truth about what is not known.
+//!
 
-use std::process::Stdio;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
+use tidegate::keys;
+use tidegate::ops::{self, Exit, sandbox::Valkey};
 use tidegate::pipeline::Pipeline;
-use tidegate::produce::{ProduceError, Producer};
-use tidegate::valkey::Address;
-use tokio::io::AsyncWriteExt;
+use tidegate::produce::{NotAdded, Producer};
+use tidegate::retry::Fault;
+use tidegate::valkey::{Address, Command, Connection, Reply};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use url::Url;
 
-use crate::harness::{Lab, Resp, STREAM, within_limit};
-use crate::proxy::{Proxy, Then, Way};
+/// No test waits longer for anything.
+const LIMIT: Duration = Duration::from_secs(10);
 
-async fn producer(port: u16) -> Producer {
-    let limit = std::time::Duration::from_secs(5);
-    let url = format!("valkey://127.0.0.1:{port}").into();
-    let address = Address { url, connect_timeout: limit, command_timeout: limit };
-    Producer::connect(&address, Pipeline::counters()).await.expect("connected")
+fn address(url: &str) -> Address {
+    Address { url: url.to_owned().into(), connect_timeout: LIMIT, command_timeout: LIMIT }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn lines_become_increments_and_bad_ones_are_told_by_number() {
-    let lab = Lab::new().await;
-    let mut command = lab.program(&["produce"]);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("it runs");
-    let lines: String = (0..1_000).map(|n| format!("/page/{}\n", n % 7)).collect();
-    let bad = "a 5\n\n  b -2  \nc x\n\x1b[2J 1 2\n";
-    let mut stdin = child.stdin.take().expect("piped");
-    stdin.write_all((lines + bad).as_bytes()).await.expect("taken");
-    drop(stdin);
-    let output = within_limit("the end", child.wait_with_output()).await.expect("it ran");
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(65), "{stderr}");
-    assert!(stderr.contains("added 1002 increments, 1003 in sum"), "{stderr}");
-    assert!(stderr.contains("stdin:1004: ") && stderr.contains("stdin:1005: ") && !stderr.contains('\x1b'), "{stderr}");
-    lab.settle_everything().await;
-    assert_eq!(lab.number("select sum(value)::bigint from public.counters").await, 1_003);
-    assert_eq!((lab.value("a").await, lab.value("b").await), (Some(5), Some(-2)));
-    assert_eq!(lab.client().await.call(&["GET", "counter:/page/0"]).await, Resp::Text(b"143".to_vec()));
+/// One test's own corner of the server.
+struct Corner {
+    connection: Connection,
+    pipeline: Pipeline,
+    /// What every id of the test begins with.
+    prefix: String,
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn equal_increments_get_entries_that_differ() {
-    let lab = Lab::new().await;
-    let producer = producer(lab.valkey.port()).await;
-    let first = producer.add("a", 2).await.expect("added");
-    let second = producer.add("a", 2).await.expect("added");
-    assert_eq!((first.value, second.value), (2, 4));
-    let entries = lab.client().await.call(&["XRANGE", STREAM, "-", "+"]).await.array();
-    let fields: Vec<Vec<Resp>> = entries.into_iter().map(|e| e.array().remove(1).array()).collect();
-    assert_eq!(fields[0][..4], fields[1][..4]);
-    assert_eq!(fields[0][4], Resp::Text(b"op".to_vec()));
-    assert_ne!(fields[0][5], fields[1][5]);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_one_side_refuses_does_not_happen_on_the_other() {
-    let lab = Lab::new().await;
-    let (producer, mut client) = (producer(lab.valkey.port()).await, lab.client().await);
-    client.call(&["RPUSH", "counter:list", "x"]).await;
-    client.call(&["SET", "counter:full", &i64::MAX.to_string()]).await;
-    let outcomes = producer.add_many(&[("list", 1), ("full", 1), ("good", i64::MAX), ("full", -1)]).await;
-    assert!(matches!(&outcomes[0], Err(ProduceError::Refused(why)) if why.starts_with("WRONGTYPE")), "{outcomes:?}");
-    assert!(matches!(&outcomes[1], Err(ProduceError::Refused(why)) if why.contains("overflow")), "{outcomes:?}");
-    assert_eq!(outcomes[2].as_ref().map(|added| added.value), Ok(i64::MAX), "exact beyond 53 bits");
-    assert_eq!(outcomes[3].as_ref().map(|added| added.value), Ok(i64::MAX - 1));
-    assert_eq!(client.call(&["XLEN", STREAM]).await.int(), Some(2));
-
-    client.call(&["DEL", STREAM]).await;
-    client.call(&["SET", STREAM, "a string"]).await;
-    let refused = producer.add("new", 1).await;
-    assert!(matches!(&refused, Err(ProduceError::Refused(why)) if why.starts_with("WRONGTYPE")), "{refused:?}");
-    assert_eq!(client.call(&["EXISTS", "counter:new"]).await.int(), Some(0));
-    // A stream at its last id takes nothing more: the counter is put back.
-    client.call(&["DEL", STREAM]).await;
-    client.call(&["XADD", STREAM, "18446744073709551615-18446744073709551615", "a", "b"]).await;
-    client.call(&["SET", "counter:old", "5", "EX", "1000"]).await;
-    for id in ["new", "old"] {
-        let refused = producer.add(id, 1).await;
-        assert!(matches!(refused, Err(ProduceError::Refused(_))), "{refused:?}");
+impl Corner {
+    async fn new(url: &str) -> Corner {
+        let prefix = format!("{:016x}", rand::random::<u64>());
+        let pipeline = Pipeline { stream: format!("flush:{prefix}"), ..Pipeline::counters() };
+        let connection = Connection::open(&address(url), "test").await.expect("a server");
+        Corner { connection, pipeline, prefix }
     }
-    assert_eq!(client.call(&["EXISTS", "counter:new"]).await.int(), Some(0));
-    assert_eq!(client.call(&["GET", "counter:old"]).await.text(), "5");
-    assert!(client.call(&["TTL", "counter:old"]).await.int() > Some(0), "with the time it had to live");
+
+    async fn producer(&self, url: &str) -> Producer {
+        Producer::connect(&address(url), &self.pipeline).await.expect("a server")
+    }
+
+    fn id(&self, name: &str) -> String {
+        format!("{}:{name}", self.prefix)
+    }
+
+    async fn call(&self, command: Command) -> Reply {
+        self.connection.call(command).await.expect("an answer")
+    }
+
+    async fn set(&self, key: &str, value: &str) {
+        self.call(Command::new("SET").arg(key).arg(value)).await;
+    }
+
+    /// A counter as text, if it is there.
+    async fn counter(&self, name: &str) -> Option<String> {
+        let reply = self.call(Command::new("GET").arg(keys::counter(&self.id(name)))).await;
+        reply.as_text().map(str::to_owned)
+    }
+
+    /// The stream's entries, each as its strings: name, value, name, value …
+    async fn entries(&self) -> Vec<Vec<String>> {
+        let reply = self.call(Command::new("XRANGE").arg(self.pipeline.stream.as_str()).arg("-").arg("+")).await;
+        let strings = |entry: Reply| {
+            let fields = entry.into_array().and_then(|mut parts| parts.nth(1)).and_then(Reply::into_array);
+            fields.expect("fields").map(|field| field.as_text().expect("text").to_owned()).collect()
+        };
+        reply.into_array().expect("entries").map(strings).collect()
+    }
+
+    /// Runs the verb on a file of these bytes.
+    async fn produce(&self, url: &str, bytes: &[u8]) -> Exit {
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        file.write_all(bytes).expect("written");
+        let args = ops::produce::Args { files: vec![file.path().to_owned()], quiet: true, ..Default::default() };
+        ops::produce::run(args, address(url), self.pipeline.clone()).await
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_answer_is_unknown_and_never_sent_again() {
-    let lab = Lab::new().await;
-    let proxy = Proxy::start(lab.valkey.port()).await;
-    let producer = producer(proxy.port()).await;
-    let lost = proxy.trap(Way::ToServer, b"marked", Then::LoseReply);
-    let outcome = producer.add("marked", 1).await;
-    within_limit("the lost answer", lost).await.expect("sprung");
-    assert!(matches!(outcome, Err(ProduceError::Unknown(_))), "{outcome:?}");
-    let mut client = lab.client().await;
-    assert_eq!(client.call(&["GET", "counter:marked"]).await.text(), "1");
-    assert_eq!(client.call(&["XLEN", STREAM]).await.int(), Some(1));
+async fn an_increment_is_both_a_higher_counter_and_an_entry() {
+    let server = Valkey::start(&[]).await.expect("Valkey starts");
+    let url = &server.url();
+    let corner = Corner::new(url).await;
+    let producer = corner.producer(url).await;
+    let id = corner.id("a");
+    let first = producer.add(&id, 5).await.expect("added");
+    let second = producer.add(&id, -7).await.expect("added");
+    assert_eq!((first.value, second.value), (5, -2));
+    assert!(first.entry < second.entry);
+    assert_eq!(corner.counter("a").await.as_deref(), Some("-2"));
+    let entries = corner.entries().await;
+    assert_eq!(entries[0][..5], ["id", id.as_str(), "amount", "5", "op"]);
+    assert_eq!(entries[1][..5], ["id", id.as_str(), "amount", "-7", "op"]);
+    assert_eq!((entries.len(), entries[0].len()), (2, 6));
+    assert_ne!(entries[0][5], entries[1][5], "two increments with one op");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_forgot_the_script_is_told_it_again() {
-    let lab = Lab::new().await;
-    let producer = producer(lab.valkey.port()).await;
-    lab.client().await.call(&["SCRIPT", "FLUSH"]).await;
-    assert_eq!(producer.add("a", 1).await.map(|added| added.value), Ok(1));
+async fn a_traced_increment_carries_its_trace() {
+    let server = Valkey::start(&[]).await.expect("Valkey starts");
+    let url = &server.url();
+    let corner = Corner::new(url).await;
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let producer = corner.producer(url).await;
+    producer.traced(trace).add(&corner.id("a"), 1).await.expect("added");
+    producer.add(&corner.id("a"), 1).await.expect("added");
+    let entries = corner.entries().await;
+    assert_eq!(entries[0][6..], ["traceparent", trace]);
+    assert_eq!(entries[1].len(), 6);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_increments_happen_in_their_order_with_an_op_of_their_own() {
+    let server = Valkey::start(&[]).await.expect("Valkey starts");
+    let url = &server.url();
+    let corner = Corner::new(url).await;
+    let increments: Vec<(String, i64)> = (0..5000).map(|i| (corner.id(&(i % 7).to_string()), i)).collect();
+    let outcomes = corner.producer(url).await.add_many(&increments).await;
+    let entries = corner.entries().await;
+    assert_eq!((outcomes.len(), entries.len()), (5000, 5000));
+    for (((id, amount), entry), outcome) in increments.iter().zip(&entries).zip(&outcomes) {
+        assert_eq!(entry[..4], ["id", id.as_str(), "amount", amount.to_string().as_str()]);
+        assert!(outcome.is_ok());
+    }
+    let ops: std::collections::HashSet<_> = entries.iter().map(|entry| &entry[5]).collect();
+    assert_eq!(ops.len(), 5000);
+    assert_eq!(corner.counter("3").await, Some((0..5000).filter(|i| i % 7 == 3).sum::<i64>().to_string()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn any_text_is_an_id_and_one_with_nul_is_refused_alone() {
+    let server = Valkey::start(&[]).await.expect("Valkey starts");
+    let url = &server.url();
+    let corner = Corner::new(url).await;
+    let producer = corner.producer(url).await;
+    let ids = [corner.id("é \n\r\"{x}"), corner.id("a\0b"), corner.id("message")];
+    let outcomes = producer.add_many(&ids.clone().map(|id| (id, 1))).await;
+    assert!(outcomes[0].is_ok() && outcomes[2].is_ok());
+    assert_eq!(outcomes[1], Err(NotAdded::BadId));
+    let seen: Vec<String> = corner.entries().await.into_iter().map(|mut entry| entry.swap_remove(1)).collect();
+    assert_eq!(seen, [ids[0].clone(), ids[2].clone()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_counter_is_exact_where_a_double_is_not() {
+    let server = Valkey::start(&[]).await.expect("Valkey starts");
+    let url = &server.url();
+    let corner = Corner::new(url).await;
+    let producer = corner.producer(url).await;
+    let near = (1 << 53) + 1;
+    assert_eq!(producer.add(&corner.id("a"), near).await.expect("added").value, near);
+    assert_eq!(producer.add(&corner.id("a"), 2).await.expect("added").value, near + 2);
+    assert_eq!(producer.add(&corner.id("b"), i64::MIN).await.expect("added").value, i64::MIN);
+    assert_eq!(producer.add(&corner.id("b"), i64::MAX).await.expect("added").value, -1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_counter_of_another_type_refuses_and_no_entry_is_made() {
+    let server = Valkey::start(&[]).await.expect("Valkey starts");
+    let url = &server.url();
+    let corner = Corner::new(url).await;
+    let producer = corner.producer(url).await;
+    corner.call(Command::new("RPUSH").arg(keys::counter(&corner.id("list"))).arg("x")).await;
+    corner.set(&keys::counter(&corner.id("text")), "seven").await;
+    for (name, code) in [("list", "WRONGTYPE"), ("text", "ERR")] {
+        match producer.add(&corner.id(name), 1).await {
+            Err(NotAdded::CounterRefused(Fault::Valkey { code: said, .. })) => assert_eq!(said, code),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+    assert!(corner.entries().await.is_empty());
+    assert_eq!(corner.counter("text").await.as_deref(), Some("seven"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_counter_at_its_end_refuses_and_its_neighbours_go_on() {
+    let server = Valkey::start(&[]).await.expect("Valkey starts");
+    let url = &server.url();
+    let corner = Corner::new(url).await;
+    let producer = corner.producer(url).await;
+    let most = i64::MAX.to_string();
+    corner.set(&keys::counter(&corner.id("full")), &most).await;
+    let increments = [("a", 1), ("full", 1), ("full", -1), ("b", 1)].map(|(name, amount)| (corner.id(name), amount));
+    let outcomes = producer.add_many(&increments).await;
+    assert!(matches!(&outcomes[1], Err(why @ NotAdded::CounterRefused(_)) if why.happened_not()), "{outcomes:?}");
+    assert!(outcomes[0].is_ok() && outcomes[2].is_ok() && outcomes[3].is_ok());
+    assert_eq!(corner.counter("full").await, Some((i64::MAX - 1).to_string()));
+    assert_eq!(corner.entries().await.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_another_type_refuses_and_the_counters_are_as_they_were() {
+    let server = Valkey::start(&[]).await.expect("Valkey starts");
+    let url = &server.url();
+    let corner = Corner::new(url).await;
+    let producer = corner.producer(url).await;
+    corner.set(&corner.pipeline.stream, "no stream").await;
+    let old = keys::counter(&corner.id("old"));
+    corner.call(Command::new("SET").arg(old.as_str()).arg("41").arg("EX").arg(1000)).await;
+    let outcomes = producer.add_many(&[(corner.id("old"), 1), (corner.id("new"), i64::MIN)]).await;
+    for outcome in outcomes {
+        assert!(matches!(&outcome, Err(NotAdded::StreamRefused(_))), "{outcome:?}");
+    }
+    assert_eq!(corner.counter("old").await.as_deref(), Some("41"));
+    assert!(corner.call(Command::new("TTL").arg(old)).await.as_int() > Some(900), "the time to live is gone");
+    assert_eq!(corner.counter("new").await, None);
+}
+
+/// A user that may not run scripts, or may not write the stream, adds nothing at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_permission_leaves_everything_as_it_was() {
+    let server = Valkey::start(&[]).await.expect("Valkey starts");
+    let url = &server.url();
+    let corner = Corner::new(url).await;
+    let user = |name: &str| format!("{}-{name}", corner.prefix);
+    for (name, rule) in [("no-eval", "-eval"), ("no-xadd", "-xadd")] {
+        let rules = ["on", ">secret", "~*", "+@all", rule];
+        corner.call(Command::new("ACL").arg("SETUSER").arg(user(name)).args(rules)).await;
+        let mut as_user = Url::parse(url).expect("a URL");
+        as_user.set_username(&user(name)).expect("a host");
+        as_user.set_password(Some("secret")).expect("a host");
+        let outcome = corner.producer(as_user.as_str()).await.add(&corner.id("a"), 1).await;
+        assert!(matches!(&outcome, Err(why) if why.happened_not()), "{outcome:?}");
+        assert_eq!((corner.counter("a").await, corner.entries().await.len()), (None, 0), "{name}");
+        corner.call(Command::new("ACL").arg("DELUSER").arg(user(name))).await;
+    }
+}
+
+/// Forwards connections; each of them is cut once this many replies came back, with whatever the server still says.
+struct Proxy {
+    url: String,
+    /// How many more replies pass; below zero, none do.
+    replies: Arc<AtomicI64>,
+}
+
+impl Proxy {
+    async fn before(url: &str, replies: i64) -> Proxy {
+        let mut through = Url::parse(url).expect("a URL");
+        let server = format!("{}:{}", through.host_str().expect("a host"), through.port().unwrap_or(6379));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address: SocketAddr = listener.local_addr().expect("an address");
+        through.set_host(Some("127.0.0.1")).expect("a host");
+        through.set_port(Some(address.port())).expect("a port");
+        let left = Arc::new(AtomicI64::new(replies));
+        let proxy = Proxy { url: through.to_string(), replies: Arc::clone(&left) };
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = TcpStream::connect(&server).await.expect("a server");
+                tokio::spawn(Proxy::forward(client, server, Arc::clone(&left)));
+            }
+        });
+        proxy
+    }
+
+    /// Passes on whole packets, which is near enough to whole replies: what matters is that some are swallowed.
+    async fn forward(mut client: TcpStream, mut server: TcpStream, left: Arc<AtomicI64>) {
+        let (mut up, mut down) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+        loop {
+            tokio::select! {
+                Ok(length) = client.read(&mut up) => {
+                    if length == 0 || server.write_all(&up[..length]).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(length) = server.read(&mut down) => {
+                    if length == 0 || left.fetch_sub(1, Ordering::SeqCst) <= 0 {
+                        return;
+                    }
+                    if client.write_all(&down[..length]).await.is_err() {
+                        return;
+                    }
+                }
+                else => return,
+            }
+        }
+    }
+
+    fn let_pass(&self, replies: i64) {
+        self.replies.store(replies, Ordering::SeqCst);
+    }
+}
+
+/// The reply is swallowed and the connection cut: it happened, nobody was told, and it is not done twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_lost_makes_unknown_and_nothing_is_sent_again() {
+    let server = Valkey::start(&[]).await.expect("Valkey starts");
+    let url = &server.url();
+    let corner = Corner::new(url).await;
+    let proxy = Proxy::before(url, i64::MAX).await;
+    let producer = corner.producer(&proxy.url).await;
+    producer.add(&corner.id("a"), 1).await.expect("added");
+    proxy.let_pass(0);
+    let outcome = producer.add(&corner.id("a"), 10).await;
+    assert!(matches!(outcome, Err(NotAdded::Unknown(_))), "{outcome:?}");
+    assert_eq!((corner.counter("a").await.as_deref(), corner.entries().await.len()), (Some("11"), 2));
+    proxy.let_pass(i64::MAX);
+    assert_eq!(producer.add(&corner.id("a"), 100).await.expect("a new connection").value, 111);
+    assert_eq!(corner.entries().await.len(), 3);
+}
+
+/// Of many, what was answered is added, what was on its way is unknown, what was not sent did certainly not happen.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_in_the_middle_is_told_apart_into_added_unknown_and_untouched() {
+    let server = Valkey::start(&[]).await.expect("Valkey starts");
+    let url = &server.url();
+    let corner = Corner::new(url).await;
+    let proxy = Proxy::before(url, i64::MAX).await;
+    let producer = corner.producer(&proxy.url).await;
+    proxy.let_pass(3);
+    let increments: Vec<(String, i64)> = (0..20_000).map(|_| (corner.id("a"), 1)).collect();
+    let outcomes = producer.add_many(&increments).await;
+    let added = outcomes.iter().filter(|o| o.is_ok()).count();
+    let unknown = outcomes.iter().filter(|o| matches!(o, Err(NotAdded::Unknown(_)))).count();
+    let untouched = outcomes.iter().filter(|o| matches!(o, Err(NotAdded::Unavailable(_)))).count();
+    assert_eq!(added + unknown + untouched, 20_000);
+    assert!(added > 0 && unknown > 0 && untouched > 0, "{added} {unknown} {untouched}");
+    // What the server had received before the cut it does in one go, before it looks at this connection.
+    let entries = corner.entries().await.len();
+    assert_eq!(corner.counter("a").await, Some(entries.to_string()), "half a pair");
+    assert!((added..=added + unknown).contains(&entries), "{added} added, {unknown} unknown, {entries} happened");
+}
+
+/// A connection that died unused is noticed without being tried, so it puts nothing in doubt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_died_idle_is_known_to_be_lost() {
+    let server = Valkey::start(&[]).await.expect("Valkey starts");
+    let url = &server.url();
+    let corner = Corner::new(url).await;
+    let idle = Connection::open(&address(url), "test").await.expect("a server");
+    let id = idle.call(Command::new("CLIENT").arg("ID")).await.expect("an answer").as_int().expect("an id");
+    corner.call(Command::new("CLIENT").arg("KILL").arg("ID").arg(id)).await;
+    let noticed = async {
+        while !idle.is_lost() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LIMIT, noticed).await.expect("the end of the connection is noticed");
+    let refused = tokio::time::timeout(LIMIT / 2, idle.call(Command::new("PING"))).await;
+    assert!(matches!(refused, Ok(Err(Fault::ValkeyLost(_)))), "a command waits on a dead connection: {refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn plain_lines_become_both_increment_and_entry() {
+    let server = Valkey::start(&[]).await.expect("Valkey starts");
+    let url = &server.url();
+    let corner = Corner::new(url).await;
+    let (a, b) = (corner.id("a"), corner.id("b"));
+    let lines = format!("{a}\n{b} 5\r\n\n  {a}\t-3  \n{b} 10");
+    assert_eq!(corner.produce(url, lines.as_bytes()).await, Exit::Ok);
+    assert_eq!((corner.counter("a").await.as_deref(), corner.counter("b").await.as_deref()), (Some("-2"), Some("15")));
+    let seen: Vec<String> = corner.entries().await.into_iter().map(|entry| entry[3].clone()).collect();
+    assert_eq!(seen, ["1", "5", "-3", "10"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bad_and_refused_lines_are_passed_over_and_told_by_the_exit_code() {
+    let server = Valkey::start(&[]).await.expect("Valkey starts");
+    let url = &server.url();
+    let corner = Corner::new(url).await;
+    corner.call(Command::new("RPUSH").arg(keys::counter(&corner.id("list"))).arg("x")).await;
+    let (a, list) = (corner.id("a"), corner.id("list"));
+    let lines =
+        [format!("{a} x\n{a} 1 2\n{a} 1\n").as_bytes(), b"\xff\n", format!("{list}\n{a}\n").as_bytes()].concat();
+    assert_eq!(corner.produce(url, &lines).await, Exit::BadInput);
+    assert_eq!((corner.counter("a").await.as_deref(), corner.entries().await.len()), (Some("2"), 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_refuses_ends_the_verb() {
+    let server = Valkey::start(&[]).await.expect("Valkey starts");
+    let url = &server.url();
+    let corner = Corner::new(url).await;
+    corner.set(&corner.pipeline.stream, "no stream").await;
+    assert_eq!(corner.produce(url, corner.id("a").as_bytes()).await, Exit::BadInput);
+    assert_eq!(corner.counter("a").await, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_cut_under_the_verb_ends_it_and_doubles_nothing() {
+    let server = Valkey::start(&[]).await.expect("Valkey starts");
+    let url = &server.url();
+    let corner = Corner::new(url).await;
+    // Enough for the handshake and some of the lines.
+    let proxy = Proxy::before(url, 20).await;
+    let lines = format!("{}\n", corner.id("a")).repeat(100_000);
+    assert_eq!(corner.produce(&proxy.url, lines.as_bytes()).await, Exit::Retry);
+    let entries = corner.entries().await.len();
+    assert_eq!(corner.counter("a").await.unwrap_or("0".into()), entries.to_string());
+    assert!(entries < 100_000, "it went on after the cut");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_out_of_reach_is_temporary_and_a_missing_file_is_no_input() {
+    let server = Valkey::start(&[]).await.expect("Valkey starts");
+    let url = &server.url();
+    let corner = Corner::new(url).await;
+    assert_eq!(corner.produce("valkey://127.0.0.1:1", b"a\n").await, Exit::Retry);
+    let args = ops::produce::Args { files: vec!["no/such/file".into()], ..Default::default() };
+    assert_eq!(ops::produce::run(args, address(url), corner.pipeline.clone()).await, Exit::NoInput);
 }

@@ -73,6 +73,8 @@ fn nothing_but_the_composition_root_spawns() {
 #[test]
 fn no_debug_output_is_left() {
     for (name, text) in sources() {
+        // What an operator types may speak on stderr.
+        let text = if name.starts_with("src/ops/") { text.replace("eprintln!(", "") } else { text };
         for word in ["dbg!(", "println!(", "todo!(", "unimplemented!("] {
             assert!(!code(&text).contains(word), "{name} has {word}…)");
         }
