@@ -24,6 +24,7 @@ use self::keys::{KEYS, Key, RELATIONS, Setting};
 use self::layers::Given;
 pub use self::layers::Sources;
 use crate::pipeline::{Identifier, Merge, Pipeline, Table};
+use crate::produce::{OP_FIELD, TRACEPARENT_FIELD};
 use crate::{postgres, valkey};
 
 /// The whole configuration. Its `Debug` shows no secret.
@@ -452,6 +453,16 @@ impl Settings {
                 let both = format!("pipelines {} and {name} both feed {table} from {stream}", twin.name);
                 let next = "every delta would count twice; remove one or change its stream or table";
                 faults.push(fault(name, format!("{both}: {next}")));
+            }
+            let fields = [&pipeline.key_field, &pipeline.value_field];
+            let taken = fields.iter().find(|field| [OP_FIELD, TRACEPARENT_FIELD].contains(&field.as_str()));
+            if let Some(field) = taken {
+                let next = "name other fields as key_field and value_field";
+                faults
+                    .push(fault(name, format!("pipeline {name} uses the field {field}, which producers fill; {next}")));
+            } else if fields[0] == fields[1] {
+                let next = "name two different ones as key_field and value_field";
+                faults.push(fault(name, format!("pipeline {name} uses one field twice; {next}")));
             }
             if key == value || updated_at.as_ref().is_some_and(|column| column == key || column == value) {
                 let next = "name three different ones as key_column, value_column and updated_at_column";

@@ -420,6 +420,15 @@ fn two_pipelines_with_one_stream_and_one_table_are_refused() {
 }
 
 #[test]
+fn a_field_has_one_role_and_none_that_producers_fill() {
+    assert!(file("[pipelines.counters]\nvalue_field = 'id'\n").fault().contains("uses one field twice"));
+    for field in ["op", "traceparent"] {
+        let fault = file(&format!("[pipelines.counters]\nkey_field = '{field}'\n")).fault();
+        assert!(fault.contains("which producers fill"), "{fault}");
+    }
+}
+
+#[test]
 fn one_column_cannot_have_two_roles() {
     assert!(file("[pipelines.counters]\nvalue_column = 'id'\n").fault().contains("uses one column twice"));
     assert!(file("[pipelines.counters]\nupdated_at_column = 'value'\n").fault().contains("uses one column twice"));

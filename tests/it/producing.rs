@@ -2,9 +2,6 @@
 //!
 
 use std::io::Write;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use tidegate::keys;
@@ -13,9 +10,11 @@ use tidegate::pipeline::Pipeline;
 use tidegate::produce::{NotAdded, Producer};
 use tidegate::retry::Fault;
 use tidegate::valkey::{Address, Command, Connection, Reply};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::AsyncWriteExt;
 use url::Url;
+
+use crate::harness::{Lab, within_limit};
+use crate::proxy::{Proxy, Then, Way};
 
 /// No test waits longer for anything.
 const LIMIT: Duration = Duration::from_secs(10);
@@ -231,74 +230,20 @@ async fn a_missing_permission_leaves_everything_as_it_was() {
     }
 }
 
-/// Forwards connections; each of them is cut once this many replies came back, with whatever the server still says.
-struct Proxy {
-    url: String,
-    /// How many more replies pass; below zero, none do.
-    replies: Arc<AtomicI64>,
-}
-
-impl Proxy {
-    async fn before(url: &str, replies: i64) -> Proxy {
-        let mut through = Url::parse(url).expect("a URL");
-        let server = format!("{}:{}", through.host_str().expect("a host"), through.port().unwrap_or(6379));
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address: SocketAddr = listener.local_addr().expect("an address");
-        through.set_host(Some("127.0.0.1")).expect("a host");
-        through.set_port(Some(address.port())).expect("a port");
-        let left = Arc::new(AtomicI64::new(replies));
-        let proxy = Proxy { url: through.to_string(), replies: Arc::clone(&left) };
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let server = TcpStream::connect(&server).await.expect("a server");
-                tokio::spawn(Proxy::forward(client, server, Arc::clone(&left)));
-            }
-        });
-        proxy
-    }
-
-    /// Passes on whole packets, which is near enough to whole replies: what matters is that some are swallowed.
-    async fn forward(mut client: TcpStream, mut server: TcpStream, left: Arc<AtomicI64>) {
-        let (mut up, mut down) = (vec![0; 1 << 20], vec![0; 1 << 20]);
-        loop {
-            tokio::select! {
-                Ok(length) = client.read(&mut up) => {
-                    if length == 0 || server.write_all(&up[..length]).await.is_err() {
-                        return;
-                    }
-                }
-                Ok(length) = server.read(&mut down) => {
-                    if length == 0 || left.fetch_sub(1, Ordering::SeqCst) <= 0 {
-                        return;
-                    }
-                    if client.write_all(&down[..length]).await.is_err() {
-                        return;
-                    }
-                }
-                else => return,
-            }
-        }
-    }
-
-    fn let_pass(&self, replies: i64) {
-        self.replies.store(replies, Ordering::SeqCst);
-    }
-}
-
 /// The reply is swallowed and the connection cut: it happened, nobody was told, and it is not done twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_that_is_lost_makes_unknown_and_nothing_is_sent_again() {
     let server = Valkey::start(&[]).await.expect("Valkey starts");
     let url = &server.url();
     let corner = Corner::new(url).await;
-    let proxy = Proxy::before(url, i64::MAX).await;
-    let producer = corner.producer(&proxy.url).await;
+    let proxy = Proxy::start(server.port()).await;
+    let producer = corner.producer(&proxy.url()).await;
     producer.add(&corner.id("a"), 1).await.expect("added");
-    proxy.let_pass(0);
+    let lost = proxy.trap(Way::ToServer, b"EVAL", Then::LoseReply);
     let outcome = producer.add(&corner.id("a"), 10).await;
+    lost.await.expect("sprung");
     assert!(matches!(outcome, Err(NotAdded::Unknown(_))), "{outcome:?}");
     assert_eq!((corner.counter("a").await.as_deref(), corner.entries().await.len()), (Some("11"), 2));
-    proxy.let_pass(i64::MAX);
     assert_eq!(producer.add(&corner.id("a"), 100).await.expect("a new connection").value, 111);
     assert_eq!(corner.entries().await.len(), 3);
 }
@@ -309,19 +254,23 @@ async fn a_cut_in_the_middle_is_told_apart_into_added_unknown_and_untouched() {
     let server = Valkey::start(&[]).await.expect("Valkey starts");
     let url = &server.url();
     let corner = Corner::new(url).await;
-    let proxy = Proxy::before(url, i64::MAX).await;
-    let producer = corner.producer(&proxy.url).await;
-    proxy.let_pass(3);
-    let increments: Vec<(String, i64)> = (0..20_000).map(|_| (corner.id("a"), 1)).collect();
+    let proxy = Proxy::start(server.port()).await;
+    let producer = corner.producer(&proxy.url()).await;
+    // An amount that stands out marks the increment whose answer is lost.
+    let amount = |n: i64| if n == 10_000 { 7_777_777 } else { 1 };
+    let increments: Vec<(String, i64)> = (0..20_000).map(|n| (corner.id("a"), amount(n))).collect();
+    let lost = proxy.trap(Way::ToServer, b"7777777", Then::LoseReply);
     let outcomes = producer.add_many(&increments).await;
+    lost.await.expect("sprung");
     let added = outcomes.iter().filter(|o| o.is_ok()).count();
     let unknown = outcomes.iter().filter(|o| matches!(o, Err(NotAdded::Unknown(_)))).count();
     let untouched = outcomes.iter().filter(|o| matches!(o, Err(NotAdded::Unavailable(_)))).count();
     assert_eq!(added + unknown + untouched, 20_000);
     assert!(added > 0 && unknown > 0 && untouched > 0, "{added} {unknown} {untouched}");
     // What the server had received before the cut it does in one go, before it looks at this connection.
-    let entries = corner.entries().await.len();
-    assert_eq!(corner.counter("a").await, Some(entries.to_string()), "half a pair");
+    let amounts: Vec<i64> = corner.entries().await.iter().map(|fields| fields[3].parse().expect("a number")).collect();
+    let entries = amounts.len();
+    assert_eq!(corner.counter("a").await, Some(amounts.iter().sum::<i64>().to_string()), "half a pair");
     assert!((added..=added + unknown).contains(&entries), "{added} added, {unknown} unknown, {entries} happened");
 }
 
@@ -385,13 +334,16 @@ async fn a_connection_cut_under_the_verb_ends_it_and_doubles_nothing() {
     let server = Valkey::start(&[]).await.expect("Valkey starts");
     let url = &server.url();
     let corner = Corner::new(url).await;
-    // Enough for the handshake and some of the lines.
-    let proxy = Proxy::before(url, 20).await;
-    let lines = format!("{}\n", corner.id("a")).repeat(100_000);
-    assert_eq!(corner.produce(&proxy.url, lines.as_bytes()).await, Exit::Retry);
-    let entries = corner.entries().await.len();
-    assert_eq!(corner.counter("a").await.unwrap_or("0".into()), entries.to_string());
-    assert!(entries < 100_000, "it went on after the cut");
+    let proxy = Proxy::start(server.port()).await;
+    let line = format!("{}\n", corner.id("a"));
+    let lines = format!("{}{} 7777777\n{}", line.repeat(50_000), corner.id("b"), line.repeat(50_000));
+    let lost = proxy.trap(Way::ToServer, b"7777777", Then::LoseReply);
+    assert_eq!(corner.produce(&proxy.url(), lines.as_bytes()).await, Exit::Retry);
+    lost.await.expect("sprung");
+    let entries = corner.entries().await;
+    let of_a = entries.iter().filter(|fields| fields[1].ends_with(":a")).count();
+    assert_eq!(corner.counter("a").await, Some(of_a.to_string()));
+    assert!(entries.len() < 100_000, "it went on after the cut");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -402,4 +354,24 @@ async fn a_server_out_of_reach_is_temporary_and_a_missing_file_is_no_input() {
     assert_eq!(corner.produce("valkey://127.0.0.1:1", b"a\n").await, Exit::Retry);
     let args = ops::produce::Args { files: vec!["no/such/file".into()], ..Default::default() };
     assert_eq!(ops::produce::run(args, address(url), corner.pipeline.clone()).await, Exit::NoInput);
+}
+
+/// As a user types it: lines through a pipe, and from there into PostgreSQL.
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_through_a_pipe_land_and_bad_ones_are_told_by_number() {
+    let lab = Lab::new().await;
+    let mut command = lab.program(&["produce"]);
+    command.stdin(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().expect("it runs");
+    let lines: String = (0..1_000).map(|n| format!("/page/{}\n", n % 7)).collect();
+    let mut stdin = child.stdin.take().expect("piped");
+    stdin.write_all((lines + "a 5\n\n  b -2  \nc x\n\x1b[2J 1 2\n").as_bytes()).await.expect("taken");
+    drop(stdin);
+    let output = within_limit("the end", child.wait_with_output()).await.expect("it ran");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(65), "{stderr}");
+    assert!(stderr.contains("1004") && stderr.contains("1005") && !stderr.contains('\x1b'), "{stderr}");
+    lab.settle_everything().await;
+    assert_eq!(lab.number("select sum(value)::bigint from public.counters").await, 1_003);
+    assert_eq!((lab.value("a").await, lab.value("b").await), (Some(5), Some(-2)));
 }

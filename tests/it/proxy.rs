@@ -80,6 +80,11 @@ impl Proxy {
         self.port
     }
 
+    /// Where a Valkey behind it is.
+    pub fn url(&self) -> String {
+        format!("valkey://127.0.0.1:{}", self.port)
+    }
+
     /// Resets all connections and refuses new ones, until `heal`.
     pub fn cut(&self) {
         self.shared.state.send_modify(|s| (s.epoch, s.refusing) = (s.epoch + 1, true));
