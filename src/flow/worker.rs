@@ -340,6 +340,11 @@ impl Settler {
                     match self.met(&fault, batch.len(), stop).await? {
                         Verdict::Split => match batch.halve() {
                             Ok((low, high)) => work.extend([high, low]),
+                            // Even as a dead letter it is refused: nobody's entry can be the cause of that.
+                            Err(alone) if alone.entries().iter().any(|entry| entry.death.is_some()) => {
+                                self.halt(1, &fault, stop).await?;
+                                work.push(alone);
+                            }
                             Err(alone) => poison.push((alone, refused_by_table(&fault))),
                         },
                         Verdict::Shrink => match batch.halve() {
@@ -349,7 +354,7 @@ impl Settler {
                         _ => work.push(batch),
                     }
                     if poison.len() > tolerated {
-                        self.halt_for_too_much_poison(poison.len(), &fault, stop).await?;
+                        self.halt(poison.len(), &fault, stop).await?;
                         work.extend(poison.drain(..).map(|(batch, _)| batch));
                     }
                 }
