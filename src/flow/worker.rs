@@ -477,12 +477,7 @@ impl Settler {
     }
 
     /// So much poison is no poison: something about the table is wrong, and nothing is buried for it.
-    async fn halt_for_too_much_poison(
-        &mut self,
-        entries: usize,
-        fault: &Fault,
-        stop: &Stop,
-    ) -> Result<(), Interrupted> {
+    async fn halt(&mut self, entries: usize, fault: &Fault, stop: &Stop) -> Result<(), Interrupted> {
         let first = !self.trouble.lasts();
         let response = self.trouble.met(fault, Instant::now());
         if response.tell {

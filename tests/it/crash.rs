@@ -93,16 +93,18 @@ async fn a_worker_stopped_inside_its_transaction_does_not_hold_up_its_peers() {
     // Everything again: the first read is refused, and the careful transaction follows.
     lab.client().await.call(&["XGROUP", "SETID", STREAM, GROUP, "0"]).await;
     let proxy = postgres_proxy(&lab).await;
-    let held = proxy.trap(Way::ToServer, b"for update of l", Then::Hold);
+    let held = proxy.trap(Way::ToServer, b"COMMIT", Then::Hold);
     let mut stopped = lab.daemon_through(None, Some(proxy.port()));
     stopped.wait_for("running").await;
-    // The statement that locks has arrived; what would follow, COMMIT among it, never does.
+    // It has locked the ledger's rows, and its COMMIT never arrives.
     within_limit("the careful transaction", held).await.expect("sprung");
-    proxy.release(Way::ToServer);
     stopped.signal(Signal::STOP);
     let _peer = lab.daemon();
     lab.client().await.add("a", 1).await;
     lab.await_value("a", 11).await;
+    // The peer takes over what the stopped one held, and needs the same rows.
+    eventually("pending", 0, async || lab.pending().await).await;
+    proxy.release(Way::ToServer);
     stopped.signal(Signal::CONT);
     lab.assert_settled().await;
     assert_eq!(lab.value("a").await, Some(11));
