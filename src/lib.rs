@@ -69,6 +69,7 @@ pub mod metrics;
 pub mod telemetry;
 
 pub mod postgres;
+pub mod schema;
 pub mod valkey;
 
 pub mod ops;

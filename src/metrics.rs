@@ -2,7 +2,20 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::flow::flush::Tally;
+/// What happened to the entries of one flush.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Tally {
+    /// Applied now.
+    pub applied: u64,
+    /// Found in the ledger: redeliveries.
+    pub recognised: u64,
+    /// Buried now.
+    pub buried: u64,
+    /// Applied although the ledger covers their id: other content under a used id.
+    pub collided: u64,
+    /// Table rows written.
+    pub rows: u64,
+}
 
 /// Counters of one pipeline in one process, since its start.
 #[derive(Debug, Default)]

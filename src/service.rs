@@ -15,10 +15,10 @@ use crate::flow::read::{self, Limits};
 use crate::flow::{ledger, worker};
 use crate::keys;
 use crate::metrics::{Metrics, Snapshot};
-use crate::ops::migrate;
 use crate::pipeline::Pipeline;
 use crate::postgres::{self, Database};
 use crate::retry::{Fault, Trouble, Verdict, backoff};
+use crate::schema;
 use crate::shutdown::{Signals, Stop};
 use crate::valkey::{self, Link};
 
@@ -50,7 +50,7 @@ pub enum Refusal {
     NotMigrated(usize),
     /// The migration failed.
     #[error("{0}")]
-    Migration(#[from] migrate::Error),
+    Migration(#[from] schema::Error),
     /// A pipeline's table does not fit.
     #[error("{0}")]
     Table(#[from] Unfit),
@@ -155,7 +155,7 @@ async fn prepare(config: &Config, postgres: &postgres::Address, options: Options
     let mut trouble = Trouble::default();
     loop {
         let fault = match try_prepare(config, postgres, options).await {
-            Err(Refusal::Fault(fault, _) | Refusal::Migration(migrate::Error::Fault(fault))) => fault,
+            Err(Refusal::Fault(fault, _) | Refusal::Migration(schema::Error::Fault(fault))) => fault,
             done => return done,
         };
         let response = trouble.met(&fault, Instant::now());
@@ -171,10 +171,10 @@ async fn prepare(config: &Config, postgres: &postgres::Address, options: Options
 
 async fn try_prepare(config: &Config, postgres: &postgres::Address, options: Options) -> Result<Vec<Lane>, Refusal> {
     if options.migrate {
-        let applied = migrate::apply(postgres).await?;
+        let applied = schema::apply(postgres).await?;
         info!(applied, "the database is migrated");
     }
-    let missing = migrate::missing(postgres).await?.len();
+    let missing = schema::missing(postgres).await?.len();
     if missing > 0 {
         return Err(Refusal::NotMigrated(missing));
     }
@@ -186,7 +186,7 @@ async fn try_prepare(config: &Config, postgres: &postgres::Address, options: Opt
         database.run(async |c| flush::check_table(c, pipeline).await).await.map_err(refused)??;
         let namesake = database.run(async |c| ledger::namesake(c, source, pipeline).await).await.map_err(refused)?;
         if let Some(before) = namesake.filter(|name| !config.pipelines.iter().any(|p| p.name == *name)) {
-            return Err(Refusal::Renamed(migrate::renamed(pipeline, &before)));
+            return Err(Refusal::Renamed(schema::renamed(pipeline, &before)));
         }
         let lane = database.run(async |c| ledger::lane(c, source, pipeline).await).await.map_err(refused)?;
         lanes.push(Lane { target: Target::new(pipeline.clone(), lane), metrics: Arc::default() });

@@ -15,6 +15,7 @@ use super::batch::{Batch, Coalesced};
 use super::bury::{self, Letters};
 use super::ledger::{self, Findings, Lane, NewRows};
 use crate::entry::{DIGEST_VERSION, EntryId, Generation};
+use crate::metrics::Tally;
 use crate::pipeline::{Merge, Pipeline};
 use crate::postgres::Database;
 use crate::retry::Fault;
@@ -125,21 +126,6 @@ impl Settled {
     pub fn ids(&self) -> &[EntryId] {
         &self.ids
     }
-}
-
-/// What happened to the entries of one flush.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Tally {
-    /// Applied now.
-    pub applied: u64,
-    /// Found in the ledger: redeliveries.
-    pub recognised: u64,
-    /// Buried now.
-    pub buried: u64,
-    /// Applied although the ledger covers their id: other content under a used id.
-    pub collided: u64,
-    /// Table rows written.
-    pub rows: u64,
 }
 
 /// A flush that succeeded.

@@ -19,14 +19,15 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 
+use super::Exit;
 use super::sandbox::{Postgres, Valkey};
-use super::{Exit, migrate};
 use crate::config::{Config, Needs, Sources, load};
 use crate::flow::read;
 use crate::keys;
 use crate::pipeline::{Identifier, Pipeline, Table};
 use crate::postgres::Database;
 use crate::produce::{NotAdded, Producer};
+use crate::schema;
 use crate::shutdown::Signals;
 use crate::valkey::{self, Link};
 
@@ -290,7 +291,7 @@ impl Stage {
         let sources = Sources { env: environment.clone(), ..Sources::default() };
         let config = load(&sources, Needs::BOTH)?.config;
         let valkey = config.valkey.address()?;
-        migrate::apply(&config.postgres.address()?).await?;
+        schema::apply(&config.postgres.address()?).await?;
         let pipeline = config.pipelines.first().cloned().ok_or("no pipeline")?;
         let stage = Stage { config, valkey, pipeline, environment };
         let create = format!("create table {} (like public.counters including all)", stage.table());

@@ -8,9 +8,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row};
 use tidegate::config::{Needs, Sources};
-use tidegate::ops::migrate;
 use tidegate::ops::sandbox::{Postgres, Valkey};
 use tidegate::pipeline::Identifier;
+use tidegate::schema;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
@@ -43,7 +43,7 @@ async fn shared_postgres() -> &'static Postgres {
 pub async fn migrate(url: &str) {
     let env = [("DATABASE_URL".to_owned(), url.to_owned())].into();
     let loaded = tidegate::config::load(&Sources { env, ..Sources::default() }, Needs::POSTGRES).expect("valid");
-    migrate::apply(&loaded.config.postgres.address().expect("set")).await.expect("migrated");
+    schema::apply(&loaded.config.postgres.address().expect("set")).await.expect("migrated");
 }
 
 /// A database that nobody else uses; `migrated` or empty.

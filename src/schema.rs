@@ -1,0 +1,96 @@
+//! The database's schema: what of it is missing, and how it comes there.
+//!
+//! The migrations are embedded in the binary and recorded in `tidegate.migrations`. They run under an advisory lock, so two
+//! that start at once wait for each other; they only add, so the workers of the version before go on meanwhile.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use sqlx::migrate::{MigrateError, Migration, Migrator};
+use sqlx::{Connection, Row};
+
+use crate::pipeline::Pipeline;
+use crate::postgres::{self, Address};
+use crate::retry::Fault;
+
+/// A migration may wait for another one, or rewrite a table: far longer than a flush may take.
+const STATEMENT_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Why a migration failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// PostgreSQL is out of reach or refuses.
+    #[error("{0}")]
+    Fault(#[from] Fault),
+    /// A migration failed, or was changed after it had been applied.
+    #[error("{0}; nothing of the failed migration was applied")]
+    Migration(#[from] MigrateError),
+}
+
+fn migrator() -> Migrator {
+    let mut migrator = sqlx::migrate!();
+    migrator.dangerous_set_table_name("tidegate.migrations");
+    migrator.create_schema("tidegate");
+    // A newer version's migrations only add: this one goes on beside them.
+    migrator.set_ignore_missing(true);
+    migrator
+}
+
+/// The migrations that the database lacks, in order.
+pub async fn missing(address: &Address) -> Result<Vec<Migration>, Error> {
+    let mut connection = address.connect().await?;
+    let known: bool = sqlx::query_scalar("select to_regclass('tidegate.migrations') is not null")
+        .fetch_one(&mut connection)
+        .await
+        .map_err(postgres::fault)?;
+    let mut applied = HashSet::new();
+    if known {
+        let rows = sqlx::query("select version from tidegate.migrations where success")
+            .fetch_all(&mut connection)
+            .await
+            .map_err(postgres::fault)?;
+        for row in rows {
+            applied.insert(row.try_get::<i64, _>(0).map_err(postgres::fault)?);
+        }
+    }
+    // Only a courtesy to the server.
+    let _ = connection.close().await;
+    Ok(migrator().iter().filter(|m| !applied.contains(&m.version)).cloned().collect())
+}
+
+/// Applies what is missing; gives how many.
+pub async fn apply(address: &Address) -> Result<usize, Error> {
+    let address = Address { statement_timeout: STATEMENT_TIMEOUT, lock_timeout: STATEMENT_TIMEOUT, ..address.clone() };
+    let count = missing(&address).await?.len();
+    if count > 0 {
+        let mut connection = address.connect().await?;
+        migrator().run_direct(None, &mut connection, false).await?;
+        let _ = connection.close().await;
+    }
+    Ok(count)
+}
+
+/// Gives a pipeline's ledgers its new name; gives how many there are.
+pub async fn rename(address: &Address, source: &str, old: &str, new: &str) -> Result<u64, Error> {
+    let mut connection = address.connect().await?;
+    let done = sqlx::query("update tidegate.lanes set pipeline = $3 where source = $1 and pipeline = $2")
+        .bind(source)
+        .bind(old)
+        .bind(new)
+        .execute(&mut connection)
+        .await
+        .map_err(postgres::fault)?;
+    Ok(done.rows_affected())
+}
+
+/// What the operator is told of a pipeline that looks like a renamed one.
+pub fn renamed(pipeline: &Pipeline, before: &str) -> String {
+    format!(
+        "pipeline {new} would read {stream} into {table}, as {before} did: under a new name the ledger is empty and everything \
+         retained would be applied again. If it is a new name for the same pipeline, stop all daemons and run `tidegate \
+         migrate --rename-pipeline {before}={new}`",
+        new = pipeline.name,
+        stream = pipeline.stream,
+        table = pipeline.table,
+    )
+}
