@@ -261,3 +261,77 @@ async fn consumers_do_not_pile_up_over_many_restarts() {
     .await;
     lab.await_value("a", 15).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_zombie_older_than_the_ledger_tells_drops_what_somebody_has_settled() {
+    let lab = Lab::new().await;
+    let proxy = postgres_proxy(&lab).await;
+    let mut zombie = lab.daemon_through(None, Some(proxy.port()));
+    zombie.wait_for("created the consumer group").await;
+    let held = proxy.trap(Way::ToServer, b"marked", Then::Hold);
+    lab.client().await.add("marked", 5).await;
+    within_limit("the flush", held).await.expect("sprung");
+    zombie.signal(Signal::STOP);
+    let _peer = lab.daemon();
+    lab.await_value("marked", 5).await;
+    eventually("pending", 0, async || lab.pending().await).await;
+    // It slept so long that the row was compacted.
+    lab.execute("update tidegate.ledger set digests = null, digest_version = null").await;
+    zombie.signal(Signal::CONT);
+    proxy.release(Way::ToServer);
+    zombie.wait_for("entries older than the ledger tells, settled by somebody, were dropped").await;
+    assert_eq!(lab.value("marked").await, Some(5));
+    assert_eq!(lab.number("select count(*) from tidegate.dead_letters").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_workers_that_get_everything_again_neither_deadlock_nor_double() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    let mut command = lab.program(&["run"]);
+    command.env("TIDEGATE__RUN__WORKERS", "6").env("TIDEGATE__BATCH__READ_COUNT", "37");
+    let mut daemon = Daemon::start(command);
+    for round in 1..=4 {
+        for counter in ["a", "b", "c"] {
+            client.add_many(counter, 400).await;
+        }
+        client.call(&["XGROUP", "SETID", STREAM, GROUP, "0"]).await;
+        client.add("last", 1).await;
+        lab.await_value("last", round).await;
+    }
+    daemon.wait_for("redelivered entries were recognised").await;
+    lab.settle_everything().await;
+    for counter in ["a", "b", "c"] {
+        assert_eq!(lab.value(counter).await, Some(1_600), "{counter}");
+    }
+    assert_eq!(daemon.count("flushing is"), 0, "{}", daemon.last_lines());
+    lab.assert_settled().await;
+    assert_eq!(lab.in_ledger().await, 4_804);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flush_is_durable_whatever_the_role_or_database_has_set() {
+    let lab = Lab::new().await;
+    let name = lab.database.rsplit('/').next().expect("a name");
+    // A deferred trigger runs at COMMIT, and sees what COMMIT will do.
+    lab.execute(&format!(
+        "alter database {name} set synchronous_commit = off;
+         create table public.seen (setting text);
+         create function public.look() returns trigger language plpgsql as
+             $$ begin insert into public.seen values (current_setting('synchronous_commit')); return null; end $$;
+         create constraint trigger look after insert or update on public.counters
+             deferrable initially deferred for each row execute function public.look()"
+    ))
+    .await;
+    let mut client = lab.client().await;
+    client.add("a", 1).await;
+    lab.settle_everything().await;
+    // Once more by the careful way.
+    client.add("a", 1).await;
+    client.call(&["XGROUP", "SETID", STREAM, GROUP, "0"]).await;
+    lab.settle_everything().await;
+    let seen: Vec<String> =
+        sqlx::query_scalar("select setting from public.seen").fetch_all(&mut lab.sql().await).await.expect("readable");
+    assert_eq!(seen, ["on", "on"]);
+    assert_eq!(lab.value("a").await, Some(2));
+}
