@@ -54,7 +54,7 @@ create table tidegate.dead_letters (
     id          numeric not null,
     digest      bigint not null,
     -- The id as the stream shows it.
-    entry       text generated always as (trunc(id / 18446744073709551616)::text || '-' || mod(id, 18446744073709551616)::text) stored,
+    entry       text generated always as (div(id, 18446744073709551616)::text || '-' || mod(id, 18446744073709551616)::text) stored,
     -- One word for programs, one sentence for people.
     reason      text not null,
     detail      text not null,

@@ -391,12 +391,15 @@ impl Picture {
         let passed = (at - self.last.0).as_secs_f64().max(0.001);
         let per_second = (landed.saturating_sub(self.last.1)) as f64 / passed;
         self.last = (at, landed);
-        let line = format!(
-            "{:>3} s  produced {:>9}  landed {:>9} ({:>7}/s)  backlog {:>7} undelivered {:>6} pending  kills {:>3}  recognised {:>6}",
+        let flow = format!(
+            "{:>3} s  produced {:>9}  landed {:>9} ({:>7}/s)",
             at.as_secs(),
             count(seen.produced.load(Ordering::Relaxed)),
             count(landed),
             count(per_second as u64),
+        );
+        let rest = format!(
+            "backlog {:>6} undelivered {:>6} pending  killed {:>3}  recognised {:>6}",
             backlog.undelivered.map_or_else(|| "?".into(), count),
             count(backlog.pending),
             seen.kills.load(Ordering::Relaxed),
@@ -404,16 +407,17 @@ impl Picture {
         );
         match &self.bar {
             Some(bar) => {
-                bar.set_message(line);
+                // Two lines, so that it fits the narrowest terminal.
+                bar.set_message(format!("{flow}\n         {rest}"));
                 bar.tick();
             }
-            None => say(&line),
+            None => say(&format!("{flow}  {rest}")),
         }
     }
 
     fn end(&self) {
         if let Some(bar) = &self.bar {
-            bar.finish();
+            bar.finish_and_clear();
         }
     }
 }
