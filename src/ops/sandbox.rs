@@ -31,6 +31,9 @@ const PORTS_TRIED: usize = 5;
 /// The user that PostgreSQL runs as where this process is root, which PostgreSQL refuses to be.
 const NOBODY: u32 = 65534;
 
+/// The folder that `tests/servers.sh` unpacks wheels into.
+const UNPACKED: &str = "unpacked";
+
 /// Names the valkey-server to use.
 pub const VALKEY_SERVER: &str = "TIDEGATE_VALKEY_SERVER";
 /// Names the folder with PostgreSQL's `initdb` and `postgres`.
@@ -379,14 +382,18 @@ fn executable_by(user: Option<u32>, programs: PathBuf, folder: &Path) -> Result<
         return Ok(programs);
     }
     let failed = |e| Error::Io("cannot copy PostgreSQL".into(), e);
+    // Fetched ones find their libraries by their own place: the whole of what was unpacked goes along.
+    let programs = programs.canonicalize().map_err(failed)?;
+    let whole =
+        programs.ancestors().find(|folder| folder.ends_with(UNPACKED)).or(programs.parent()).unwrap_or(&programs);
+    let within = programs.strip_prefix(whole).unwrap_or(Path::new(""));
     let copy = folder.join("programs");
-    let from = programs.parent().unwrap_or(&programs);
-    let copied = Command::new("cp").args(["-rL"]).arg(from).arg(&copy).status().map_err(failed)?;
+    let copied = Command::new("cp").arg("-rL").arg(whole).arg(&copy).status().map_err(failed)?;
     if !copied.success() {
         return Err(failed(std::io::Error::other("cp failed")));
     }
     std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o755)).map_err(failed)?;
-    Ok(copy.join("bin"))
+    Ok(copy.join(within))
 }
 
 async fn answers_ping(port: u16) -> bool {
