@@ -40,6 +40,8 @@ pub struct Options {
     pub until_empty: bool,
     /// Migrate the database first.
     pub migrate: bool,
+    /// Start although Valkey may evict the stream.
+    pub accept_eviction: bool,
 }
 
 /// Why the daemon did not start.
@@ -57,6 +59,12 @@ pub enum Refusal {
     /// A pipeline seems to have a new name.
     #[error("{0}")]
     Renamed(String),
+    /// Valkey would throw the stream away to make room.
+    #[error(
+        "this Valkey evicts any key when its memory is full (maxmemory-policy {0}), undelivered entries included: set \
+         noeviction or a volatile-* policy, or start with --accept-eviction"
+    )]
+    Evicting(String),
     /// A server's place is not configured.
     #[error("{0}")]
     Config(#[from] Faults),
@@ -85,7 +93,7 @@ pub async fn run(config: &Config, options: Options) -> Result<Ending, Refusal> {
     let mut signals = Signals::listen()?;
     let stop = Stop::default();
     let lanes = {
-        let preparing = prepare(config, &places.postgres, options);
+        let preparing = prepare(config, &places, options);
         tokio::select! {
             lanes = preparing => lanes?,
             signal = signals.next() => {
@@ -151,10 +159,17 @@ struct Lane {
 }
 
 /// Makes sure that the database is what the daemon needs; waits for one that is out of reach.
-async fn prepare(config: &Config, postgres: &postgres::Address, options: Options) -> Result<Vec<Lane>, Refusal> {
+async fn prepare(config: &Config, places: &Places, options: Options) -> Result<Vec<Lane>, Refusal> {
+    // Out of reach, or not allowed to say: the workers will meet it, and tell.
+    if let Ok(link) = Link::open(&places.valkey, "tidegate:start").await
+        && let Ok(Some(policy)) = read::evicts_anything(&link).await
+        && !options.accept_eviction
+    {
+        return Err(Refusal::Evicting(policy));
+    }
     let mut trouble = Trouble::default();
     loop {
-        let fault = match try_prepare(config, postgres, options).await {
+        let fault = match try_prepare(config, &places.postgres, options).await {
             Err(Refusal::Fault(fault, _) | Refusal::Migration(schema::Error::Fault(fault))) => fault,
             done => return done,
         };

@@ -131,6 +131,14 @@ impl Reader {
     }
 }
 
+/// Whether this Valkey may evict any key when its memory is full, streams and all: gives the policy if so.
+pub async fn evicts_anything(link: &Link) -> Result<Option<String>, Fault> {
+    let info = link.commands().call(Command::new("INFO").arg("memory")).await?;
+    let text = info.as_text().ok_or_else(|| unexpected("INFO"))?;
+    let policy = text.lines().find_map(|line| line.strip_prefix("maxmemory_policy:")).unwrap_or_default().trim();
+    Ok(policy.starts_with("allkeys-").then(|| policy.to_owned()))
+}
+
 /// What a group has yet to settle.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backlog {

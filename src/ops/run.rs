@@ -16,11 +16,15 @@ pub struct Args {
     /// Migrate the database first
     #[arg(long)]
     pub migrate: bool,
+    /// Start although Valkey may evict the stream when its memory is full
+    #[arg(long)]
+    pub accept_eviction: bool,
 }
 
 /// Runs the verb.
 pub async fn run(args: Args, config: &Config) -> std::io::Result<Exit> {
-    let options = Options { until_empty: args.until_empty, migrate: args.migrate };
+    let options =
+        Options { until_empty: args.until_empty, migrate: args.migrate, accept_eviction: args.accept_eviction };
     match service::run(config, options).await {
         Ok(Ending::Settled) => Ok(Exit::Ok),
         Ok(Ending::LeftPending) => Ok(Exit::Retry),
@@ -28,7 +32,11 @@ pub async fn run(args: Args, config: &Config) -> std::io::Result<Exit> {
         Err(refusal) => {
             writeln!(std::io::stderr(), "tidegate run: {refusal}")?;
             Ok(match refusal {
-                Refusal::NotMigrated(_) | Refusal::Table(_) | Refusal::Renamed(_) | Refusal::Config(_) => Exit::Config,
+                Refusal::NotMigrated(_)
+                | Refusal::Table(_)
+                | Refusal::Renamed(_)
+                | Refusal::Config(_)
+                | Refusal::Evicting(_) => Exit::Config,
                 Refusal::Fault(fault, _) if judge(&fault, 1).verdict == Verdict::Halt => Exit::NoPermission,
                 Refusal::Fault(..) => Exit::Unavailable,
                 Refusal::Migration(_) | Refusal::Io(_) => Exit::Error,

@@ -123,3 +123,19 @@ async fn the_demo_proves_itself_and_leaves_nothing_on_borrowed_servers() {
     assert_eq!(lab.number("select count(*) from pg_class where relname like 'tidegate_demo%'").await, 0);
     assert_eq!(lab.in_ledger().await, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_valkey_that_may_evict_the_stream_is_refused_unless_that_is_accepted() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    client.call(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).await;
+    client.add("a", 1).await;
+    let (code, _, stderr) = output(&mut lab.program(&["run"])).await;
+    assert_eq!(code, 78);
+    assert!(stderr.contains("allkeys-lru") && stderr.contains("--accept-eviction"), "{stderr}");
+    let accepting = ["run", "--until-empty", "--accept-eviction"];
+    assert_eq!(output(&mut lab.program(&accepting)).await.0, 0);
+    client.call(&["CONFIG", "SET", "maxmemory-policy", "volatile-lru"]).await;
+    lab.settle_everything().await;
+    assert_eq!(lab.value("a").await, Some(1));
+}
