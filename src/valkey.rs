@@ -275,12 +275,7 @@ impl Reply {
 
     /// The bytes of any kind of string.
     pub fn as_bytes(&self) -> Option<&Bytes> {
-        match &self.0 {
-            Resp3Frame::BlobString { data, .. }
-            | Resp3Frame::SimpleString { data, .. }
-            | Resp3Frame::VerbatimString { data, .. } => Some(data),
-            _ => None,
-        }
+        string(&self.0)
     }
 
     /// The text of any kind of string.
@@ -296,12 +291,31 @@ impl Reply {
         }
     }
 
+    /// The strings of an array, where they lie; what is no string is passed over.
+    pub fn strings(&self) -> impl Iterator<Item = &[u8]> {
+        let elements = match &self.0 {
+            Resp3Frame::Array { data, .. } => data.as_slice(),
+            _ => &[],
+        };
+        elements.iter().filter_map(string).map(|bytes| &bytes[..])
+    }
+
     /// The pairs of a map, in no order.
     pub fn into_map(self) -> Option<impl Iterator<Item = (Reply, Reply)>> {
         match self.0 {
             Resp3Frame::Map { data, .. } => Some(data.into_iter().map(|(k, v)| (Reply(k), Reply(v)))),
             _ => None,
         }
+    }
+}
+
+/// The bytes of any kind of string.
+fn string(frame: &Resp3Frame) -> Option<&Bytes> {
+    match frame {
+        Resp3Frame::BlobString { data, .. }
+        | Resp3Frame::SimpleString { data, .. }
+        | Resp3Frame::VerbatimString { data, .. } => Some(data),
+        _ => None,
     }
 }
 

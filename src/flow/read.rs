@@ -188,25 +188,22 @@ fn take_run(reply: Reply, filling: &mut Filling) -> Result<(), Fault> {
     }
     let (_, entries) =
         reply.into_map().and_then(|mut streams| streams.next()).ok_or_else(|| unexpected("XREADGROUP"))?;
-    push_entries(entries, filling, "XREADGROUP").map(|_| ())
+    push_entries(entries, filling, "XREADGROUP")
 }
 
-/// Adds an array of `[id, [name, value, …]]` as one span; gives its ids.
-pub(super) fn push_entries(entries: Reply, filling: &mut Filling, command: &str) -> Result<Vec<EntryId>, Fault> {
-    let entries = entries.into_array().ok_or_else(|| unexpected(command))?;
-    let mut ids = Vec::with_capacity(entries.len());
-    for entry in entries {
+/// Adds an array of `[id, [name, value, …]]` as one span.
+pub(super) fn push_entries(entries: Reply, filling: &mut Filling, command: &str) -> Result<(), Fault> {
+    for entry in entries.into_array().ok_or_else(|| unexpected(command))? {
         let (id, fields) = parse_entry(entry).ok_or_else(|| unexpected(command))?;
-        filling.push(id, fields.iter().filter_map(Reply::as_bytes).map(|bytes| &bytes[..]));
-        ids.push(id);
+        filling.push(id, fields.strings());
     }
     filling.close_span();
-    Ok(ids)
+    Ok(())
 }
 
-/// `[id, [name, value, …]]`
-pub(super) fn parse_entry(entry: Reply) -> Option<(EntryId, Vec<Reply>)> {
+/// `[id, [name, value, …]]`: the id, and the fields.
+pub(super) fn parse_entry(entry: Reply) -> Option<(EntryId, Reply)> {
     let mut parts = entry.into_array()?;
     let id = parts.next()?.as_text()?.parse().ok()?;
-    Some((id, parts.next()?.into_array()?.collect()))
+    Some((id, parts.next()?))
 }

@@ -180,8 +180,8 @@ impl Reclaimer {
         let wanted: HashMap<EntryId, i64> =
             chosen.iter().filter(|p| kept.contains(&p.id)).map(|p| (p.id, p.deliveries)).collect();
         let mut found = HashSet::with_capacity(wanted.len());
-        let mut push = |filling: &mut Filling, id: EntryId, fields: &[Reply]| {
-            filling.push(id, fields.iter().filter_map(Reply::as_bytes).map(|bytes| &bytes[..]));
+        let mut push = |filling: &mut Filling, id: EntryId, fields: &Reply| {
+            filling.push(id, fields.strings());
             if wanted[&id] >= self.max_deliveries {
                 filling.condemn_last(Death::from(Malformed::Deadly));
             }

@@ -315,12 +315,13 @@ impl Settler {
         let Some(batch) = held.batch else { return Ok(()) };
         let tolerated = POISON_FLOOR.max((batch.len() as f64 * POISON_SHARE) as usize);
         let mut work = vec![batch];
-        let mut poison: Vec<(Batch, Death)> = Vec::new();
+        let (mut poison, mut last_chance): (Vec<Batch>, bool) = (Vec::new(), false);
         loop {
             let Some(batch) = work.pop() else {
-                // Only now, when the rest went through, is a single entry to blame.
-                let Some((mut batch, death)) = poison.pop() else { return Ok(()) };
-                batch.condemn(death);
+                // Only now, when the rest went through, is a single entry to blame; and only if it is refused once more,
+                // for what was wrong may have been mended meanwhile.
+                let Some(batch) = poison.pop() else { return Ok(()) };
+                last_chance = true;
                 work.push(batch);
                 continue;
             };
@@ -345,7 +346,11 @@ impl Settler {
                                 self.halt(1, &fault, stop).await?;
                                 work.push(alone);
                             }
-                            Err(alone) => poison.push((alone, refused_by_table(&fault))),
+                            Err(mut alone) if last_chance => {
+                                alone.condemn(refused_by_table(&fault));
+                                work.push(alone);
+                            }
+                            Err(alone) => poison.push(alone),
                         },
                         Verdict::Shrink => match batch.halve() {
                             Ok((low, high)) => work.extend([high, low]),
@@ -355,7 +360,7 @@ impl Settler {
                     }
                     if poison.len() > tolerated {
                         self.halt(poison.len(), &fault, stop).await?;
-                        work.extend(poison.drain(..).map(|(batch, _)| batch));
+                        work.append(&mut poison);
                     }
                 }
             }

@@ -189,7 +189,7 @@ impl Valkey {
         self.server.process = None;
         self.server.process = Some(Process::start(folder, "TERM", &command, None)?);
         let deadline = Instant::now() + STARTED_WITHIN;
-        while !answers_ping(self.server.port).await {
+        while !answers_as(self.server.port, self.server.pid().unwrap_or(0)).await {
             let ended = self.server.last_words().contains("Address already in use");
             if ended || Instant::now() > deadline {
                 return Err(Error::Silent { what: "valkey-server", log: self.server.last_words() });
@@ -296,7 +296,12 @@ impl Postgres {
         // QUIT: end at once, children included.
         self.server.process = Some(Process::start(folder, "QUIT", &command, self.user)?);
         let deadline = Instant::now() + STARTED_WITHIN;
-        while self.address("postgres").connect().await.is_err() {
+        // Its own word that it is ready comes first: somebody else's server may have been quicker to take the port.
+        let ready = |folder: &Path| {
+            let state = std::fs::read_to_string(folder.join("data/postmaster.pid")).unwrap_or_default();
+            state.lines().last().is_some_and(|line| line.trim() == "ready")
+        };
+        while !ready(folder) || self.address("postgres").connect().await.is_err() {
             let ended = self.server.last_words().contains("Address already in use");
             if ended || Instant::now() > deadline {
                 return Err(Error::Silent { what: "PostgreSQL", log: self.server.last_words() });
@@ -396,13 +401,14 @@ fn executable_by(user: Option<u32>, programs: PathBuf, folder: &Path) -> Result<
     Ok(copy.join(within))
 }
 
-async fn answers_ping(port: u16) -> bool {
+/// Whether the server on this port answers, and is this process and no other that was quicker to take the port.
+async fn answers_as(port: u16, pid: i32) -> bool {
     let ask = async {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        stream.write_all(b"PING\r\n").await?;
-        let mut answer = [0; 5];
-        stream.read_exact(&mut answer).await?;
-        std::io::Result::Ok(answer == *b"+PONG")
+        stream.write_all(b"INFO server\r\nQUIT\r\n").await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        std::io::Result::Ok(answer.lines().any(|line| line.trim() == format!("process_id:{pid}")))
     };
     tokio::time::timeout(Duration::from_secs(1), ask).await.is_ok_and(|answer| answer.unwrap_or(false))
 }

@@ -162,11 +162,11 @@ async fn other_content_under_used_ids_is_applied() {
         ids.push(client.add("a", 1).await);
     }
     lab.await_value("a", 10).await;
-    // Another primary minted the same ids for other entries.
-    client.call(&["DEL", STREAM]).await;
-    for id in &ids {
-        client.call(&["XADD", STREAM, id, "id", "b", "amount", "1"]).await;
-    }
+    // Another primary minted the same ids for other entries: all at once, before the stream can be told to start above.
+    let mut commands: Vec<Vec<&str>> = vec![vec!["MULTI"], vec!["DEL", STREAM]];
+    commands.extend(ids.iter().map(|id| vec!["XADD", STREAM, id, "id", "b", "amount", "1"]));
+    commands.push(vec!["EXEC"]);
+    client.pipeline(&commands).await;
     lab.await_value("b", 10).await;
     daemon.wait_for("other content under used ids was applied").await;
     assert_eq!(lab.value("a").await, Some(10));
