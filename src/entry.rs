@@ -38,6 +38,12 @@ impl EntryId {
         EntryId { ms: (number >> 64) as u64, seq: number as u64 }
     }
 
+    /// Reads an id as Valkey writes it: digits, a hyphen, digits.
+    pub fn from_bytes(text: &[u8]) -> Option<EntryId> {
+        let hyphen = text.iter().position(|b| *b == b'-')?;
+        Some(EntryId { ms: digits(&text[..hyphen])?, seq: digits(&text[hyphen + 1..])? })
+    }
+
     /// The id right after this one; the highest has none.
     pub fn next(self) -> Option<EntryId> {
         self.number().checked_add(1).map(EntryId::from_number)
@@ -54,13 +60,19 @@ impl FromStr for EntryId {
     type Err = BadEntryId;
 
     fn from_str(text: &str) -> Result<EntryId, BadEntryId> {
-        let parse = || {
-            let (ms, seq) = text.split_once('-')?;
-            let digits = |part: &str| part.bytes().all(|b| b.is_ascii_digit()).then(|| part.parse().ok()).flatten();
-            Some(EntryId { ms: digits(ms)?, seq: digits(seq)? })
-        };
-        parse().ok_or_else(|| BadEntryId(text.to_owned()))
+        EntryId::from_bytes(text.as_bytes()).ok_or_else(|| BadEntryId(text.to_owned()))
     }
+}
+
+/// A number of digits alone, at least one.
+fn digits(text: &[u8]) -> Option<u64> {
+    if text.is_empty() {
+        return None;
+    }
+    text.iter().try_fold(0u64, |number, byte| {
+        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+        number.checked_mul(10)?.checked_add(digit)
+    })
 }
 
 /// A text that is no id.

@@ -1,23 +1,29 @@
 //! Talking to Valkey: the only module that names `fred`, so that it can be patched or replaced.
 //!
 //! A [`Connection`] is one TCP connection that never reconnects, never retries and bounds every wait; whoever loses one
-//! opens another. A [`Link`] is the pair a worker needs, one to read on and one to command with, both to the same server
-//! in the same life of it: its [`Generation`]. So "an acknowledgement never crosses to another server" needs no care at
-//! run time: there is nothing that could carry it there.
+//! opens another. A [`Link`] is such a connection to one server in one life of it: its [`Generation`]. What was read by a
+//! link is acknowledged on that link or not at all, so "an acknowledgement never crosses to another server" needs no care
+//! at run time: there is nothing that could carry it there. Whoever reads a stream adds a [`Wire`] to his link, to the
+//! same server: reads wait there, and are parsed by our own hand.
 //!
 //! Commands are sent raw and replies read raw, in RESP3: typed conversions of this client lose what we need (the order of
 //! fields, entries deleted under a pending id) and take a nil for an error. In RESP3 a stream reply is a map and cannot be
 //! mistaken for a pub/sub message, which in RESP2 is decided by the data in it.
 
+pub mod resp;
+mod wire;
+
+use std::fmt::{Display, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use fred::clients::Client;
 use fred::interfaces::ClientLike;
 use fred::types::config::{
-    Blocking, Config as FredConfig, ConnectionConfig, Options, PerformanceConfig, TcpConfig, UnresponsiveConfig,
+    Blocking, Config as FredConfig, ConnectionConfig, Options, PerformanceConfig, ServerConfig, TcpConfig, TlsConnector,
+    UnresponsiveConfig,
 };
 use fred::types::{ClusterHash, CustomCommand, Resp3Frame, RespVersion, Value};
 use secrecy::{ExposeSecret, SecretString};
@@ -27,10 +33,15 @@ use tokio::task::AbortHandle;
 use crate::entry::Generation;
 use crate::retry::Fault;
 
+pub use wire::Wire;
+use wire::Place;
+
 /// How long a silent connection is trusted before the kernel asks whether the peer is there.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
 /// How often it then asks.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// How often it asks in vain before the connection is given up.
+const KEEPALIVE_TRIES: u32 = 3;
 /// How long sent bytes may stay unconfirmed before the kernel gives the connection up.
 const UNCONFIRMED_LIMIT: Duration = Duration::from_secs(30);
 
@@ -72,7 +83,7 @@ impl Connection {
             tcp: TcpConfig {
                 nodelay: Some(true),
                 keepalive: Some(
-                    TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(3),
+                    TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_TRIES),
                 ),
                 user_timeout: Some(UNCONFIRMED_LIMIT),
                 ..Default::default()
@@ -90,30 +101,42 @@ impl Connection {
 
     /// Sends one command and waits for its reply, within the address's limit.
     pub async fn call(&self, command: Command) -> Result<Reply, Fault> {
-        self.call_within(command, self.command_timeout, false).await
+        self.refuse_if_lost()?;
+        let limit = Some(self.command_timeout);
+        let options = Options { max_attempts: Some(1), fail_fast: true, timeout: limit, ..Default::default() };
+        let (custom, arguments) = command.into_parts();
+        match self.client.with_options(&options).custom_raw(custom, arguments).await {
+            Ok(frame) => Reply::of(frame),
+            Err(e) if is_reply(&e) => Err(server_error(e.details())),
+            Err(e) => Err(self.broken(e)),
+        }
     }
 
-    /// Sends a command that blocks on the server for up to `block`.
-    pub async fn call_blocking(&self, command: Command, block: Duration) -> Result<Reply, Fault> {
-        self.call_within(command, block + self.command_timeout, true).await
+    /// Where the server is that it reached: for a name that stands for several, the one that was primary.
+    fn place(&self) -> Result<Place, Fault> {
+        let config = self.client.client_config();
+        let reached = self.client.active_connections().into_iter().next();
+        let server = match config.server {
+            ServerConfig::Centralized { server } => server,
+            _ => reached.ok_or_else(|| Fault::ValkeyLost("the connection was lost before".into()))?,
+        };
+        let tls = config.tls.map(|tls| {
+            let TlsConnector::Rustls(connector) = tls.connector;
+            (connector, server.tls_server_name.as_ref().unwrap_or(&server.host).to_string())
+        });
+        Ok(Place {
+            host: server.host.to_string(),
+            port: server.port,
+            tls,
+            username: config.username,
+            password: config.password,
+            database: config.database.unwrap_or(0),
+        })
     }
 
     /// Whether the connection was found broken: by a command, or by itself while there was none.
     pub fn is_lost(&self) -> bool {
         self.lost.load(Ordering::Relaxed) || self.task.is_finished()
-    }
-
-    async fn call_within(&self, command: Command, limit: Duration, blocking: bool) -> Result<Reply, Fault> {
-        self.refuse_if_lost()?;
-        let options = Options { max_attempts: Some(1), fail_fast: true, timeout: Some(limit), ..Default::default() };
-        let (custom, arguments) = command.into_parts(blocking);
-        match self.client.with_options(&options).custom_raw(custom, arguments).await {
-            Ok(Resp3Frame::SimpleError { data, .. }) => Err(server_error(&data)),
-            Ok(Resp3Frame::BlobError { data, .. }) => Err(server_error(&String::from_utf8_lossy(&data))),
-            Ok(frame) => Ok(Reply(frame)),
-            Err(e) if is_reply(&e) => Err(server_error(e.details())),
-            Err(e) => Err(self.broken(e)),
-        }
     }
 
     /// A command given to a client whose connection has ended waits for nothing until its time is up.
@@ -134,12 +157,11 @@ impl Drop for Connection {
     }
 }
 
-/// A reader's pair of connections to one server in one life of it.
+/// A connection to one server in one life of it.
 #[derive(Debug)]
 pub struct Link {
-    reading: Connection,
     commands: Connection,
-    reader_id: Option<i64>,
+    address: Address,
     generation: Arc<Generation>,
 }
 
@@ -147,30 +169,31 @@ pub struct Link {
 static EPOCH: AtomicU64 = AtomicU64::new(1);
 
 impl Link {
-    /// Connects twice and makes sure that both ends are the same primary.
+    /// Connects to the primary.
     pub async fn open(address: &Address, name: &str) -> Result<Link, Fault> {
-        let reading = Connection::open(address, name).await?;
         let commands = Connection::open(address, name).await?;
-        let server = Server::ask(&commands).await?;
-        if Server::ask(&reading).await? != server {
-            return Err(Fault::ValkeyLost("two connections reached two different servers (a failover?)".into()));
-        }
-        // Without this privilege a stop waits for the current blocking read to end, a second at most.
-        let reader_id = reading.call(Command::new("CLIENT").arg("ID")).await.ok().and_then(|id| id.as_int());
+        let server = Server::told_by(&commands.call(Server::question()).await?)?;
         let generation = Arc::new(Generation {
             run_id: server.run_id,
             replication_id: server.replication_id,
             epoch: EPOCH.fetch_add(1, Ordering::Relaxed),
         });
-        Ok(Link { reading, commands, reader_id, generation })
+        Ok(Link { commands, address: address.clone(), generation })
     }
 
-    /// The connection that blocks.
-    pub fn reading(&self) -> &Connection {
-        &self.reading
+    /// Opens a second connection to the very same server, to read streams on; gives its id, too, which ends its waits.
+    pub async fn open_wire(&self, name: &str) -> Result<(Wire, Option<i64>), Fault> {
+        let place = self.commands.place()?;
+        let mut wire = Wire::open(&place, name, self.address.connect_timeout, self.address.command_timeout).await?;
+        if !self.is(&Server::told_by(&wire.call(&Server::question()).await?)?) {
+            return Err(Fault::ValkeyLost("two connections reached two different servers (a failover?)".into()));
+        }
+        // Without this privilege a stop waits for the current blocking read to end, a second or two.
+        let id = wire.call(&Command::new("CLIENT").arg("ID")).await.ok().and_then(|id| id.as_int());
+        Ok((wire, id))
     }
 
-    /// The connection that does not.
+    /// The connection that never waits for entries.
     pub fn commands(&self) -> &Connection {
         &self.commands
     }
@@ -180,25 +203,26 @@ impl Link {
         &self.generation
     }
 
-    /// Whether either connection was found broken: then the pair is of no more use.
+    /// Whether the connection was found broken: then it is of no more use.
     pub fn is_lost(&self) -> bool {
-        self.reading.is_lost() || self.commands.is_lost()
+        self.commands.is_lost()
     }
 
     /// Whether the server at the other end is still the primary it was, with the same history of writes.
     ///
     /// A server that became a replica and a primary again keeps its connections and changes its replication id.
     pub async fn is_same_server(&self) -> Result<bool, Fault> {
-        let now = Server::ask(&self.commands).await?;
-        Ok(now.run_id == self.generation.run_id && now.replication_id == self.generation.replication_id)
+        Ok(self.is(&Server::told_by(&self.commands.call(Server::question()).await?)?))
     }
 
-    /// Ends a blocking read that is under way, as if its time were up.
-    pub async fn unblock(&self) {
-        if let Some(id) = self.reader_id {
-            // If this fails the read ends by itself a little later.
-            let _ = self.commands.call(Command::new("CLIENT").arg("UNBLOCK").arg(id)).await;
-        }
+    fn is(&self, server: &Server) -> bool {
+        server.run_id == self.generation.run_id && server.replication_id == self.generation.replication_id
+    }
+
+    /// Ends a read that waits on the wire of this id, as if its time were up.
+    pub async fn unblock(&self, wire: i64) {
+        // If this fails the read ends by itself a little later.
+        let _ = self.commands.call(Command::new("CLIENT").arg("UNBLOCK").arg(wire)).await;
     }
 }
 
@@ -210,8 +234,11 @@ struct Server {
 }
 
 impl Server {
-    async fn ask(connection: &Connection) -> Result<Server, Fault> {
-        let info = connection.call(Command::new("INFO").arg("server").arg("replication")).await?;
+    fn question() -> Command {
+        Command::new("INFO").arg("server").arg("replication")
+    }
+
+    fn told_by(info: &Reply) -> Result<Server, Fault> {
         let text = info.as_text().unwrap_or_default();
         let field = |name: &str| {
             text.lines()
@@ -229,29 +256,55 @@ impl Server {
 #[derive(Debug, Clone)]
 pub struct Command {
     name: &'static str,
-    arguments: Vec<Value>,
+    /// Its arguments, one behind the other, and where each ends: ten thousand ids are not ten thousand allocations.
+    text: BytesMut,
+    ends: Vec<usize>,
 }
 
 impl Command {
     /// Starts a command; a subcommand is its first argument.
     pub fn new(name: &'static str) -> Command {
-        Command { name, arguments: Vec::new() }
+        Command { name, text: BytesMut::new(), ends: Vec::new() }
     }
 
-    /// Adds an argument.
-    pub fn arg(mut self, argument: impl Into<Value>) -> Command {
-        self.arguments.push(argument.into());
+    /// Adds an argument, as it is displayed.
+    pub fn arg(mut self, argument: impl Display) -> Command {
+        self.push(argument);
         self
     }
 
     /// Adds arguments.
-    pub fn args<T: Into<Value>>(mut self, arguments: impl IntoIterator<Item = T>) -> Command {
-        self.arguments.extend(arguments.into_iter().map(Into::into));
+    pub fn args(mut self, arguments: impl IntoIterator<Item = impl Display>) -> Command {
+        arguments.into_iter().for_each(|argument| self.push(argument));
         self
     }
 
-    fn into_parts(self, blocking: bool) -> (CustomCommand, Vec<Value>) {
-        (CustomCommand::new_static(self.name, ClusterHash::Random, blocking), self.arguments)
+    fn push(&mut self, argument: impl Display) {
+        // Memory takes everything.
+        let _ = write!(self.text, "{argument}");
+        self.ends.push(self.text.len());
+    }
+
+    fn into_parts(self) -> (CustomCommand, Vec<Value>) {
+        let text = self.text.freeze();
+        let mut start = 0;
+        let arguments = self.ends.into_iter().map(|end| Value::Bytes(text.slice(std::mem::replace(&mut start, end)..end)));
+        (CustomCommand::new_static(self.name, ClusterHash::Random, false), arguments.collect())
+    }
+
+    /// Writes it as a server takes it: an array of strings.
+    fn write_to(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(format!("*{}\r\n", self.ends.len() + 1).as_bytes());
+        let mut string = |bytes: &[u8]| {
+            out.extend_from_slice(format!("${}\r\n", bytes.len()).as_bytes());
+            out.extend_from_slice(bytes);
+            out.extend_from_slice(b"\r\n");
+        };
+        let mut start = 0;
+        string(self.name.as_bytes());
+        for end in &self.ends {
+            string(&self.text[std::mem::replace(&mut start, *end)..*end]);
+        }
     }
 }
 
@@ -260,9 +313,13 @@ impl Command {
 pub struct Reply(Resp3Frame);
 
 impl Reply {
-    /// Whether it is a null.
-    pub fn is_null(&self) -> bool {
-        matches!(self.0, Resp3Frame::Null)
+    /// A frame that is no error.
+    fn of(frame: Resp3Frame) -> Result<Reply, Fault> {
+        match frame {
+            Resp3Frame::SimpleError { data, .. } => Err(server_error(&data)),
+            Resp3Frame::BlobError { data, .. } => Err(server_error(&String::from_utf8_lossy(&data))),
+            frame => Ok(Reply(frame)),
+        }
     }
 
     /// An integer.

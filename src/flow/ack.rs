@@ -4,7 +4,6 @@
 //! server behind it is no longer what it was, nothing is sent: the entries are delivered again and the ledger recognises
 //! them. On another server an id may stand for another entry, whose mark would be destroyed (I3).
 
-use crate::entry::EntryId;
 use crate::flow::flush::Settled;
 use crate::retry::Fault;
 use crate::valkey::{Command, Link, unexpected};
@@ -28,7 +27,7 @@ pub async fn ack(link: &Link, group: &str, stream: &str, settled: &Settled) -> R
     }
     let mut removed = 0;
     for ids in settled.ids().chunks(CHUNK) {
-        let command = Command::new("XACK").arg(stream).arg(group).args(ids.iter().map(EntryId::to_string));
+        let command = Command::new("XACK").arg(stream).arg(group).args(ids);
         let count = link.commands().call(command).await?.as_int().ok_or_else(|| unexpected("XACK"))?;
         removed += count.unsigned_abs();
     }

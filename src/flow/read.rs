@@ -4,8 +4,7 @@
 //! with what Valkey said; entries delivered into a reply that was lost stay pending under this consumer and are taken up by
 //! [`super::reclaim`].
 
-use std::collections::HashMap;
-use std::ops::ControlFlow;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +13,10 @@ use crate::entry::EntryId;
 use crate::pipeline::Pipeline;
 use crate::retry::Fault;
 use crate::shutdown::Stop;
-use crate::valkey::{Command, Link, Reply, unexpected};
+use crate::valkey::{Address, Command, Link, Reply, Wire, unexpected};
 
+/// How many reads are under way at once: while one is received the server works on the next.
+const READS_UNDER_WAY: usize = 4;
 /// An id that no entry has: reading one's own history behind it is an empty read, and a sign of life.
 const BEYOND: &str = "18446744073709551615-18446744073709551615";
 
@@ -43,6 +44,31 @@ pub struct Reader {
     block: Duration,
     /// What an entry took lately: keeps a reply within the batch's bytes.
     bytes_per_entry: usize,
+    /// Whether the last batch ended at its limits, and not with the backlog.
+    more: bool,
+}
+
+/// What a reader reads on: a link, and a wire to the same server.
+#[derive(Debug)]
+pub struct Line {
+    /// For commands.
+    pub link: Arc<Link>,
+    wire: Wire,
+    wire_id: Option<i64>,
+}
+
+impl Line {
+    /// Connects both.
+    pub async fn open(address: &Address, name: &str) -> Result<Line, Fault> {
+        let link = Arc::new(Link::open(address, name).await?);
+        let (wire, wire_id) = link.open_wire(name).await?;
+        Ok(Line { link, wire, wire_id })
+    }
+
+    /// Whether either connection was found broken: then the pair is of no more use.
+    pub fn is_lost(&self) -> bool {
+        self.link.is_lost() || self.wire.is_lost()
+    }
 }
 
 impl Reader {
@@ -50,7 +76,8 @@ impl Reader {
     pub fn new(pipeline: &Pipeline, consumer: Arc<str>, limits: Limits, block: Duration) -> Reader {
         // Large until the first entries are seen, so that the first read is a small one.
         let bytes_per_entry = limits.max_bytes / FIRST_READ;
-        Reader { stream: pipeline.stream.clone(), group: pipeline.group(), consumer, limits, block, bytes_per_entry }
+        let (stream, group) = (pipeline.stream.clone(), pipeline.group());
+        Reader { stream, group, consumer, limits, block, bytes_per_entry, more: false }
     }
 
     /// Creates the group where there is none: at the stream's start, so that nothing is skipped, and with the stream.
@@ -65,17 +92,17 @@ impl Reader {
 
     /// Waits for entries, then takes what there is, up to the limits: what arrived while the last batch was flushed is
     /// the next one.
-    pub async fn fill(&mut self, link: &Link, stop: &Stop) -> Result<Option<Batch>, Fault> {
-        let origin = Origin { generation: link.generation().clone(), consumer: self.consumer.clone() };
+    pub async fn fill(&mut self, line: &mut Line, stop: &Stop) -> Result<Option<Batch>, Fault> {
+        let origin = Origin { generation: line.link.generation().clone(), consumer: self.consumer.clone() };
         let mut filling = Filling::new(origin, self.limits.max_entry_bytes);
-        let mut more = self.read(link, &mut filling, Some(stop)).await?;
-        while more.is_continue() && filling.len() < self.limits.max_entries && filling.bytes() < self.limits.max_bytes {
-            more = match self.read(link, &mut filling, None).await {
-                Ok(more) => more,
-                // What was read before is good, and the next call meets the fault again.
-                Err(_) => ControlFlow::Break(()),
-            };
+        // Where the last batch left something behind nothing has to be waited for.
+        let waited = if self.more { Ok(true) } else { self.wait(line, &mut filling, stop).await };
+        self.more = match waited {
+            Ok(true) => self.take(line, &mut filling).await,
+            waited => waited,
         }
+        // What was read before a fault is good, and the next call meets the fault again.
+        .or_else(|fault| if filling.is_empty() { Err(fault) } else { Ok(false) })?;
         Ok((!filling.is_empty()).then(|| filling.seal(false)))
     }
 
@@ -85,40 +112,74 @@ impl Reader {
         link.commands().call(command).await.map(|_| ())
     }
 
-    /// One read, one contiguous run. Breaks when the stream gave less than it was asked for.
+    /// Waits for the first entries. Says whether there may be more.
     ///
-    /// With `stop`, it blocks until an entry comes; a stop then ends the wait by unblocking it, never by dropping it: a
-    /// reply that nobody waits for would take its entries along.
-    async fn read(
-        &mut self,
-        link: &Link,
-        filling: &mut Filling,
-        stop: Option<&Stop>,
-    ) -> Result<ControlFlow<()>, Fault> {
-        let room = self.limits.max_entries - filling.len();
-        let room_in_bytes = self.limits.max_bytes.saturating_sub(filling.bytes()) / self.bytes_per_entry.max(1);
-        let count = room.min(room_in_bytes).min(self.limits.read_count).max(1);
-        let reply = match stop {
-            None => link.reading().call(self.command(count, None, ">")).await?,
-            Some(stop) => {
-                let command = self.command(count, Some(self.block), ">");
-                let mut reading = std::pin::pin!(link.reading().call_blocking(command, self.block));
-                tokio::select! {
-                    reply = &mut reading => reply?,
-                    () = stop.asked() => {
-                        link.unblock().await;
-                        reading.await?
+    /// A stop ends the wait by unblocking it, never by dropping it: a reply that nobody waits for would take its entries
+    /// along.
+    async fn wait(&mut self, line: &mut Line, filling: &mut Filling, stop: &Stop) -> Result<bool, Fault> {
+        let count = self.room(filling, 0).max(1);
+        let command = self.command(count, Some(self.block), ">");
+        let Line { link, wire, wire_id } = line;
+        wire.send(&command);
+        let block = self.block;
+        let got = {
+            let mut receiving = std::pin::pin!(self.receive(wire, filling, block));
+            tokio::select! {
+                got = &mut receiving => got?,
+                () = stop.asked() => {
+                    if let Some(id) = wire_id {
+                        link.unblock(*id).await;
                     }
+                    receiving.await?
                 }
             }
         };
+        Ok(got == count)
+    }
+
+    /// Takes what there is without waiting, several reads under way at once. Says whether there may be more.
+    ///
+    /// What has been asked for is always received, whatever became of the read before it.
+    async fn take(&mut self, line: &mut Line, filling: &mut Filling) -> Result<bool, Fault> {
+        let (mut asked, mut under_way, mut more) = (VecDeque::new(), 0, Ok(true));
+        loop {
+            while matches!(more, Ok(true)) && asked.len() < READS_UNDER_WAY {
+                let count = match self.room(filling, under_way) {
+                    0 if filling.is_empty() && asked.is_empty() => 1,
+                    0 => break,
+                    count => count,
+                };
+                line.wire.send(&self.command(count, None, ">"));
+                asked.push_back(count);
+                under_way += count;
+            }
+            let Some(count) = asked.pop_front() else { return more };
+            under_way -= count;
+            match self.receive(&mut line.wire, filling, Duration::ZERO).await {
+                Ok(got) if got == count => {}
+                Ok(_) => more = more.and(Ok(false)),
+                Err(fault) if line.wire.is_lost() => return Err(fault),
+                Err(fault) => more = more.and(Err(fault)),
+            }
+        }
+    }
+
+    /// How many entries the next read may ask for, when this many are under way.
+    fn room(&self, filling: &Filling, under_way: usize) -> usize {
+        let entries = self.limits.max_entries.saturating_sub(filling.len());
+        let by_bytes = self.limits.max_bytes.saturating_sub(filling.bytes()) / self.bytes_per_entry.max(1);
+        entries.min(by_bytes).saturating_sub(under_way).min(self.limits.read_count)
+    }
+
+    /// Receives one contiguous run; gives how many entries it had.
+    async fn receive(&mut self, wire: &mut Wire, filling: &mut Filling, block: Duration) -> Result<usize, Fault> {
         let (had, weighed) = (filling.len(), filling.bytes());
-        take_run(reply, filling)?;
-        let got = filling.len() - had;
-        if let Some(average) = (filling.bytes() - weighed).checked_div(got) {
+        let received = wire.run(block, |id, strings| filling.push(id, strings)).await;
+        filling.close_span();
+        if let Some(average) = (filling.bytes() - weighed).checked_div(filling.len() - had) {
             self.bytes_per_entry = average.max(1);
         }
-        Ok(if got < count { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        received
     }
 
     fn command(&self, count: usize, block: Option<Duration>, from: &'static str) -> Command {
@@ -180,16 +241,6 @@ pub async fn backlog(link: &Link, stream: &str, group: &str) -> Result<Backlog, 
 
 /// How many entries the first read asks for at the most, before their size is known.
 const FIRST_READ: usize = 100;
-
-/// Adds the run of one reply: `{stream: [[id, [name, value, …]], …]}`, or null.
-fn take_run(reply: Reply, filling: &mut Filling) -> Result<(), Fault> {
-    if reply.is_null() {
-        return Ok(());
-    }
-    let (_, entries) =
-        reply.into_map().and_then(|mut streams| streams.next()).ok_or_else(|| unexpected("XREADGROUP"))?;
-    push_entries(entries, filling, "XREADGROUP")
-}
 
 /// Adds an array of `[id, [name, value, …]]` as one span.
 pub(super) fn push_entries(entries: Reply, filling: &mut Filling, command: &str) -> Result<(), Fault> {

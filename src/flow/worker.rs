@@ -21,7 +21,7 @@ use super::ack::{self, Acked};
 use super::batch::{Batch, Death};
 use super::flush::{self, Failed, Settled, Target, Why};
 use super::ledger;
-use super::read::{Limits, Reader};
+use super::read::{Limits, Line, Reader};
 use super::reclaim::{self, Claimed, Reclaimer};
 use crate::entry::{EntryId, Malformed};
 use crate::metrics::Metrics;
@@ -143,23 +143,24 @@ impl Taker {
     /// Takes until it is told to stop, over as many links as it takes.
     pub async fn run(mut self, stop: Stop) {
         while !stop.is_asked() {
-            let link = match Link::open(&self.parts.valkey, &format!("tidegate:{}", self.consumer)).await {
-                Ok(link) => Arc::new(link),
+            let mut line = match Line::open(&self.parts.valkey, &format!("tidegate:{}", self.consumer)).await {
+                Ok(line) => line,
                 Err(fault) => {
                     self.met(&fault, &stop).await;
                     continue;
                 }
             };
-            match self.take_over(&link, &stop).await {
-                Ok(Ok(())) => self.leave(&link, &stop).await,
+            match self.take_over(&mut line, &stop).await {
+                Ok(Ok(())) => self.leave(&line.link, &stop).await,
                 Ok(Err(Widowed)) => return,
                 Err(fault) => self.met(&fault, &stop).await,
             }
         }
     }
 
-    /// One link's life: until it breaks, or a stop. Its own backlog first, then fresh entries, now and then the dead's.
-    async fn take_over(&mut self, link: &Arc<Link>, stop: &Stop) -> Result<Result<(), Widowed>, Fault> {
+    /// One line's life: until it breaks, or a stop. Its own backlog first, then fresh entries, now and then the dead's.
+    async fn take_over(&mut self, line: &mut Line, stop: &Stop) -> Result<Result<(), Widowed>, Fault> {
+        let link = &line.link.clone();
         if self.reader.ensure_group(link).await? {
             info!(consumer = %self.consumer, stream = %self.parts.target.pipeline().stream, "created the consumer group");
             self.parts.regrouped.notify_one();
@@ -168,7 +169,7 @@ impl Taker {
         let mut sweep_at = Instant::now() + self.parts.dead_after;
         let mut own = true;
         while !stop.is_asked() {
-            if link.is_lost() {
+            if line.is_lost() {
                 return Err(Fault::ValkeyLost("the connection was given up".into()));
             }
             let claimed = if own {
@@ -187,7 +188,7 @@ impl Taker {
                 claimed
             } else {
                 let Some(room) = self.wait_for_room(link, stop).await? else { return Ok(Err(Widowed)) };
-                let batch = if room { self.reader.fill(link, stop).await? } else { None };
+                let batch = if room { self.reader.fill(line, stop).await? } else { None };
                 self.works_again();
                 if let Some(batch) = batch {
                     self.send(link, Claimed { batch: Some(batch), gone: Vec::new() }).await;

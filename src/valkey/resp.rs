@@ -1,0 +1,298 @@
+//! The reply to a stream read, scanned while its bytes arrive. Pure.
+//!
+//! Takes the bytes received so far, again and again; gives the entries that are whole, where they lie: no copy, no
+//! allocation, and nothing is scanned twice but the entry that was cut off. It fails on anything that is not such a reply
+//! in RESP3, and then nothing behind it can be trusted.
+
+use crate::entry::EntryId;
+
+/// A string of Valkey holds no more than this.
+const LONGEST_STRING: u64 = 512 << 20;
+/// Strings in one entry: more than any server accepts in one command.
+const MOST_STRINGS: u64 = 1 << 31;
+
+/// A piece of a reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece<'a> {
+    /// An entry: its id, and its fields.
+    Entry(EntryId, Strings<'a>),
+    /// There are no more entries.
+    End,
+    /// The server refused the command, in these words.
+    Refused(&'a str),
+}
+
+/// The bytes are no reply to a stream read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the reply to a stream read is malformed: {0}")]
+pub struct Broken(&'static str);
+
+/// How far one reply, `{stream: [[id, [name, value, …]], …]}` or null, has been scanned.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// How many entries are still to come; none before the reply has begun.
+    left: Option<u64>,
+}
+
+impl Scan {
+    /// The next piece and how many bytes it took from the front; none if it is not all there yet.
+    pub fn next<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<(Piece<'a>, usize)>, Broken> {
+        let mut cursor = Cursor { bytes, at: 0 };
+        let Some(piece) = self.piece(&mut cursor)? else { return Ok(None) };
+        if !matches!(piece, Piece::Entry(..)) {
+            self.left = None;
+        }
+        Ok(Some((piece, cursor.at)))
+    }
+
+    fn piece<'a>(&mut self, cursor: &mut Cursor<'a>) -> Result<Option<Piece<'a>>, Broken> {
+        let left = match self.left {
+            Some(left) => left,
+            None => match reply_begins(cursor)? {
+                Some(Begins::Entries(count)) => count,
+                Some(Begins::Ends(piece)) => return Ok(Some(piece)),
+                None => return Ok(None),
+            },
+        };
+        if left == 0 {
+            return Ok(Some(Piece::End));
+        }
+        let entry = entry(cursor)?;
+        if entry.is_some() {
+            self.left = Some(left - 1);
+        }
+        Ok(entry)
+    }
+}
+
+/// What a reply begins with.
+enum Begins<'a> {
+    Entries(u64),
+    Ends(Piece<'a>),
+}
+
+fn reply_begins<'a>(cursor: &mut Cursor<'a>) -> Result<Option<Begins<'a>>, Broken> {
+    match cursor.bytes.first() {
+        None => Ok(None),
+        Some(b'_') => Ok(cursor.line()?.map(|_| Begins::Ends(Piece::End))),
+        Some(b'-') => {
+            let Some(line) = cursor.line()? else { return Ok(None) };
+            let words = std::str::from_utf8(&line[1..]).map_err(|_| Broken("an error that is no text"))?;
+            Ok(Some(Begins::Ends(Piece::Refused(words))))
+        }
+        Some(b'%') => {
+            let Some(streams) = cursor.count(b'%')? else { return Ok(None) };
+            if streams != 1 {
+                return Err(Broken("not one stream"));
+            }
+            if cursor.string()?.is_none() {
+                return Ok(None);
+            }
+            Ok(cursor.count(b'*')?.map(Begins::Entries))
+        }
+        Some(_) => Err(Broken("neither a map, a null nor an error")),
+    }
+}
+
+fn entry<'a>(cursor: &mut Cursor<'a>) -> Result<Option<Piece<'a>>, Broken> {
+    let Some(parts) = cursor.count(b'*')? else { return Ok(None) };
+    if parts != 2 {
+        return Err(Broken("an entry that is no pair"));
+    }
+    let Some(id) = cursor.string()? else { return Ok(None) };
+    let id = EntryId::from_bytes(id).ok_or(Broken("an entry without an id"))?;
+    let Some(count) = cursor.count(b'*')? else { return Ok(None) };
+    if count > MOST_STRINGS {
+        return Err(Broken("an entry with more strings than there can be"));
+    }
+    let start = cursor.at;
+    for _ in 0..count {
+        if cursor.string()?.is_none() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(Piece::Entry(id, Strings(&cursor.bytes[start..cursor.at]))))
+}
+
+/// The strings of an entry, name, value, name, value …, as they lie in the reply: scanned before, and whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Strings<'a>(&'a [u8]);
+
+impl<'a> Iterator for Strings<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let mut cursor = Cursor { bytes: self.0, at: 0 };
+        let string = cursor.string().ok()??;
+        self.0 = &self.0[cursor.at..];
+        Some(string)
+    }
+}
+
+/// Bytes, and how many of them were taken.
+struct Cursor<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    /// Everything up to the next line break.
+    fn line(&mut self) -> Result<Option<&'a [u8]>, Broken> {
+        let rest = &self.bytes[self.at..];
+        let Some(end) = rest.iter().position(|b| *b == b'\r') else { return Ok(None) };
+        match rest.get(end + 1) {
+            None => Ok(None),
+            Some(b'\n') => {
+                self.at += end + 2;
+                Ok(Some(&rest[..end]))
+            }
+            Some(_) => Err(Broken("half a line break")),
+        }
+    }
+
+    /// A line of `kind` and a number.
+    fn count(&mut self, kind: u8) -> Result<Option<u64>, Broken> {
+        let rest = &self.bytes[self.at..];
+        match rest.first() {
+            None => return Ok(None),
+            Some(first) if *first == kind => {}
+            Some(_) => return Err(Broken("another kind of value than there should be")),
+        }
+        let mut number = 0u64;
+        for (at, byte) in rest.iter().enumerate().skip(1) {
+            match byte {
+                b'0'..=b'9' => {
+                    let more = number.checked_mul(10).and_then(|n| n.checked_add(u64::from(byte - b'0')));
+                    number = more.ok_or(Broken("a number that is too large"))?;
+                }
+                b'\r' if at > 1 => {
+                    return match rest.get(at + 1) {
+                        None => Ok(None),
+                        Some(b'\n') => {
+                            self.at += at + 2;
+                            Ok(Some(number))
+                        }
+                        Some(_) => Err(Broken("half a line break")),
+                    };
+                }
+                _ => return Err(Broken("a number with something else in it")),
+            }
+        }
+        Ok(None)
+    }
+
+    /// A string with its length in front.
+    fn string(&mut self) -> Result<Option<&'a [u8]>, Broken> {
+        let Some(length) = self.count(b'$')? else { return Ok(None) };
+        if length > LONGEST_STRING {
+            return Err(Broken("a string longer than there can be"));
+        }
+        let end = self.at + length as usize;
+        let Some(after) = self.bytes.get(end..end + 2) else { return Ok(None) };
+        if after != b"\r\n" {
+            return Err(Broken("a string of another length"));
+        }
+        let string = &self.bytes[self.at..end];
+        self.at = end + 2;
+        Ok(Some(string))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    type Entry = (u64, u64, Vec<Vec<u8>>);
+
+    /// What a server sends.
+    fn reply(entries: &[Entry]) -> Vec<u8> {
+        let mut out = b"%1\r\n$1\r\ns\r\n".to_vec();
+        out.extend(format!("*{}\r\n", entries.len()).bytes());
+        for (ms, seq, strings) in entries {
+            let id = format!("{ms}-{seq}");
+            out.extend(format!("*2\r\n${}\r\n{id}\r\n*{}\r\n", id.len(), strings.len()).bytes());
+            for string in strings {
+                out.extend(format!("${}\r\n", string.len()).bytes());
+                out.extend(string);
+                out.extend(b"\r\n");
+            }
+        }
+        out
+    }
+
+    /// What a scan finds in bytes that arrive in pieces of these sizes.
+    fn scan(bytes: &[u8], mut sizes: impl Iterator<Item = usize>) -> Result<(Vec<Entry>, Vec<u8>), Broken> {
+        let (mut scan, mut found, mut inbox, mut at) = (Scan::default(), Vec::new(), Vec::new(), 0);
+        loop {
+            while let Some((piece, taken)) = scan.next(&inbox)? {
+                match piece {
+                    Piece::Entry(id, strings) => found.push((id.ms, id.seq, strings.map(<[u8]>::to_vec).collect())),
+                    _ => return Ok((found, [&inbox[taken..], &bytes[at..]].concat())),
+                }
+                inbox.drain(..taken);
+            }
+            assert!(at < bytes.len(), "all of it was given, and it is not enough");
+            let size = sizes.next().unwrap_or(1).clamp(1, bytes.len() - at);
+            inbox.extend_from_slice(&bytes[at..at + size]);
+            at += size;
+        }
+    }
+
+    #[test]
+    fn a_null_is_an_empty_run_and_an_error_is_told() {
+        assert_eq!(Scan::default().next(b"_\r\n+"), Ok(Some((Piece::End, 3))));
+        let refused = Piece::Refused("NOGROUP No such key");
+        assert_eq!(Scan::default().next(b"-NOGROUP No such key\r\n"), Ok(Some((refused, 22))));
+        assert_eq!(Scan::default().next(b"-NOGROUP No"), Ok(None));
+    }
+
+    #[test]
+    fn what_is_no_such_reply_is_broken_at_once() {
+        for bytes in [
+            &b"+OK\r\n"[..],
+            b">2\r\n",
+            b"%2\r\n$1\r\na\r\n",
+            b"%1\r\n*1\r\n",
+            b"%1\r\n$1\r\nab\r\n",
+            b"%1\r\n$1\r\ns\r\n*1\r\n*3\r\n",
+            b"%1\r\n$1\r\ns\r\n*1\r\n*2\r\n$3\r\n1-x\r\n",
+            b"%1\r\n$1\r\ns\r\n*1\r\n*2\r\n$3\r\n1-1\r\n_\r\n",
+            b"%99999999999999999999\r\n",
+            b"%1\r\n$999999999999\r\n",
+            b"%-1\r\n",
+            b"%\r\n",
+            b"%1\rx",
+        ] {
+            assert!(Scan::default().next(bytes).is_err(), "{}", bytes.escape_ascii());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn however_a_reply_is_cut_up_every_entry_is_found_once_and_nothing_behind_it_is_touched(
+            entries: Vec<(u64, u64, Vec<Vec<u8>>)>,
+            behind: Vec<u8>,
+            sizes in prop::collection::vec(1usize..40, 1..60),
+        ) {
+            let bytes = [reply(&entries), behind.clone()].concat();
+            let (found, rest) = scan(&bytes, sizes.into_iter().cycle()).expect("a reply");
+            prop_assert_eq!(found, entries);
+            prop_assert_eq!(rest, behind);
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>, begins in 0usize..5) {
+            let begin = [&b""[..], b"%1\r\n$1\r\ns\r\n*3\r\n", b"%1\r\n$", b"-", b"%1\r\n$1\r\ns\r\n*1\r\n*2\r\n$3\r\n1-1\r\n*"];
+            let bytes = [begin[begins], &bytes].concat();
+            let (mut scan, mut rest) = (Scan::default(), &bytes[..]);
+            while let Ok(Some((piece, taken))) = scan.next(rest) {
+                if let Piece::Entry(_, strings) = piece {
+                    prop_assert!(strings.count() <= rest.len());
+                }
+                if taken == 0 { break }
+                rest = &rest[taken..];
+            }
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! The connection that entries are read on: our own, for this is where the time goes.
+//!
+//! The client library parses a reply from its beginning again whenever a part of it arrives, and makes an object of every
+//! string; here a reply is scanned once, where it lies, and several reads are under way at once. Everything that is not a
+//! stream read, and not the greeting, stays with the library.
+//!
+//! As every connection of this project it never reconnects: lost once, lost for good, and what was delivered into a lost
+//! reply is pending and found again in the consumer's own list.
+
+use std::io;
+use std::time::Duration;
+
+use bytes::{Buf, Bytes, BytesMut};
+use redis_protocol::resp3::decode::complete::decode_bytes;
+use rustls::pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::resp::{Piece, Scan, Strings};
+use super::{Command, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_TRIES, Reply, UNCONFIRMED_LIMIT, server_error};
+use crate::entry::EntryId;
+use crate::retry::Fault;
+
+/// What one read of the socket takes at the least, and at the most once bytes come in plenty.
+const CHUNK: (usize, usize) = (4 << 10, 256 << 10);
+/// The longest greeting: the reply to INFO is a few kilobytes.
+const LONGEST_GREETING: usize = 1 << 20;
+
+/// Where a server is, and how to introduce oneself.
+pub(super) struct Place {
+    pub(super) host: String,
+    pub(super) port: u16,
+    /// The connector, and the name that the certificate must bear.
+    pub(super) tls: Option<(TlsConnector, String)>,
+    pub(super) username: Option<String>,
+    pub(super) password: Option<String>,
+    pub(super) database: u8,
+}
+
+trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
+
+/// A connection for stream reads.
+pub struct Wire {
+    socket: Box<dyn Socket>,
+    inbox: BytesMut,
+    outbox: Vec<u8>,
+    chunk: usize,
+    limit: Duration,
+    lost: bool,
+}
+
+impl std::fmt::Debug for Wire {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wire").field("lost", &self.lost).finish_non_exhaustive()
+    }
+}
+
+impl Wire {
+    /// Connects, in RESP3. `limit` bounds every wait for the server.
+    pub(super) async fn open(place: &Place, name: &str, connect: Duration, limit: Duration) -> Result<Wire, Fault> {
+        let socket = tokio::time::timeout(connect, dial(place)).await.map_err(|_| timed_out(connect))?.map_err(lost)?;
+        let (inbox, outbox) = (BytesMut::new(), Vec::new());
+        let mut wire = Wire { socket, inbox, outbox, chunk: CHUNK.0, limit, lost: false };
+        let mut hello = Command::new("HELLO").arg(3);
+        if let Some(password) = &place.password {
+            hello = hello.arg("AUTH").arg(place.username.as_deref().unwrap_or("default")).arg(password.as_str());
+        }
+        wire.call(&hello.arg("SETNAME").arg(name)).await?;
+        if place.database > 0 {
+            wire.call(&Command::new("SELECT").arg(i64::from(place.database))).await?;
+        }
+        Ok(wire)
+    }
+
+    /// Sends one command of the greeting and waits for its reply.
+    pub(super) async fn call(&mut self, command: &Command) -> Result<Reply, Fault> {
+        self.send(command);
+        self.flush().await?;
+        loop {
+            let seen = Bytes::copy_from_slice(&self.inbox);
+            match decode_bytes(&seen) {
+                Ok(Some((frame, taken))) => {
+                    self.inbox.advance(taken);
+                    return Reply::of(frame);
+                }
+                Ok(None) if seen.len() < LONGEST_GREETING => self.receive(self.limit).await?,
+                Ok(None) => return Err(self.broken("a reply without an end".into())),
+                Err(error) => return Err(self.broken(error.to_string())),
+            }
+        }
+    }
+
+    /// Puts a stream read on its way: with the next [`Wire::run`], which answers the oldest.
+    pub fn send(&mut self, command: &Command) {
+        command.write_to(&mut self.outbox);
+    }
+
+    /// Receives the run that answers the oldest read, entry by entry as they come; gives how many there were. `block` is how
+    /// long that read waits on the server.
+    ///
+    /// When the connection is lost in the middle, the entries given are the beginning of the run, without a gap.
+    pub async fn run(&mut self, block: Duration, mut take: impl FnMut(EntryId, Strings<'_>)) -> Result<usize, Fault> {
+        self.flush().await?;
+        let (mut scan, mut entries) = (Scan::default(), 0);
+        loop {
+            let mut at = 0;
+            let outcome = loop {
+                match scan.next(&self.inbox[at..]) {
+                    Ok(Some((Piece::Entry(id, strings), taken))) => {
+                        take(id, strings);
+                        entries += 1;
+                        at += taken;
+                    }
+                    Ok(Some((Piece::End, taken))) => {
+                        at += taken;
+                        break Some(Ok(entries));
+                    }
+                    Ok(Some((Piece::Refused(words), taken))) => {
+                        at += taken;
+                        break Some(Err(server_error(words)));
+                    }
+                    Ok(None) => break None,
+                    Err(broken) => return Err(self.broken(broken.to_string())),
+                }
+            };
+            self.inbox.advance(at);
+            match outcome {
+                Some(outcome) => return outcome,
+                None => self.receive(block + self.limit).await?,
+            }
+        }
+    }
+
+    /// Whether it was found broken.
+    pub fn is_lost(&self) -> bool {
+        self.lost
+    }
+
+    async fn flush(&mut self) -> Result<(), Fault> {
+        if self.lost {
+            return Err(Fault::ValkeyLost("the connection was lost before".into()));
+        }
+        if self.outbox.is_empty() {
+            return Ok(());
+        }
+        let sending = async {
+            self.socket.write_all(&self.outbox).await?;
+            self.socket.flush().await
+        };
+        let sent = tokio::time::timeout(self.limit, sending).await;
+        self.outbox.clear();
+        self.note(sent, self.limit)
+    }
+
+    /// Waits for more bytes.
+    async fn receive(&mut self, limit: Duration) -> Result<(), Fault> {
+        // A buffer that held one giant entry is not kept for the small ones.
+        if self.inbox.is_empty() && self.inbox.capacity() > 2 * CHUNK.1 {
+            self.inbox = BytesMut::new();
+        }
+        self.inbox.reserve(self.chunk);
+        let receiving = async {
+            match self.socket.read_buf(&mut self.inbox).await? {
+                0 => Err(io::ErrorKind::UnexpectedEof.into()),
+                count => Ok(count),
+            }
+        };
+        let received = tokio::time::timeout(limit, receiving).await;
+        // An idle connection needs little, a busy one saves calls.
+        if let Ok(Ok(count)) = &received {
+            self.chunk = (count * 2).clamp(CHUNK.0, CHUNK.1);
+        }
+        self.note(received.map(|received| received.map(drop)), limit)
+    }
+
+    fn note(
+        &mut self,
+        outcome: Result<io::Result<()>, tokio::time::error::Elapsed>,
+        limit: Duration,
+    ) -> Result<(), Fault> {
+        let fault = match outcome {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => lost(error),
+            Err(_) => timed_out(limit),
+        };
+        self.lost = true;
+        Err(fault)
+    }
+
+    /// What comes next on this connection cannot be told apart any more.
+    fn broken(&mut self, what: String) -> Fault {
+        self.lost = true;
+        Fault::ValkeyLost(what)
+    }
+}
+
+async fn dial(place: &Place) -> io::Result<Box<dyn Socket>> {
+    let stream = TcpStream::connect((place.host.as_str(), place.port)).await?;
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(&stream);
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);
+    socket.set_tcp_keepalive(&keepalive.with_retries(KEEPALIVE_TRIES))?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(UNCONFIRMED_LIMIT))?;
+    let Some((connector, name)) = &place.tls else { return Ok(Box::new(stream)) };
+    let name = ServerName::try_from(name.clone()).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    Ok(Box::new(connector.connect(name, stream).await?))
+}
+
+fn lost(error: io::Error) -> Fault {
+    Fault::ValkeyLost(error.to_string())
+}
+
+fn timed_out(limit: Duration) -> Fault {
+    Fault::ValkeyLost(format!("no answer within {}", humantime::format_duration(limit)))
+}
