@@ -25,7 +25,7 @@ use crate::valkey::{self, Link};
 /// How often a line tells what was done, if anything was.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// How often it is looked whether the stream is empty.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// A worker that dies this often in a row is not started again.
 const DEATHS_IN_A_ROW: u32 = 10;
 /// A worker that lived this long did not die "in a row".
@@ -210,17 +210,18 @@ async fn try_prepare(config: &Config, postgres: &postgres::Address, options: Opt
     Ok(lanes)
 }
 
-/// Keeps one worker alive: starts it again, under a new name, when one of its halves panics.
+/// Keeps one worker alive: starts it again, under a new name, when one of its parts panics.
 async fn supervise(slot: usize, parts: worker::Parts, stop: Stop) {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let (mut deaths, mut waits) = (0, backoff());
     while !stop.is_asked() {
         let started = Instant::now();
         let consumer = keys::consumer(&host, std::process::id(), slot, rand::random::<u64>() >> 16);
-        let (taker, settler) = worker::halves(parts.clone(), consumer.as_str().into());
+        let (taker, settler, acker) = worker::crew(parts.clone(), consumer.as_str().into());
         let mut tasks = JoinSet::new();
         tasks.spawn(taker.run(stop.clone()));
         tasks.spawn(settler.run(stop.clone()));
+        tasks.spawn(acker.run(stop.clone()));
         let mut died = None;
         while let Some(ended) = tasks.join_next().await {
             died = died.or(ended.err());

@@ -124,7 +124,7 @@ pub(super) const KEYS: &[Key] = &[
         "after this the server ends a transaction whose client is silent: a stopped worker must not block its peers"),
     key("run.workers", Kind::Count { min: 1, max: 256 }, Cores, "workers",
         "each reads, batches and flushes on connections of its own"),
-    key("batch.max_entries", Kind::Count { min: 1, max: 1_000_000 }, Is("20000"), "entries",
+    key("batch.max_entries", Kind::Count { min: 1, max: 1_000_000 }, Is("40000"), "entries",
         "the most that one transaction flushes; more cost memory and redo, fewer cost throughput"),
     key("batch.max_bytes", Kind::Bytes { min: 1, max: GIB }, Is("8MiB"), "bytes",
         "the most that one batch holds in memory, whatever its entries' size"),

@@ -76,7 +76,7 @@ fn without_any_source_the_defaults_hold_and_fit_each_other() {
     assert_eq!(config.postgres.lock_timeout, Duration::from_secs(5));
     assert_eq!(config.postgres.idle_in_transaction_timeout, Duration::from_secs(10));
     assert!((1..=256).contains(&config.run.workers));
-    assert_eq!((config.batch.max_entries, config.batch.max_bytes), (20_000, 8 << 20));
+    assert_eq!((config.batch.max_entries, config.batch.max_bytes), (40_000, 8 << 20));
     assert_eq!((config.batch.read_count, config.batch.max_entry_bytes), (1000, 1 << 20));
     assert_eq!(config.reclaim.dead_after, Duration::from_secs(30));
     assert_eq!((config.reclaim.sweep_every, config.reclaim.max_deliveries), (Duration::from_secs(5), 8));
@@ -264,7 +264,7 @@ fn every_relation_is_checked_and_names_both_keys_both_values_and_both_origins() 
             "reclaim.dead_after (30s, default)",
         ),
         ("reclaim.sweep_every = '31s'", "reclaim.sweep_every (31s", "reclaim.dead_after (30s, default)"),
-        ("batch.read_count = 20001", "batch.read_count (20001", "batch.max_entries (20000, default)"),
+        ("batch.read_count = 40001", "batch.read_count (40001", "batch.max_entries (40000, default)"),
         ("batch.max_entry_bytes = '9MiB'", "batch.max_entry_bytes (9MiB", "batch.max_bytes (8MiB, default)"),
         ("stop.grace = '10s'", "postgres.statement_timeout (10s, default)", "stop.grace (10s"),
         ("compact.margin = '29s'", "reclaim.dead_after (30s, default)", "compact.margin (29s"),

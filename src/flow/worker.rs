@@ -1,14 +1,15 @@
-//! A worker: one half takes batches from Valkey, the other settles them in PostgreSQL, with room for one batch in between.
+//! A worker: a taker takes batches from Valkey, a settler settles them in PostgreSQL, an acker acknowledges what is settled.
 //!
 //! ```text
 //!  Valkey ──▶ Taker ──[one batch]──▶ Settler ──▶ PostgreSQL
 //!    ▲                                  │
-//!    └────────────── ack ───────────────┘
+//!    └──────────── Acker ◀──[settled]───┘
 //! ```
 //!
-//! The taker reserves the room before it reads, so a worker holds two batches at the most; when PostgreSQL is slow reading
-//! stops and the backlog stays in Valkey. What arrives while a batch is flushed is the next batch: under low load entries
-//! land at once, under high load batches grow by themselves.
+//! The three work at once: while one batch is flushed the next is read and the one before is acknowledged. The taker
+//! reserves the room before it reads, so a worker holds two batches at the most, and the ids of two more; when PostgreSQL
+//! is slow reading stops and the backlog stays in Valkey. What arrives while a batch is flushed is the next batch: under
+//! low load entries land at once, under high load batches grow by themselves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,6 +39,8 @@ const POISON_FLOOR: usize = 10;
 const SIGNS_OF_LIFE: u32 = 4;
 /// The longest a reader waits for entries in one read.
 const LONGEST_BLOCK: Duration = Duration::from_secs(2);
+/// Receipts between settler and acker: one flush and the end of its batch.
+const RECEIPTS: usize = 2;
 /// How many ids a log line names.
 const IDS_TOLD: usize = 5;
 
@@ -72,26 +75,36 @@ struct Held {
     gone: Vec<EntryId>,
 }
 
-/// What the halves tell each other beside batches.
+/// What the settler hands on.
+#[derive(Debug)]
+enum Receipt {
+    /// To be acknowledged on the link it was read by.
+    Settled(Arc<Link>, Settled),
+    /// One batch is done with.
+    Done,
+}
+
+/// What the three tell each other beside batches.
 #[derive(Debug)]
 struct Shared {
-    /// How many batches the settler has done with.
+    /// How many batches are done with, acknowledgements included.
     done: watch::Sender<u64>,
     /// Whether its flushes are failing.
     failing: AtomicBool,
 }
 
 impl Shared {
-    /// Resolves when the settler has done with this many batches.
+    /// Resolves when this many batches are done with.
     async fn is_done_with(&self, batches: u64) {
         // The sender is beside it: it cannot be gone.
         let _ = self.done.subscribe().wait_for(|done| *done == batches).await;
     }
 }
 
-/// The two halves of a worker of this consumer name, which nobody may have had before.
-pub fn halves(parts: Parts, consumer: Arc<str>) -> (Taker, Settler) {
+/// The three parts of a worker of this consumer name, which nobody may have had before.
+pub fn crew(parts: Parts, consumer: Arc<str>) -> (Taker, Settler, Acker) {
     let (sender, receiver) = mpsc::channel(1);
+    let (receipts, settled) = mpsc::channel(RECEIPTS);
     let shared = Arc::new(Shared { done: watch::Sender::new(0), failing: AtomicBool::new(false) });
     let block = LONGEST_BLOCK.min(parts.dead_after / SIGNS_OF_LIFE);
     let pipeline = parts.target.pipeline();
@@ -111,18 +124,20 @@ pub fn halves(parts: Parts, consumer: Arc<str>) -> (Taker, Settler) {
         sent: 0,
         trouble: Trouble::default(),
     };
+    let acker = Acker { parts: parts.clone(), consumer: consumer.clone(), shared: shared.clone(), settled };
     let settler = Settler {
         database: Database::new(parts.postgres.clone()),
         parts,
         consumer,
         shared,
         receiver,
+        receipts,
         trouble: Trouble::default(),
     };
-    (taker, settler)
+    (taker, settler, acker)
 }
 
-/// The half that takes entries: fresh ones, the dead's, and its own that it lost sight of.
+/// The part that takes entries: fresh ones, the dead's, and its own that it lost sight of.
 #[derive(Debug)]
 pub struct Taker {
     parts: Parts,
@@ -280,7 +295,7 @@ impl Taker {
     }
 }
 
-/// The half that settles batches: flushed, recognised, or buried, and then acknowledged.
+/// The part that settles batches: flushed, recognised, or buried.
 #[derive(Debug)]
 pub struct Settler {
     parts: Parts,
@@ -288,22 +303,26 @@ pub struct Settler {
     database: Database,
     shared: Arc<Shared>,
     receiver: mpsc::Receiver<Held>,
+    receipts: mpsc::Sender<Receipt>,
     trouble: Trouble,
 }
 
-/// The second phase of a stop has begun: what is held stays pending.
+/// The second phase of a stop has begun, or nobody is there to acknowledge: what is held stays pending.
 #[derive(Debug)]
 struct Interrupted;
 
 impl Settler {
     /// Settles until the taker has left and nothing is held; or until the second phase of a stop.
     pub async fn run(mut self, stop: Stop) {
-        while let Some(held) = self.receiver.recv().await {
-            let settled = self.settle(held, &stop).await;
-            if settled.is_err() {
+        loop {
+            let held = tokio::select! {
+                held = self.receiver.recv() => held,
+                () = self.receipts.closed() => return,
+            };
+            let Some(held) = held else { break };
+            if self.settle(held, &stop).await.is_err() || self.hand_on(Receipt::Done).await.is_err() {
                 return;
             }
-            self.shared.done.send_modify(|done| *done += 1);
         }
         self.database.close().await;
     }
@@ -329,7 +348,8 @@ impl Settler {
             match flush::flush(&mut self.database, &self.parts.target, batch).await {
                 Ok(flushed) => {
                     self.works_again();
-                    self.acknowledge(&held.link, &flushed.settled).await;
+                    self.tell(&flushed.settled);
+                    self.hand_on(Receipt::Settled(held.link.clone(), flushed.settled)).await?;
                     if let Some(batch) = flushed.unjudgeable {
                         self.settle_unjudgeable(&held.link, batch, stop).await?;
                     }
@@ -368,8 +388,12 @@ impl Settler {
         }
     }
 
-    /// Acknowledges what is settled. If that fails nothing is lost: it is delivered again and recognised.
-    async fn acknowledge(&mut self, link: &Link, settled: &Settled) {
+    async fn hand_on(&self, receipt: Receipt) -> Result<(), Interrupted> {
+        self.receipts.send(receipt).await.map_err(|_| Interrupted)
+    }
+
+    /// Tells what was committed.
+    fn tell(&self, settled: &Settled) {
         let tally = &settled.tally;
         self.parts.metrics.flushed(tally);
         debug!(consumer = %self.consumer, applied = tally.applied, rows = tally.rows, "flushed");
@@ -382,23 +406,11 @@ impl Settler {
         if tally.collided > 0 {
             warn!(consumer = %self.consumer, entries = tally.collided, "other content under used ids was applied (split brain?)");
         }
-        let pipeline = self.parts.target.pipeline();
-        match ack::ack(link, &pipeline.group(), &pipeline.stream, settled).await {
-            Ok(Acked::Removed(_)) => {}
-            Ok(Acked::Dropped) => {
-                self.parts.metrics.ack_dropped();
-                info!(consumer = %self.consumer, entries = settled.ids().len(), "the connection changed: acknowledgement dropped");
-            }
-            Err(fault) => {
-                self.parts.metrics.ack_dropped();
-                info!(consumer = %self.consumer, %fault, entries = settled.ids().len(), "acknowledgement failed");
-            }
-        }
     }
 
     /// The ledger covers these ids and no longer tells the content. If somebody has acknowledged one, somebody has seen it
     /// settled; else it is kept for an operator to judge.
-    async fn settle_unjudgeable(&mut self, link: &Link, batch: Batch, stop: &Stop) -> Result<(), Interrupted> {
+    async fn settle_unjudgeable(&mut self, link: &Arc<Link>, batch: Batch, stop: &Stop) -> Result<(), Interrupted> {
         let pipeline = self.parts.target.pipeline();
         let ids: Vec<EntryId> = batch.entries().iter().map(|e| e.id).collect();
         let Ok(pending) = reclaim::still_pending(link, &pipeline.stream, &pipeline.group(), &ids).await else {
@@ -420,8 +432,8 @@ impl Settler {
             match flush::bury_covered(&mut self.database, &self.parts.target, doubtful).await {
                 Ok(settled) => {
                     self.works_again();
-                    self.acknowledge(link, &settled).await;
-                    return Ok(());
+                    self.tell(&settled);
+                    return self.hand_on(Receipt::Settled(link.clone(), settled)).await;
                 }
                 Err(Failed { batch, why: Why::Fault(fault) }) => {
                     self.met(&fault, batch.len(), stop).await?;
@@ -511,6 +523,47 @@ impl Drop for Settler {
     fn drop(&mut self) {
         if self.shared.failing.swap(false, Ordering::Relaxed) {
             self.parts.metrics.works_again();
+        }
+    }
+}
+
+/// The part that acknowledges what is settled. If that fails nothing is lost: it is delivered again and recognised.
+#[derive(Debug)]
+pub struct Acker {
+    parts: Parts,
+    consumer: Arc<str>,
+    shared: Arc<Shared>,
+    settled: mpsc::Receiver<Receipt>,
+}
+
+impl Acker {
+    /// Acknowledges until the settler has left and everything is done with; or until the second phase of a stop.
+    pub async fn run(mut self, stop: Stop) {
+        loop {
+            let receipt = tokio::select! {
+                receipt = self.settled.recv() => receipt,
+                () = stop.forced() => return,
+            };
+            match receipt {
+                Some(Receipt::Settled(link, settled)) => self.acknowledge(&link, &settled).await,
+                Some(Receipt::Done) => self.shared.done.send_modify(|done| *done += 1),
+                None => return,
+            }
+        }
+    }
+
+    async fn acknowledge(&self, link: &Link, settled: &Settled) {
+        let pipeline = self.parts.target.pipeline();
+        match ack::ack(link, &pipeline.group(), &pipeline.stream, settled).await {
+            Ok(Acked::Removed(_)) => {}
+            Ok(Acked::Dropped) => {
+                self.parts.metrics.ack_dropped();
+                info!(consumer = %self.consumer, entries = settled.ids().len(), "the connection changed: acknowledgement dropped");
+            }
+            Err(fault) => {
+                self.parts.metrics.ack_dropped();
+                info!(consumer = %self.consumer, %fault, entries = settled.ids().len(), "acknowledgement failed");
+            }
         }
     }
 }
