@@ -70,6 +70,8 @@ pub struct Valkey {
 pub struct Postgres {
     /// Where the tables are, if anybody said; [`Needs`] makes sure of it.
     pub url: Option<SecretString>,
+    /// How many connections a process opens at the most.
+    pub connections: usize,
     /// The limit for opening a connection.
     pub connect_timeout: Duration,
     /// The server's limit for one statement.
@@ -83,7 +85,7 @@ pub struct Postgres {
 /// `[run]`
 #[derive(Debug, Clone)]
 pub struct Run {
-    /// How many workers; each has connections of its own.
+    /// How many workers each pipeline has.
     pub workers: usize,
 }
 
@@ -506,6 +508,7 @@ impl Settings {
             },
             postgres: Postgres {
                 url: self.secret("postgres.url"),
+                connections: self.number("postgres.connections")?,
                 connect_timeout: self.duration("postgres.connect_timeout")?,
                 statement_timeout: self.duration("postgres.statement_timeout")?,
                 lock_timeout: self.duration("postgres.lock_timeout")?,

@@ -73,3 +73,5 @@ pub mod schema;
 pub mod valkey;
 
 pub mod ops;
+
+mod sabotage;

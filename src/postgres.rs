@@ -1,14 +1,17 @@
-//! Talking to PostgreSQL: one connection at a time, its session pinned down, its errors told apart.
+//! Talking to PostgreSQL: a bounded number of connections, their sessions pinned down, their errors told apart.
 //!
-//! There is no pool. Each task that writes owns its connection, and drops it whole when its state is in doubt, so that an
-//! open transaction can never be handed to the next user.
+//! All that a process does there, it does over a few connections that everybody takes in turn, so that a thousand streams
+//! do not need a thousand of them. A connection whose state is in doubt is dropped whole, so that an open transaction can
+//! never be handed to the next user; that is why this is not a pool of the client library.
 
 use std::str::FromStr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError};
 use sqlx::{ConnectOptions, Connection};
+use tokio::sync::Semaphore;
 
 use crate::retry::Fault;
 
@@ -63,61 +66,79 @@ impl Address {
     }
 }
 
-/// A connection that is opened when it is needed and dropped when it is in doubt.
-#[derive(Debug)]
+/// Connections that are opened when they are needed, taken in turn, and dropped when they are in doubt. Its clones share them.
+#[derive(Debug, Clone)]
 pub struct Database {
     address: Address,
-    connection: Option<PgConnection>,
+    turns: Arc<Semaphore>,
+    idle: Arc<Mutex<Vec<PgConnection>>>,
 }
 
 impl Database {
-    /// Connects at first use.
-    pub fn new(address: Address) -> Database {
-        Database { address, connection: None }
+    /// Connects at first use, `connections` times at the most.
+    pub fn new(address: Address, connections: usize) -> Database {
+        Database { address, turns: Arc::new(Semaphore::new(connections)), idle: Arc::default() }
     }
 
-    /// The connection, opened if there is none.
-    async fn connection(&mut self) -> Result<&mut PgConnection, Fault> {
-        match self.connection.take() {
-            Some(connection) => Ok(self.connection.insert(connection)),
-            None => Ok(self.connection.insert(self.address.connect().await?)),
-        }
+    /// Where it connects to.
+    pub fn address(&self) -> &Address {
+        &self.address
     }
 
-    /// Runs one exchange on the connection, within the limit for an answer.
+    /// Runs one exchange of single statements, within the limit for an answer; before that it waits for its turn.
     ///
     /// On time-out the connection is dropped, and without a cancel request: a COMMIT under way ends as it ends, and the
     /// ledger tells how. So is a connection whose state is in doubt.
     pub async fn run<T>(
-        &mut self,
+        &self,
         exchange: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, Fault> {
-        let limit = self.answer_limit();
-        let connection = self.connection().await?;
-        let fault = match tokio::time::timeout(limit, exchange(connection)).await {
-            Ok(Ok(value)) => return Ok(value),
-            Ok(Err(error)) => fault(error),
-            Err(_) => Fault::PostgresLost(format!("no answer within {}", humantime::format_duration(limit))),
+        self.exchange(exchange, leaves_session_intact).await
+    }
+
+    /// Runs a transaction of several statements: whatever its error is, it may still be open, and its connection is dropped.
+    pub async fn transact<T>(
+        &self,
+        exchange: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, Fault> {
+        self.exchange(exchange, |_| false).await
+    }
+
+    async fn exchange<T>(
+        &self,
+        exchange: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+        is_intact_after: fn(&Fault) -> bool,
+    ) -> Result<T, Fault> {
+        // Nobody closes it.
+        let _turn = self.turns.acquire().await;
+        let idle = self.idle().pop();
+        let mut connection = match idle {
+            Some(connection) => connection,
+            None => self.address.connect().await?,
         };
-        if !leaves_session_intact(&fault) {
-            self.forget();
+        let limit = self.address.statement_timeout + ANSWER_MARGIN;
+        let outcome = match tokio::time::timeout(limit, exchange(&mut connection)).await {
+            Ok(outcome) => outcome.map_err(fault),
+            Err(_) => Err(Fault::PostgresLost(format!("no answer within {}", humantime::format_duration(limit)))),
+        };
+        match &outcome {
+            // The others were to the same server: if it is gone, so are they.
+            Err(Fault::PostgresLost(_)) => self.idle().clear(),
+            Err(fault) if !is_intact_after(fault) => {}
+            _ => self.idle().push(connection),
         }
-        Err(fault)
+        outcome
     }
 
-    /// How long an answer may take before the connection is given up.
-    fn answer_limit(&self) -> Duration {
-        self.address.statement_timeout + ANSWER_MARGIN
+    fn idle(&self) -> MutexGuard<'_, Vec<PgConnection>> {
+        // Whoever held it did nothing but push or pop.
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Drops the connection: the server rolls back what was open on it.
-    pub fn forget(&mut self) {
-        self.connection = None;
-    }
-
-    /// Takes leave of the server.
-    pub async fn close(&mut self) {
-        if let Some(connection) = self.connection.take() {
+    /// Takes leave of the server, on the connections that nobody uses now.
+    pub async fn close(&self) {
+        let idle = std::mem::take(&mut *self.idle());
+        for connection in idle {
             // A courtesy: without it the server notices the closed socket.
             let _ = tokio::time::timeout(self.address.connect_timeout, connection.close()).await;
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
@@ -16,7 +17,7 @@ use crate::flow::{ledger, worker};
 use crate::keys;
 use crate::metrics::{Metrics, Snapshot};
 use crate::pipeline::Pipeline;
-use crate::postgres::{self, Database};
+use crate::postgres::Database;
 use crate::retry::{Fault, Trouble, Verdict, backoff};
 use crate::schema;
 use crate::shutdown::{Signals, Stop};
@@ -89,7 +90,9 @@ pub enum Ending {
 
 /// Runs the daemon until a signal, or until the stream is empty.
 pub async fn run(config: &Config, options: Options) -> Result<Ending, Refusal> {
-    let places = Places { valkey: config.valkey.address()?, postgres: config.postgres.address()? };
+    let database = Database::new(config.postgres.address()?, config.postgres.connections);
+    let places = Places { valkey: config.valkey.address()?, database };
+    raise_file_limit();
     let mut signals = Signals::listen()?;
     let stop = Stop::default();
     let lanes = {
@@ -135,6 +138,7 @@ pub async fn run(config: &Config, options: Options) -> Result<Ending, Refusal> {
     info!(reason, "stopping: reading no more, settling what is held");
     stop.ask();
     let ending = drain(config.stop.grace, &mut signals, &stop, &mut workers, &mut caretakers).await;
+    places.database.close().await;
     tell(&lanes, &mut told);
     match ending {
         Ending::Settled => info!(phase = "settled", "stopped"),
@@ -146,10 +150,17 @@ pub async fn run(config: &Config, options: Options) -> Result<Ending, Refusal> {
     Ok(ending)
 }
 
+/// A worker has two sockets, a caretaker one: with many pipelines that is more than the 1,024 files many systems begin with.
+fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    // If it is refused, the workers that find no socket say so.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
+}
+
 /// Where the two servers are.
 struct Places {
     valkey: valkey::Address,
-    postgres: postgres::Address,
+    database: Database,
 }
 
 /// One pipeline, ready to flow.
@@ -169,7 +180,7 @@ async fn prepare(config: &Config, places: &Places, options: Options) -> Result<V
     }
     let mut trouble = Trouble::default();
     loop {
-        let fault = match try_prepare(config, &places.postgres, options).await {
+        let fault = match try_prepare(config, &places.database, options).await {
             Err(Refusal::Fault(fault, _) | Refusal::Migration(schema::Error::Fault(fault))) => fault,
             done => return done,
         };
@@ -184,7 +195,8 @@ async fn prepare(config: &Config, places: &Places, options: Options) -> Result<V
     }
 }
 
-async fn try_prepare(config: &Config, postgres: &postgres::Address, options: Options) -> Result<Vec<Lane>, Refusal> {
+async fn try_prepare(config: &Config, database: &Database, options: Options) -> Result<Vec<Lane>, Refusal> {
+    let postgres = database.address();
     if options.migrate {
         let applied = schema::apply(postgres).await?;
         info!(applied, "the database is migrated");
@@ -193,7 +205,6 @@ async fn try_prepare(config: &Config, postgres: &postgres::Address, options: Opt
     if missing > 0 {
         return Err(Refusal::NotMigrated(missing));
     }
-    let mut database = Database::new(postgres.clone());
     let refused = |fault| Refusal::Fault(fault, "");
     let mut lanes = Vec::new();
     for pipeline in &config.pipelines {
@@ -206,7 +217,6 @@ async fn try_prepare(config: &Config, postgres: &postgres::Address, options: Opt
         let lane = database.run(async |c| ledger::lane(c, source, pipeline).await).await.map_err(refused)?;
         lanes.push(Lane { target: Target::new(pipeline.clone(), lane), metrics: Arc::default() });
     }
-    database.close().await;
     Ok(lanes)
 }
 
@@ -311,7 +321,7 @@ fn by_stream(lanes: &[Lane]) -> BTreeMap<&str, Vec<&Lane>> {
 fn worker_parts(config: &Config, places: &Places, lane: &Lane, regrouped: Arc<Notify>) -> worker::Parts {
     worker::Parts {
         valkey: places.valkey.clone(),
-        postgres: places.postgres.clone(),
+        database: places.database.clone(),
         target: lane.target.clone(),
         limits: Limits {
             max_entries: config.batch.max_entries,
@@ -336,7 +346,7 @@ fn caretaker_parts(
 ) -> caretaker::Parts {
     caretaker::Parts {
         valkey: places.valkey.clone(),
-        postgres: places.postgres.clone(),
+        database: places.database.clone(),
         source: config.valkey.source.clone(),
         stream: stream.to_owned(),
         targets: lanes.iter().map(|lane| (lane.target.clone(), lane.metrics.clone())).collect(),

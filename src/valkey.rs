@@ -22,8 +22,8 @@ use bytes::{Bytes, BytesMut};
 use fred::clients::Client;
 use fred::interfaces::ClientLike;
 use fred::types::config::{
-    Blocking, Config as FredConfig, ConnectionConfig, Options, PerformanceConfig, ServerConfig, TcpConfig, TlsConnector,
-    UnresponsiveConfig,
+    Blocking, Config as FredConfig, ConnectionConfig, Options, PerformanceConfig, ServerConfig, TcpConfig,
+    TlsConnector, UnresponsiveConfig,
 };
 use fred::types::{ClusterHash, CustomCommand, Resp3Frame, RespVersion, Value};
 use secrecy::{ExposeSecret, SecretString};
@@ -33,8 +33,8 @@ use tokio::task::AbortHandle;
 use crate::entry::Generation;
 use crate::retry::Fault;
 
-pub use wire::Wire;
 use wire::Place;
+pub use wire::Wire;
 
 /// How long a silent connection is trusted before the kernel asks whether the peer is there.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
@@ -83,7 +83,10 @@ impl Connection {
             tcp: TcpConfig {
                 nodelay: Some(true),
                 keepalive: Some(
-                    TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL).with_retries(KEEPALIVE_TRIES),
+                    TcpKeepalive::new()
+                        .with_time(KEEPALIVE_IDLE)
+                        .with_interval(KEEPALIVE_INTERVAL)
+                        .with_retries(KEEPALIVE_TRIES),
                 ),
                 user_timeout: Some(UNCONFIRMED_LIMIT),
                 ..Default::default()
@@ -288,7 +291,8 @@ impl Command {
     fn into_parts(self) -> (CustomCommand, Vec<Value>) {
         let text = self.text.freeze();
         let mut start = 0;
-        let arguments = self.ends.into_iter().map(|end| Value::Bytes(text.slice(std::mem::replace(&mut start, end)..end)));
+        let arguments =
+            self.ends.into_iter().map(|end| Value::Bytes(text.slice(std::mem::replace(&mut start, end)..end)));
         (CustomCommand::new_static(self.name, ClusterHash::Random, false), arguments.collect())
     }
 

@@ -17,7 +17,7 @@ use super::ledger::{self, Extent};
 use super::trim::{self, Line};
 use crate::entry::EntryId;
 use crate::metrics::Metrics;
-use crate::postgres::{self, Database};
+use crate::postgres::Database;
 use crate::retry::{Fault, Trouble, Verdict};
 use crate::shutdown::Stop;
 use crate::valkey::{self, Link};
@@ -38,8 +38,8 @@ const REMIND_AFTER: Duration = Duration::from_secs(30);
 pub struct Parts {
     /// Where Valkey is.
     pub valkey: valkey::Address,
-    /// Where PostgreSQL is.
-    pub postgres: postgres::Address,
+    /// PostgreSQL.
+    pub database: Database,
     /// The Valkey deployment's name.
     pub source: String,
     /// The stream.
@@ -63,7 +63,6 @@ pub struct Parts {
 pub struct Caretaker {
     parts: Parts,
     groups: Vec<String>,
-    database: Database,
     trouble: Trouble,
     alarm: Option<Instant>,
 }
@@ -72,8 +71,7 @@ impl Caretaker {
     /// For one stream.
     pub fn new(parts: Parts) -> Caretaker {
         let groups = parts.targets.iter().map(|(target, _)| target.pipeline().group()).collect();
-        let database = Database::new(parts.postgres.clone());
-        Caretaker { parts, groups, database, trouble: Trouble::default(), alarm: None }
+        Caretaker { parts, groups, trouble: Trouble::default(), alarm: None }
     }
 
     /// Takes care until it is told to stop.
@@ -97,7 +95,6 @@ impl Caretaker {
                 () = stop.asked() => {}
             }
         }
-        self.database.close().await;
     }
 
     /// One link's life. A new link may lead to another server: what is lost is looked for first.
@@ -142,7 +139,8 @@ impl Caretaker {
             };
             for (target, _) in &self.parts.targets {
                 let lane = target.lane();
-                let rows = self.database.run(async |c| ledger::rows_within(c, lane, first.id, last.id).await).await?;
+                let rows =
+                    self.parts.database.run(async |c| ledger::rows_within(c, lane, first.id, last.id).await).await?;
                 // What a row covers and can no longer judge was settled all the same: buried, or dropped.
                 let unknown = ledger::examine(&entries, &rows).new.len();
                 if unknown > 0 {
@@ -155,7 +153,7 @@ impl Caretaker {
             }
             let up_to = last.id.next().unwrap_or(EntryId::MAX);
             let source = self.parts.source.clone();
-            self.database.run(async |c| ledger::raise_trim_line(c, &source, &stream, up_to).await).await?;
+            self.parts.database.run(async |c| ledger::raise_trim_line(c, &source, &stream, up_to).await).await?;
             if let Line::At { cut, .. } = trim::cut(link, &stream, &groups, self.parts.retention, up_to).await? {
                 self.parts.targets.iter().for_each(|(_, metrics)| metrics.trimmed(cut));
             }
@@ -176,7 +174,7 @@ impl Caretaker {
         for (target, _) in &self.parts.targets {
             let lane = target.lane();
             while !stop.is_asked() {
-                if self.database.run(async |c| compact::compact(c, lane, floor, margin).await).await? == 0 {
+                if self.parts.database.transact(async |c| compact::compact(c, lane, floor, margin).await).await? == 0 {
                     break;
                 }
             }
@@ -192,20 +190,21 @@ impl Caretaker {
     async fn look_upstream(&mut self, link: &Link, stop: &Stop) -> Result<(), Fault> {
         for (target, metrics) in self.parts.targets.clone() {
             let lane = target.lane();
-            let retained = self.database.run(async |c| ledger::retained(c, lane).await).await?;
+            let retained = self.parts.database.run(async |c| ledger::retained(c, lane).await).await?;
             let (mut intact, mut lost) = (0, 0);
             let mut rest = &retained[..];
             while !rest.is_empty() && intact < INTACT_IS_ENOUGH && !stop.is_asked() {
                 let (group, behind) = rest.split_at(group_length(rest));
                 rest = behind;
                 let (last, first) = (group[0].last, group[group.len() - 1].first);
-                let rows = self.database.run(async |c| ledger::rows_within(c, lane, first, last).await).await?;
+                let rows = self.parts.database.run(async |c| ledger::rows_within(c, lane, first, last).await).await?;
                 let present = self.digests_between(link, first, last).await?;
                 intact += present.len();
                 for row in &rows {
                     let missing = row.digests.as_ref().map_or(0, |d| d.difference(&present).count());
                     if missing > row.lost.unsigned_abs() as usize {
-                        lost += self.database.run(async |c| ledger::mark_lost(c, lane, row, missing).await).await?;
+                        lost +=
+                            self.parts.database.run(async |c| ledger::mark_lost(c, lane, row, missing).await).await?;
                     }
                 }
             }
@@ -216,7 +215,7 @@ impl Caretaker {
                     "entries that were flushed are gone from the stream: Valkey lost them (a failover or restart without its tail?); PostgreSQL keeps what was flushed"
                 );
             }
-            let highest = self.database.run(async |c| ledger::highest(c, lane).await).await?;
+            let highest = self.parts.database.run(async |c| ledger::highest(c, lane).await).await?;
             if let Some(highest) = highest {
                 self.keep_ids_ascending(link, highest).await?;
             }

@@ -26,7 +26,7 @@ use super::read::{Limits, Line, Reader};
 use super::reclaim::{self, Claimed, Reclaimer};
 use crate::entry::{EntryId, Malformed};
 use crate::metrics::Metrics;
-use crate::postgres::{self, Database};
+use crate::postgres::Database;
 use crate::retry::{Fault, Trouble, Verdict};
 use crate::shutdown::Stop;
 use crate::valkey::{self, Link};
@@ -49,8 +49,8 @@ const IDS_TOLD: usize = 5;
 pub struct Parts {
     /// Where Valkey is.
     pub valkey: valkey::Address,
-    /// Where PostgreSQL is.
-    pub postgres: postgres::Address,
+    /// PostgreSQL.
+    pub database: Database,
     /// What it feeds.
     pub target: Target,
     /// What bounds a batch.
@@ -125,15 +125,7 @@ pub fn crew(parts: Parts, consumer: Arc<str>) -> (Taker, Settler, Acker) {
         trouble: Trouble::default(),
     };
     let acker = Acker { parts: parts.clone(), consumer: consumer.clone(), shared: shared.clone(), settled };
-    let settler = Settler {
-        database: Database::new(parts.postgres.clone()),
-        parts,
-        consumer,
-        shared,
-        receiver,
-        receipts,
-        trouble: Trouble::default(),
-    };
+    let settler = Settler { parts, consumer, shared, receiver, receipts, trouble: Trouble::default() };
     (taker, settler, acker)
 }
 
@@ -300,7 +292,6 @@ impl Taker {
 pub struct Settler {
     parts: Parts,
     consumer: Arc<str>,
-    database: Database,
     shared: Arc<Shared>,
     receiver: mpsc::Receiver<Held>,
     receipts: mpsc::Sender<Receipt>,
@@ -324,7 +315,6 @@ impl Settler {
                 return;
             }
         }
-        self.database.close().await;
     }
 
     /// Settles one batch, in as many transactions as it takes.
@@ -345,7 +335,7 @@ impl Settler {
                 work.push(batch);
                 continue;
             };
-            match flush::flush(&mut self.database, &self.parts.target, batch).await {
+            match flush::flush(&self.parts.database, &self.parts.target, batch).await {
                 Ok(flushed) => {
                     self.works_again();
                     self.tell(&flushed.settled);
@@ -429,7 +419,7 @@ impl Settler {
         let mut doubtful = batch.pick(&indices);
         doubtful.condemn(Death::from(Malformed::Unjudgeable));
         loop {
-            match flush::bury_covered(&mut self.database, &self.parts.target, doubtful).await {
+            match flush::bury_covered(&self.parts.database, &self.parts.target, doubtful).await {
                 Ok(settled) => {
                     self.works_again();
                     self.tell(&settled);
@@ -448,7 +438,7 @@ impl Settler {
     async fn account_for(&mut self, gone: &[EntryId], stop: &Stop) -> Result<(), Interrupted> {
         let lane = self.parts.target.lane();
         loop {
-            match self.database.run(async |c| ledger::uncovered(c, lane, gone).await).await {
+            match self.parts.database.run(async |c| ledger::uncovered(c, lane, gone).await).await {
                 Ok(lost) => {
                     self.works_again();
                     if !lost.is_empty() {

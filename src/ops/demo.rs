@@ -111,7 +111,7 @@ async fn play(args: &Args, stage: &Stage) -> Result<Exit, Trouble> {
 
     let (started, mut picture) = (Instant::now(), Picture::new());
     let link = Link::open(&stage.valkey, "tidegate:demo").await?;
-    let mut database = Database::new(stage.config.postgres.address()?);
+    let database = Database::new(stage.config.postgres.address()?, 1);
     let mut frame = tokio::time::interval(picture.every());
     let kill_every = Duration::from_millis(if args.kill_every == 0 { u64::MAX >> 20 } else { args.kill_every });
     let mut kill = tokio::time::interval_at(tokio::time::Instant::now() + kill_every, kill_every);
@@ -129,7 +129,7 @@ async fn play(args: &Args, stage: &Stage) -> Result<Exit, Trouble> {
                     producing.store(false, Ordering::Relaxed);
                 }
                 let backlog = read::backlog(&link, &stage.pipeline.stream, &stage.pipeline.group()).await?;
-                let landed = stage.landed(&mut database).await?;
+                let landed = stage.landed(&database).await?;
                 picture.draw(&seen, &backlog, landed, started.elapsed());
                 let over = producers.is_empty() || !producing.load(Ordering::Relaxed);
                 if over && backlog.is_empty {
@@ -156,7 +156,7 @@ async fn play(args: &Args, stage: &Stage) -> Result<Exit, Trouble> {
         worker.wait().await?;
     }
     picture.end();
-    prove(stage, &mut database, &seen, drained).await
+    prove(stage, &database, &seen, drained).await
 }
 
 /// Adds one to three to counters of which low ones are hot, at a steady rate, until told to stop.
@@ -184,7 +184,7 @@ fn demo_id(counter: u32) -> String {
 }
 
 /// Compares every counter in Valkey with its row in PostgreSQL.
-async fn prove(stage: &Stage, database: &mut Database, seen: &Seen, drained: bool) -> Result<Exit, Trouble> {
+async fn prove(stage: &Stage, database: &Database, seen: &Seen, drained: bool) -> Result<Exit, Trouble> {
     let table = stage.table();
     let sql = format!("select id, value from {table}");
     let rows: Vec<(String, i64)> =
@@ -327,7 +327,7 @@ impl Stage {
     }
 
     /// How many entries have landed.
-    async fn landed(&self, database: &mut Database) -> Result<u64, Trouble> {
+    async fn landed(&self, database: &Database) -> Result<u64, Trouble> {
         let landed: i64 = database
             .run(async |c| {
                 sqlx::query_scalar(
@@ -342,7 +342,7 @@ impl Stage {
     }
 
     async fn execute(&self, sql: String) -> Result<(), Trouble> {
-        let mut database = Database::new(self.config.postgres.address()?);
+        let database = Database::new(self.config.postgres.address()?, 1);
         database.run(async |c| sqlx::raw_sql(AssertSqlSafe(sql)).execute(c).await).await?;
         Ok(())
     }

@@ -42,10 +42,11 @@ pub const POSTGRES_BIN: &str = "TIDEGATE_POSTGRES_BIN";
 /// The watchdog: starts the server, tells its process id, and waits for the end of its input. `keep` spares the folder.
 const WATCHDOG: &str = r#"
 folder=$1; signal=$2; shift 2
-"$@" >>"$folder/log" 2>&1 </dev/null &
+"$@" >"$folder/log" 2>&1 </dev/null &
 echo $!
 read -r answer
 kill -s "$signal" $! 2>/dev/null
+kill -s CONT $! 2>/dev/null # it may be stopped, and hear nothing
 wait
 [ "$answer" = keep ] || rm -rf "$folder"
 "#;

@@ -206,7 +206,8 @@ async fn dial(place: &Place) -> io::Result<Box<dyn Socket>> {
     #[cfg(target_os = "linux")]
     socket.set_tcp_user_timeout(Some(UNCONFIRMED_LIMIT))?;
     let Some((connector, name)) = &place.tls else { return Ok(Box::new(stream)) };
-    let name = ServerName::try_from(name.clone()).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    let name =
+        ServerName::try_from(name.clone()).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
     Ok(Box::new(connector.connect(name, stream).await?))
 }
 

@@ -1,6 +1,7 @@
 //! A TCP proxy in front of a server: faults live here, not in the code under test.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,12 +23,16 @@ pub enum Way {
 pub enum Then {
     /// What holds the pattern, and all behind it on that way, waits until `release`.
     Hold,
+    /// It goes through; what the server sends from then on waits until `release`.
+    HoldReply,
     /// It goes through; when the server answers, the answer is thrown away and the connection reset.
     LoseReply,
 }
 
 #[derive(Debug)]
 struct Trap {
+    /// Traps set up to this one: it does not meet what came by before.
+    number: u64,
     way: Way,
     pattern: Vec<u8>,
     then: Then,
@@ -48,6 +53,7 @@ struct Shared {
     state: watch::Sender<State>,
     upstream: Mutex<u16>,
     traps: Mutex<Vec<Trap>>,
+    traps_set: AtomicU64,
 }
 
 /// A proxy on a port of its own.
@@ -66,6 +72,7 @@ impl Proxy {
             state: watch::Sender::default(),
             upstream: Mutex::new(upstream),
             traps: Mutex::default(),
+            traps_set: AtomicU64::default(),
         });
         let accepting = shared.clone();
         tokio::spawn(async move {
@@ -123,7 +130,8 @@ impl Proxy {
     /// Waits for a pattern, once; the receiver resolves when it came by (for [`Then::LoseReply`]: when the answer was lost).
     pub fn trap(&self, way: Way, pattern: &[u8], then: Then) -> oneshot::Receiver<()> {
         let (sender, receiver) = oneshot::channel();
-        let trap = Trap { way, pattern: pattern.to_vec(), then, sprung: sender };
+        let number = self.shared.traps_set.fetch_add(1, Ordering::Relaxed) + 1;
+        let trap = Trap { number, way, pattern: pattern.to_vec(), then, sprung: sender };
         self.shared.traps.lock().expect("no panic under it").push(trap);
         receiver
     }
@@ -157,7 +165,7 @@ type LoseReply = Arc<Mutex<Option<oneshot::Sender<()>>>>;
 
 async fn pump(way: Way, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared: Arc<Shared>, lose_reply: LoseReply) {
     let mut state = shared.state.subscribe();
-    let (mut chunk, mut tail) = (vec![0; 64 << 10], Vec::new());
+    let (mut chunk, mut tail, mut traps_known) = (vec![0; 64 << 10], Vec::new(), 0);
     loop {
         let length = match from.read(&mut chunk).await {
             Ok(length) if length > 0 => length,
@@ -173,7 +181,10 @@ async fn pump(way: Way, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared:
         // A pattern may lie across two chunks.
         let mut window = std::mem::take(&mut tail);
         window.extend_from_slice(bytes);
-        let meets = |trap: &mut Trap| trap.way == way && window.windows(trap.pattern.len()).any(|w| w == trap.pattern);
+        let meets = |trap: &mut Trap| {
+            let seen = if trap.number > traps_known { bytes } else { &window };
+            trap.way == way && seen.windows(trap.pattern.len()).any(|w| w == trap.pattern)
+        };
         let sprung: Vec<Trap> = shared.traps.lock().expect("no panic under it").extract_if(.., meets).collect();
         for trap in sprung {
             match trap.then {
@@ -181,9 +192,14 @@ async fn pump(way: Way, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared:
                     shared.state.send_modify(|s| s.held[way as usize] = true);
                     let _ = trap.sprung.send(());
                 }
+                Then::HoldReply => {
+                    shared.state.send_modify(|s| s.held[Way::ToClient as usize] = true);
+                    let _ = trap.sprung.send(());
+                }
                 Then::LoseReply => *lose_reply.lock().expect("no panic under it") = Some(trap.sprung),
             }
         }
+        traps_known = shared.traps_set.load(Ordering::Relaxed);
         tail = window[window.len().saturating_sub(256)..].to_vec();
         if state.wait_for(|s| !s.held[way as usize]).await.is_err() {
             return;
@@ -255,6 +271,16 @@ mod tests {
         }
         proxy.release(Way::ToServer);
         assert_eq!(reading.read(&mut chunk).await.ok(), Some(5));
+    }
+
+    #[tokio::test]
+    async fn a_trap_does_not_meet_what_came_by_before_it_was_set() {
+        let proxy = Proxy::start(echo().await).await;
+        let mut stream = TcpStream::connect(("127.0.0.1", proxy.port())).await.expect("accepted");
+        assert_eq!(talk(&mut stream, "XACK 1").await.as_deref(), Some("+XACK 1"));
+        let mut held = proxy.trap(Way::ToServer, b"XACK", Then::Hold);
+        assert_eq!(talk(&mut stream, "other").await.as_deref(), Some("+other"));
+        assert!(held.try_recv().is_err());
     }
 
     #[tokio::test]
