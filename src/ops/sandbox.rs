@@ -215,6 +215,13 @@ impl Valkey {
         self.server.pid()
     }
 
+    /// What its program says of its version.
+    pub fn version(&self) -> Option<String> {
+        let output = Command::new(valkey_server().ok()?).arg("--version").output().ok()?;
+        let words = String::from_utf8_lossy(&output.stdout).into_owned();
+        words.split_whitespace().find_map(|word| word.strip_prefix("v=")).map(str::to_owned)
+    }
+
     /// Its folder.
     pub fn folder(&self) -> &Path {
         self.server.folder.path()

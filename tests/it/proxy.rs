@@ -107,11 +107,6 @@ impl Proxy {
         self.shared.state.send_modify(|s| *s = State { epoch: s.epoch, ..State::default() });
     }
 
-    /// What goes this way waits, as on a network that swallows packets.
-    pub fn hold(&self, way: Way) {
-        self.shared.state.send_modify(|s| s.held[way as usize] = true);
-    }
-
     /// What waited goes on.
     pub fn release(&self, way: Way) {
         self.shared.state.send_modify(|s| s.held[way as usize] = false);

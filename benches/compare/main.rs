@@ -1,0 +1,192 @@
+//! Side by side: Tidegate, hand-written workers, and what the two servers can do at all; see `make bench-compare`.
+//!
+//! One private Valkey with one stream, one private PostgreSQL, and every contestant in turn, in another order each round.
+//! Each reads the whole stream with a group of its own into the same empty table, and what it left there is checked.
+
+#![allow(unreachable_pub, clippy::print_stdout, reason = "a program of several files, whose purpose is to print")]
+
+mod contestants;
+mod limits;
+mod report;
+mod workload;
+
+use std::error::Error;
+use std::path::PathBuf;
+
+use clap::Parser;
+use contestants::{ALL, Contestant, Took};
+use sqlx::{Connection, PgConnection};
+use tidegate::config::{Needs, Sources, load};
+use tidegate::ops::sandbox::{Postgres, Valkey};
+use tidegate::pipeline::Pipeline;
+use tidegate::schema;
+use workload::Workload;
+
+/// Where the hand-written workers are.
+const PEERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/compare/peers");
+/// PostgreSQL as people run it: every commit reaches the disk.
+const SETTINGS: [&str; 5] =
+    ["fsync=on", "full_page_writes=on", "synchronous_commit=on", "shared_buffers=256MB", "max_wal_size=4GB"];
+
+#[derive(Debug, Parser)]
+struct Args {
+    /// Entries in the stream
+    #[arg(long, default_value_t = 1_000_000)]
+    entries: usize,
+    /// Rounds
+    #[arg(long, default_value_t = 3)]
+    runs: usize,
+    /// Which workloads: hot, 100k, 10m
+    #[arg(long, value_delimiter = ',')]
+    workloads: Vec<String>,
+    /// Only contestants whose names have one of these in them
+    #[arg(long, value_delimiter = ',')]
+    contestants: Vec<String>,
+    /// A folder for tables and plots
+    #[arg(long)]
+    out: Option<PathBuf>,
+    /// Be one of the limits
+    #[arg(long, hide = true)]
+    limit: Option<String>,
+    /// What `cargo bench` says to every benchmark
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// Where a round takes place.
+struct Stage {
+    valkey: Valkey,
+    postgres: Postgres,
+    workload: Workload,
+    entries: usize,
+    stream: String,
+    group: String,
+    tidegate: PathBuf,
+    sabotaged: PathBuf,
+    node: PathBuf,
+    python: PathBuf,
+}
+
+/// What one contestant did in one workload.
+struct Score {
+    name: &'static str,
+    promise: &'static str,
+    contestant: Contestant,
+    took: Vec<Took>,
+    exact: bool,
+}
+
+impl Stage {
+    fn database(&self) -> String {
+        self.postgres.url("postgres")
+    }
+
+    /// An empty table, an empty ledger, no group.
+    async fn clear(&self) -> Result<(), Box<dyn Error>> {
+        let mut database = PgConnection::connect(&self.database()).await?;
+        for statement in [
+            "create table if not exists processed (stream_id text primary key)",
+            "truncate counters, processed, tidegate.ledger, tidegate.dead_letters",
+            "vacuum analyze counters",
+            "checkpoint",
+        ] {
+            sqlx::query(statement).execute(&mut database).await?;
+        }
+        workload::command(self.valkey.port(), &["XGROUP", "DESTROY", &self.stream, &self.group])?;
+        Ok(())
+    }
+
+    /// Whether the table holds what it must after so many entries.
+    async fn is_exact(&self, entries: usize) -> Result<bool, Box<dyn Error>> {
+        let mut database = PgConnection::connect(&self.database()).await?;
+        let found: (i64, i64) = sqlx::query_as("select coalesce(sum(value), 0)::int8, count(*) from counters")
+            .fetch_one(&mut database)
+            .await?;
+        Ok(found == self.workload.expected(entries))
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let args = Args::parse();
+    let chosen = |name: &str| args.workloads.is_empty() || args.workloads.iter().any(|w| w == name);
+    let workloads: Vec<Workload> = workload::ALL.into_iter().filter(|workload| chosen(workload.name)).collect();
+    if let Some(limit) = &args.limit {
+        return be_a_limit(limit, workloads[0], args.entries).await;
+    }
+    let from_environment = |name: &str| PathBuf::from(std::env::var(name).unwrap_or_default());
+    let pipeline = Pipeline::counters();
+    let mut stage = Stage {
+        valkey: Valkey::start(&[]).await?,
+        postgres: Postgres::start(&SETTINGS).await?,
+        workload: workload::ALL[0],
+        entries: args.entries,
+        group: pipeline.group(),
+        stream: pipeline.stream,
+        tidegate: from_environment("TIDEGATE"),
+        sabotaged: from_environment("TIDEGATE_SABOTAGED"),
+        node: from_environment("NODE_PEER"),
+        python: from_environment("PYTHON"),
+    };
+    let env = [("DATABASE_URL".to_owned(), stage.database())].into();
+    let config = load(&Sources { env, ..Sources::default() }, Needs::POSTGRES)?.config;
+    schema::apply(&config.postgres.address()?).await?;
+
+    let mut report = report::Report::begin(&stage, args.runs).await?;
+    for workload in workloads {
+        stage.workload = workload;
+        let scores = compete(&stage, &args).await?;
+        report.add(workload, &scores);
+    }
+    if let Some(folder) = &args.out {
+        report.write(folder)?;
+    }
+    Ok(())
+}
+
+/// All contestants in one workload.
+async fn compete(stage: &Stage, args: &Args) -> Result<Vec<Score>, Box<dyn Error>> {
+    let asked =
+        |name: &str| args.contestants.is_empty() || args.contestants.iter().any(|part| name.contains(part.as_str()));
+    let mut scores = Vec::new();
+    for (name, promise, contestant) in ALL.into_iter().filter(|(name, ..)| asked(name)) {
+        match contestant.missing(stage) {
+            Some(what) => eprintln!("left out: {name}, for want of {what}"),
+            None => scores.push(Score { name, promise, contestant, took: Vec::new(), exact: true }),
+        }
+    }
+    workload::command(stage.valkey.port(), &["FLUSHALL"])?;
+    stage.workload.load(stage.valkey.port(), &stage.stream, stage.entries)?;
+    for round in 0..args.runs {
+        let count = scores.len();
+        for place in 0..count {
+            let score = &mut scores[(place + round) % count];
+            stage.clear().await?;
+            let took = score.contestant.run(stage).await?;
+            if score.contestant != Contestant::LimitValkey {
+                score.exact &= stage.is_exact(took.entries).await?;
+            }
+            eprintln!(
+                "{} round {}: {}: {:.0} entries/s",
+                stage.workload.name,
+                round + 1,
+                score.name,
+                took.entries as f64 / took.seconds
+            );
+            score.took.push(took);
+        }
+    }
+    Ok(scores)
+}
+
+/// This program as a contestant.
+async fn be_a_limit(limit: &str, workload: Workload, entries: usize) -> Result<(), Box<dyn Error>> {
+    let told = |name: &str| std::env::var(name);
+    let seconds = match limit {
+        "valkey" => limits::valkey(told("VALKEY_PORT")?.parse()?, &told("STREAM")?, &told("GROUP")?)?,
+        "postgres" => limits::postgres(&told("DATABASE_URL")?, workload, entries, 1).await?,
+        _ => limits::postgres(&told("DATABASE_URL")?, workload, entries, 2).await?,
+    };
+    println!("{{\"seconds\": {seconds}}}");
+    Ok(())
+}

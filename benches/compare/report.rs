@@ -1,0 +1,192 @@
+//! The report: tables to read, plots to look at, figures to compute with.
+//!
+//! Takes the scores of each workload; gives a table on stdout, and in a folder `results.md`, `results.json` and a plot for
+//! each workload. Fails where a file cannot be written.
+
+use std::error::Error;
+use std::fmt::Write;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+use sqlx::{Connection, PgConnection};
+
+use crate::contestants::Contestant;
+use crate::workload::Workload;
+use crate::{SETTINGS, Score, Stage};
+
+/// Everything that was measured.
+pub struct Report {
+    heading: String,
+    runs: usize,
+    tables: Vec<(Workload, String, String)>,
+    raw: Vec<Value>,
+}
+
+impl Report {
+    /// Says on what it is measured.
+    pub async fn begin(stage: &Stage, runs: usize) -> Result<Report, Box<dyn Error>> {
+        let mut database = PgConnection::connect(&stage.database()).await?;
+        let postgres: String = sqlx::query_scalar("show server_version").fetch_one(&mut database).await?;
+        let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let cpu = cpu
+            .lines()
+            .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+            .map_or("unknown", |(_, m)| m);
+        let cores = std::thread::available_parallelism()?;
+        let versions = [
+            format!("Tidegate {}", env!("CARGO_PKG_VERSION")),
+            format!("Valkey {}", stage.valkey.version().unwrap_or_else(|| "unknown".into())),
+            format!("PostgreSQL {}", postgres.split(' ').next().unwrap_or_default()),
+            says("node", &["--version"]).map_or_else(|| "no Node".into(), |version| format!("Node {version}")),
+            says(&stage.python.display().to_string(), &["--version"]).unwrap_or_else(|| "no Python".into()),
+        ];
+        let heading = format!(
+            "{} entries, {runs} rounds; {cpu}, {cores} cores for both servers and the worker together; {}; PostgreSQL with {}",
+            thousands(stage.entries as f64),
+            versions.join(", "),
+            SETTINGS.join(", ")
+        );
+        println!("{heading}");
+        Ok(Report { heading, runs, tables: Vec::new(), raw: Vec::new() })
+    }
+
+    /// Adds a workload, and shows its table.
+    pub fn add(&mut self, workload: Workload, scores: &[Score]) {
+        let table = table(scores);
+        println!("\n{}\n\n{table}", workload.title);
+        for score in scores {
+            let runs: Vec<Value> = score.took.iter().map(|took| {
+                json!({ "seconds": took.seconds, "entries": took.entries, "cpu_seconds": took.cpu, "peak_memory_bytes": took.memory })
+            }).collect();
+            self.raw.push(
+                json!({ "workload": workload.name, "contestant": score.name, "exact": score.exact, "runs": runs }),
+            );
+        }
+        self.tables.push((workload, table, plot(workload, scores)));
+    }
+
+    /// Writes it down.
+    pub fn write(&self, folder: &Path) -> Result<(), Box<dyn Error>> {
+        std::fs::create_dir_all(folder)?;
+        let mut text = format!("<!-- written by `make bench-compare` -->\n\n{}.\n", self.heading);
+        for (workload, table, plot) in &self.tables {
+            write!(text, "\n## {}\n\n![{}]({}.svg)\n\n{table}", workload.title, workload.title, workload.name)?;
+            std::fs::write(folder.join(format!("{}.svg", workload.name)), plot)?;
+        }
+        std::fs::write(folder.join("results.md"), text)?;
+        let raw = json!({ "on": self.heading, "runs": self.runs, "figures": self.raw });
+        std::fs::write(folder.join("results.json"), serde_json::to_string_pretty(&raw)? + "\n")?;
+        Ok(())
+    }
+}
+
+fn table(scores: &[Score]) -> String {
+    let limit = slower_limit(scores);
+    let node = scores.iter().find(|score| score.contestant == Contestant::Node("batch")).map(rates);
+    let mut table = String::from(
+        "| | delivery | entries/s | of the slower limit | × Node | CPU s per million | peak MiB | table |\n|---|---|--:|--:|--:|--:|--:|---|\n",
+    );
+    for score in scores {
+        let rates = rates(score);
+        let (least, most) = (rates.iter().copied().fold(f64::MAX, f64::min), rates.iter().copied().fold(0.0, f64::max));
+        let against = |others: &Option<Vec<f64>>| {
+            let ratio = others.as_ref().map(|others| median(rates.iter().zip(others).map(|(a, b)| a / b).collect()));
+            ratio.map_or_else(|| "–".into(), |ratio| format!("{ratio:.2}"))
+        };
+        let is_limit = matches!(score.contestant, Contestant::LimitValkey | Contestant::LimitPostgres(_));
+        let of_own = |figure: String| if is_limit { "–".to_owned() } else { figure };
+        let cpu = median(score.took.iter().map(|took| took.cpu / took.entries as f64 * 1e6).collect());
+        let memory = median(score.took.iter().map(|took| took.memory as f64 / f64::from(1 << 20)).collect());
+        let exact = match score.contestant {
+            Contestant::LimitValkey => "–",
+            _ if score.exact => "exact",
+            _ => "WRONG",
+        };
+        let _ = writeln!(
+            table,
+            "| {} | {} | {} ({}–{}) | {} | {} | {} | {} | {exact} |",
+            score.name,
+            score.promise,
+            thousands(median(rates.clone())),
+            thousands(least),
+            thousands(most),
+            against(&limit),
+            against(&node),
+            of_own(format!("{cpu:.2}")),
+            of_own(format!("{memory:.0}")),
+        );
+    }
+    table
+}
+
+/// Round by round, what the slower of the two servers can do alone, over one connection.
+fn slower_limit(scores: &[Score]) -> Option<Vec<f64>> {
+    let of = |wanted| scores.iter().find(|score| score.contestant == wanted).map(rates);
+    let (valkey, postgres) = (of(Contestant::LimitValkey)?, of(Contestant::LimitPostgres(1))?);
+    Some(valkey.iter().zip(&postgres).map(|(a, b)| a.min(*b)).collect())
+}
+
+fn rates(score: &Score) -> Vec<f64> {
+    score.took.iter().map(|took| took.entries as f64 / took.seconds).collect()
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    let middle = figures.len() / 2;
+    if figures.len().is_multiple_of(2) { (figures[middle - 1] + figures[middle]) / 2.0 } else { figures[middle] }
+}
+
+/// With commas, and no more digits than mean something.
+fn thousands(figure: f64) -> String {
+    let digits = format!("{:.0}", if figure >= 10_000.0 { (figure / 1_000.0).round() * 1_000.0 } else { figure });
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().filter_map(|group| std::str::from_utf8(group).ok()).collect();
+    groups.join(",")
+}
+
+/// Bars, in colours that are seen on light and on dark paper.
+fn plot(workload: Workload, scores: &[Score]) -> String {
+    const ROW: usize = 30;
+    const LEFT: usize = 300;
+    const WIDTH: usize = 900;
+    let most = scores.iter().map(|score| median(rates(score))).fold(1.0, f64::max);
+    let height = 56 + scores.len() * ROW + 10;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" font-size=\"14\" fill=\"#808890\">\n\
+         <text x=\"8\" y=\"24\" font-size=\"17\">{}: entries/s, median (line: least to most)</text>\n",
+        workload.title
+    );
+    for (row, score) in scores.iter().enumerate() {
+        let (y, rates) = (56 + row * ROW, rates(score));
+        let scale = |rate: f64| rate / most * (WIDTH - LEFT - 110) as f64;
+        let colour = match score.contestant {
+            Contestant::Tidegate(_) => "#1f8fb5",
+            Contestant::LedgerOff => "#7fb8cc",
+            Contestant::LimitValkey | Contestant::LimitPostgres(_) => "#a0a6ac",
+            _ => "#c98a3a",
+        };
+        let (least, most) = (rates.iter().copied().fold(f64::MAX, f64::min), rates.iter().copied().fold(0.0, f64::max));
+        let bar = scale(median(rates.clone())).max(1.0);
+        let _ = writeln!(
+            svg,
+            "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text><rect x=\"{LEFT}\" y=\"{y}\" width=\"{bar:.1}\" height=\"18\" fill=\"{colour}\"/>\
+             <path d=\"M{:.1} {}H{:.1}\" stroke=\"#606870\" stroke-width=\"2\"/><text x=\"{:.1}\" y=\"{}\">{}</text>",
+            LEFT - 10,
+            y + 14,
+            score.name,
+            LEFT as f64 + scale(least),
+            y + 9,
+            LEFT as f64 + scale(most),
+            LEFT as f64 + bar.max(scale(most)) + 8.0,
+            y + 14,
+            thousands(median(rates)),
+        );
+    }
+    svg + "</svg>\n"
+}
+
+fn says(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).output().ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).trim().trim_start_matches('v').to_owned())
+}
