@@ -4,6 +4,8 @@
 //! server behind it is no longer what it was, nothing is sent: the entries are delivered again and the ledger recognises
 //! them. On another server an id may stand for another entry, whose mark would be destroyed (I3).
 
+use futures_util::future::try_join_all;
+
 use crate::flow::flush::Settled;
 use crate::retry::Fault;
 use crate::valkey::{Command, Link, unexpected};
@@ -25,11 +27,10 @@ pub async fn ack(link: &Link, group: &str, stream: &str, settled: &Settled) -> R
     if settled.generation() != &**link.generation() || link.is_lost() || !link.is_same_server().await? {
         return Ok(Acked::Dropped);
     }
-    let mut removed = 0;
-    for ids in settled.ids().chunks(CHUNK) {
+    let acks = settled.ids().chunks(CHUNK).map(|ids| {
         let command = Command::new("XACK").arg(stream).arg(group).args(ids);
-        let count = link.commands().call(command).await?.as_int().ok_or_else(|| unexpected("XACK"))?;
-        removed += count.unsigned_abs();
-    }
-    Ok(Acked::Removed(removed))
+        async { link.commands().call(command).await?.as_int().ok_or_else(|| unexpected("XACK")) }
+    });
+    let removed = try_join_all(acks).await?;
+    Ok(Acked::Removed(removed.into_iter().map(i64::unsigned_abs).sum()))
 }
