@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tidegate::config::{Config, Needs, Sources, load};
-use tidegate::ops::{Exit, check, demo, migrate, produce, run};
+use tidegate::ops::{Exit, bench, check, demo, migrate, produce, run};
 use tidegate::telemetry;
 
 /// Write-behind for Valkey and PostgreSQL: every counter delta lands exactly once, whatever crashes.
@@ -36,6 +36,8 @@ enum Verb {
     Produce(produce::Args),
     /// Show the main job on private throw-away servers, with workers killed again and again, and prove the result
     Demo(demo::Args),
+    /// Measure how fast, how soon and at what cost deltas land on given servers, and whether exactly
+    Bench(bench::Args),
     /// Say whether the configuration is valid, or everything that is wrong with it
     Check(check::Args),
 }
@@ -82,6 +84,11 @@ async fn run(cli: Cli) -> std::io::Result<Exit> {
             Err(exit) => Ok(exit),
         },
         Verb::Demo(args) => demo::run(&args).await,
+        Verb::Bench(args) if args.sandbox => bench::run(&args, None).await,
+        Verb::Bench(args) => match configured(file, Vec::new(), Needs::BOTH) {
+            Ok(config) => bench::run(&args, Some(&config)).await,
+            Err(exit) => Ok(exit),
+        },
         Verb::Check(args) => {
             let sources = Sources::from_process(file, Vec::new());
             check::run(args, &sources, &mut std::io::stdout(), &mut std::io::stderr())

@@ -4,8 +4,7 @@
 //! counter. On private servers of its own, or on given ones, where it takes away what it made.
 
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
-use std::process::Stdio;
+use std::io::IsTerminal;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,21 +12,15 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use rand::RngExt;
 use rustix::process::{Pid, Signal, kill_process};
-use secrecy::{ExposeSecret, SecretString};
 use sqlx::AssertSqlSafe;
-use tokio::io::{AsyncBufReadExt, BufReader};
-use tokio::process::{Child, Command};
+use tokio::process::Child;
 use tokio::task::JoinSet;
 
 use super::Exit;
-use super::sandbox::{Postgres, Valkey};
-use crate::config::{Config, Needs, Sources, load};
+use super::stage::{Servers, Stage, Trouble, say};
 use crate::flow::read;
 use crate::keys;
-use crate::pipeline::{Identifier, Pipeline, Table};
-use crate::postgres::Database;
 use crate::produce::{NotAdded, Producer};
-use crate::schema;
 use crate::shutdown::Signals;
 use crate::valkey::{self, Link};
 
@@ -38,7 +31,14 @@ const COUNTERS: u32 = 1_000;
 /// How many producers add to them.
 const PRODUCERS: usize = 2;
 /// How long a worker process must be silent before its peers take what it held: short, for there is an audience.
-const DEAD_AFTER: &str = "1s";
+const SETTINGS: [(&str, &str); 6] = [
+    ("TIDEGATE__RUN__WORKERS", "1"),
+    ("TIDEGATE__RECLAIM__DEAD_AFTER", "1s"),
+    ("TIDEGATE__RECLAIM__SWEEP_EVERY", "200ms"),
+    ("TIDEGATE__POSTGRES__STATEMENT_TIMEOUT", "900ms"),
+    ("TIDEGATE__POSTGRES__LOCK_TIMEOUT", "500ms"),
+    ("TIDEGATE__POSTGRES__IDLE_IN_TRANSACTION_TIMEOUT", "500ms"),
+];
 /// The limit for the backlog to drain when the producers have stopped.
 const DRAINED_WITHIN: Duration = Duration::from_secs(60);
 /// How often the picture changes on a terminal, and a line is written elsewhere.
@@ -67,8 +67,6 @@ pub struct Args {
     pub database_url: Option<String>,
 }
 
-type Trouble = Box<dyn std::error::Error + Send + Sync>;
-
 /// Runs the verb.
 pub async fn run(args: &Args) -> std::io::Result<Exit> {
     let mut signals = Signals::listen()?;
@@ -86,22 +84,31 @@ pub async fn run(args: &Args) -> std::io::Result<Exit> {
 }
 
 async fn show(args: &Args) -> Result<Exit, Trouble> {
-    let servers = Servers::start(args).await?;
-    let stage = Stage::set(&servers).await?;
+    let servers = match (&args.valkey_url, &args.database_url) {
+        (Some(valkey), Some(database)) => Servers::borrowed(valkey.clone().into(), database.clone().into()),
+        _ => {
+            say("starting a private Valkey and a private PostgreSQL");
+            let servers = Servers::private(&[]).await?;
+            say(&format!("  {}", servers.how_to_look()));
+            servers
+        }
+    };
+    let stage = Stage::set("demo", &servers, &SETTINGS).await?;
     say(&format!(
         "{PRODUCERS} producers add to {COUNTERS} counters for {} s; {} worker processes flush; one of them is killed (SIGKILL) every {} ms",
         args.seconds, args.processes, args.kill_every
     ));
     let result = play(args, &stage).await;
     if servers.are_borrowed() {
-        stage.clear().await?;
+        let counters = (0..COUNTERS).map(|n| keys::counter(&demo_id(n)));
+        stage.clear(counters).await?;
     }
     result
 }
 
 async fn play(args: &Args, stage: &Stage) -> Result<Exit, Trouble> {
     let seen = Arc::new(Seen::default());
-    let mut cast: Vec<Child> = (0..args.processes).map(|_| stage.worker(&seen)).collect::<Result<_, _>>()?;
+    let mut cast: Vec<Child> = (0..args.processes).map(|_| worker(stage, &seen)).collect::<Result<_, _>>()?;
     let mut producers = JoinSet::new();
     let producing = Arc::new(AtomicBool::new(true));
     for _ in 0..PRODUCERS {
@@ -111,7 +118,6 @@ async fn play(args: &Args, stage: &Stage) -> Result<Exit, Trouble> {
 
     let (started, mut picture) = (Instant::now(), Picture::new());
     let link = Link::open(&stage.valkey, "tidegate:demo").await?;
-    let database = Database::new(stage.config.postgres.address()?, 1);
     let mut frame = tokio::time::interval(picture.every());
     let kill_every = Duration::from_millis(if args.kill_every == 0 { u64::MAX >> 20 } else { args.kill_every });
     let mut kill = tokio::time::interval_at(tokio::time::Instant::now() + kill_every, kill_every);
@@ -121,7 +127,7 @@ async fn play(args: &Args, stage: &Stage) -> Result<Exit, Trouble> {
             _ = kill.tick(), if started.elapsed() < run_time => {
                 let victim = rand::rng().random_range(0..cast.len());
                 cast[victim].kill().await?;
-                cast[victim] = stage.worker(&seen)?;
+                cast[victim] = worker(stage, &seen)?;
                 seen.kills.fetch_add(1, Ordering::Relaxed);
             }
             _ = frame.tick() => {
@@ -129,7 +135,7 @@ async fn play(args: &Args, stage: &Stage) -> Result<Exit, Trouble> {
                     producing.store(false, Ordering::Relaxed);
                 }
                 let backlog = read::backlog(&link, &stage.pipeline.stream, &stage.pipeline.group()).await?;
-                let landed = stage.landed(&database).await?;
+                let landed = landed(stage).await?;
                 picture.draw(&seen, &backlog, landed, started.elapsed());
                 let over = producers.is_empty() || !producing.load(Ordering::Relaxed);
                 if over && backlog.is_empty {
@@ -156,7 +162,17 @@ async fn play(args: &Args, stage: &Stage) -> Result<Exit, Trouble> {
         worker.wait().await?;
     }
     picture.end();
-    prove(stage, &database, &seen, drained).await
+    prove(stage, &seen, drained).await
+}
+
+/// A worker process. Its log is read for the redeliveries it recognises.
+fn worker(stage: &Stage, seen: &Arc<Seen>) -> std::io::Result<Child> {
+    let seen = seen.clone();
+    stage.worker(move |event| {
+        if event["message"] == "redelivered entries were recognised" {
+            seen.recognised.fetch_add(event["entries"].as_u64().unwrap_or(0), Ordering::Relaxed);
+        }
+    })
 }
 
 /// Adds one to three to counters of which low ones are hot, at a steady rate, until told to stop.
@@ -184,11 +200,11 @@ fn demo_id(counter: u32) -> String {
 }
 
 /// Compares every counter in Valkey with its row in PostgreSQL.
-async fn prove(stage: &Stage, database: &Database, seen: &Seen, drained: bool) -> Result<Exit, Trouble> {
+async fn prove(stage: &Stage, seen: &Seen, drained: bool) -> Result<Exit, Trouble> {
     let table = stage.table();
     let sql = format!("select id, value from {table}");
     let rows: Vec<(String, i64)> =
-        database.run(async |c| sqlx::query_as(AssertSqlSafe(sql)).fetch_all(c).await).await?;
+        stage.database.run(async |c| sqlx::query_as(AssertSqlSafe(sql)).fetch_all(c).await).await?;
     let rows: BTreeMap<String, i64> = rows.into_iter().collect();
     let connection = valkey::Connection::open(&stage.valkey, "tidegate:demo").await?;
     let (mut in_valkey, mut in_postgres, mut counters, mut unequal) = (0i64, 0i64, 0, Vec::new());
@@ -222,146 +238,29 @@ async fn prove(stage: &Stage, database: &Database, seen: &Seen, drained: bool) -
     }
 }
 
+/// How many entries have landed.
+async fn landed(stage: &Stage) -> Result<u64, Trouble> {
+    let stream = &stage.pipeline.stream;
+    let landed: i64 = stage
+        .database
+        .run(async |c| {
+            sqlx::query_scalar(
+                "select coalesce(sum(entries), 0)::bigint from tidegate.ledger join tidegate.lanes using (lane) where stream = $1",
+            )
+            .bind(stream)
+            .fetch_one(c)
+            .await
+        })
+        .await?;
+    Ok(landed.unsigned_abs())
+}
+
 /// What has happened so far.
 #[derive(Debug, Default)]
 struct Seen {
     produced: AtomicU64,
     kills: AtomicU64,
     recognised: AtomicU64,
-}
-
-/// The servers: private ones end with this, borrowed ones stay.
-struct Servers {
-    valkey_url: SecretString,
-    database_url: SecretString,
-    private: Option<(Valkey, Postgres)>,
-}
-
-impl Servers {
-    async fn start(args: &Args) -> Result<Servers, Trouble> {
-        if let (Some(valkey), Some(database)) = (&args.valkey_url, &args.database_url) {
-            let (valkey_url, database_url) = (valkey.clone().into(), database.clone().into());
-            return Ok(Servers { valkey_url, database_url, private: None });
-        }
-        say("starting a private Valkey and a private PostgreSQL");
-        let (valkey, postgres) = (Valkey::start(&[]).await?, Postgres::start(&[]).await?);
-        postgres.create_database(&Identifier::parse("demo")?, None).await?;
-        say(&format!("  valkey-cli -p {}        psql {}", valkey.port(), postgres.url("demo")));
-        Ok(Servers {
-            valkey_url: valkey.url().into(),
-            database_url: postgres.url("demo").into(),
-            private: Some((valkey, postgres)),
-        })
-    }
-
-    fn are_borrowed(&self) -> bool {
-        self.private.is_none()
-    }
-}
-
-/// A pipeline of the demo's own, with its table, and what its workers are started with.
-struct Stage {
-    config: Config,
-    valkey: valkey::Address,
-    pipeline: Pipeline,
-    environment: BTreeMap<String, String>,
-}
-
-impl Stage {
-    async fn set(servers: &Servers) -> Result<Stage, Trouble> {
-        let own = format!("tidegate_demo_{:08x}", rand::random::<u32>());
-        let stream = format!("flush:{own}");
-        let variable = format!("TIDEGATE__PIPELINES__{}", own.to_uppercase());
-        let environment: BTreeMap<String, String> = [
-            ("VALKEY_URL", servers.valkey_url.expose_secret()),
-            ("DATABASE_URL", servers.database_url.expose_secret()),
-            ("TIDEGATE__LOG__FORMAT", "json"),
-            ("TIDEGATE__LOG__LEVEL", "info"),
-            ("TIDEGATE__RUN__WORKERS", "1"),
-            ("TIDEGATE__RECLAIM__DEAD_AFTER", DEAD_AFTER),
-            ("TIDEGATE__RECLAIM__SWEEP_EVERY", "200ms"),
-            ("TIDEGATE__POSTGRES__STATEMENT_TIMEOUT", "900ms"),
-            ("TIDEGATE__POSTGRES__LOCK_TIMEOUT", "500ms"),
-            ("TIDEGATE__POSTGRES__IDLE_IN_TRANSACTION_TIMEOUT", "500ms"),
-            (&format!("{variable}__STREAM"), &stream),
-            (&format!("{variable}__TABLE"), &format!("public.{own}")),
-        ]
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .into();
-        let sources = Sources { env: environment.clone(), ..Sources::default() };
-        let config = load(&sources, Needs::BOTH)?.config;
-        let valkey = config.valkey.address()?;
-        schema::apply(&config.postgres.address()?).await?;
-        let pipeline = config.pipelines.first().cloned().ok_or("no pipeline")?;
-        let stage = Stage { config, valkey, pipeline, environment };
-        let create = format!("create table {} (like public.counters including all)", stage.table());
-        stage.execute(create).await?;
-        Ok(stage)
-    }
-
-    /// The table's name for SQL.
-    fn table(&self) -> String {
-        let Table { schema, name } = &self.pipeline.table;
-        format!("{}.{}", schema.quoted(), name.quoted())
-    }
-
-    /// A worker process. Its log is read for the redeliveries it recognises.
-    fn worker(&self, seen: &Arc<Seen>) -> std::io::Result<Child> {
-        let mut command = Command::new(std::env::current_exe()?);
-        command.arg("run").env_clear().envs(&self.environment).kill_on_drop(true);
-        // Not in this process's group: Ctrl-C is for the demo, which then ends its workers.
-        command.process_group(0).stdin(Stdio::null()).stderr(Stdio::piped());
-        let mut child = command.spawn()?;
-        let (stderr, seen) = (child.stderr.take(), seen.clone());
-        tokio::spawn(async move {
-            let mut lines = BufReader::new(stderr?).lines();
-            while let Ok(Some(line)) = lines.next_line().await {
-                let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-                if event["message"] == "redelivered entries were recognised" {
-                    seen.recognised.fetch_add(event["entries"].as_u64().unwrap_or(0), Ordering::Relaxed);
-                }
-            }
-            Some(())
-        });
-        Ok(child)
-    }
-
-    /// How many entries have landed.
-    async fn landed(&self, database: &Database) -> Result<u64, Trouble> {
-        let landed: i64 = database
-            .run(async |c| {
-                sqlx::query_scalar(
-                    "select coalesce(sum(entries), 0)::bigint from tidegate.ledger join tidegate.lanes using (lane) where stream = $1",
-                )
-                .bind(&self.pipeline.stream)
-                .fetch_one(c)
-                .await
-            })
-            .await?;
-        Ok(landed.unsigned_abs())
-    }
-
-    async fn execute(&self, sql: String) -> Result<(), Trouble> {
-        let database = Database::new(self.config.postgres.address()?, 1);
-        database.run(async |c| sqlx::raw_sql(AssertSqlSafe(sql)).execute(c).await).await?;
-        Ok(())
-    }
-
-    /// Takes away what the demo made on borrowed servers.
-    async fn clear(&self) -> Result<(), Trouble> {
-        let connection = valkey::Connection::open(&self.valkey, "tidegate:demo").await?;
-        let counters = (0..COUNTERS).map(|n| keys::counter(&demo_id(n)));
-        connection.call(valkey::Command::new("UNLINK").arg(&*self.pipeline.stream).args(counters)).await?;
-        let of_lane = "lane in (select lane from tidegate.lanes where pipeline =";
-        // The name is one of our own making: letters, digits, underscores.
-        let name = &self.pipeline.name;
-        self.execute(format!(
-            "drop table {}; delete from tidegate.ledger where {of_lane} '{name}');
-             delete from tidegate.dead_letters where {of_lane} '{name}'); delete from tidegate.lanes where pipeline = '{name}'",
-            self.table()
-        ))
-        .await
-    }
 }
 
 /// The live picture: a line that changes on a terminal, lines elsewhere.
@@ -420,9 +319,4 @@ impl Picture {
             bar.finish_and_clear();
         }
     }
-}
-
-fn say(line: &str) {
-    // A demo that nobody watches any more still cleans up.
-    let _ = writeln!(std::io::stdout(), "{line}");
 }

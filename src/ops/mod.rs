@@ -1,11 +1,13 @@
 //! What an operator types, one file a verb.
 
+pub mod bench;
 pub mod check;
 pub mod demo;
 pub mod migrate;
 pub mod produce;
 pub mod run;
 pub mod sandbox;
+pub mod stage;
 
 /// How a process ends, for scripts and supervisors. The numbers are those of `sysexits.h` where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,158 @@
+//! A stage for verbs that show or measure: a pipeline of their own, on private servers or on given ones, where they take away
+//! what they made.
+//!
+//! Takes the servers; gives a table, a stream, and worker processes that know of nothing else. Fails with what a server says.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::process::Stdio;
+
+use secrecy::{ExposeSecret, SecretString};
+use sqlx::AssertSqlSafe;
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, Command};
+
+use super::sandbox::{Postgres, Valkey};
+use crate::config::{Config, Needs, Sources, load};
+use crate::pipeline::{Identifier, Pipeline, Table};
+use crate::postgres::Database;
+use crate::schema;
+use crate::valkey;
+
+/// Whatever went wrong, for people to read.
+pub type Trouble = Box<dyn std::error::Error + Send + Sync>;
+
+/// The servers: private ones end with this, borrowed ones stay.
+#[derive(Debug)]
+pub struct Servers {
+    valkey_url: SecretString,
+    database_url: SecretString,
+    private: Option<(Valkey, Postgres)>,
+}
+
+impl Servers {
+    /// Somebody's own.
+    pub fn borrowed(valkey_url: SecretString, database_url: SecretString) -> Servers {
+        Servers { valkey_url, database_url, private: None }
+    }
+
+    /// Private ones, migrated; PostgreSQL with these settings.
+    pub async fn private(settings: &[&str]) -> Result<Servers, Trouble> {
+        let (valkey, postgres) = (Valkey::start(&[]).await?, Postgres::start(settings).await?);
+        postgres.create_database(&Identifier::parse(DATABASE)?, None).await?;
+        let (valkey_url, database_url) = (valkey.url().into(), postgres.url(DATABASE).into());
+        Ok(Servers { valkey_url, database_url, private: Some((valkey, postgres)) })
+    }
+
+    /// Whether they were there before.
+    pub fn are_borrowed(&self) -> bool {
+        self.private.is_none()
+    }
+
+    /// How somebody can look into private ones.
+    pub fn how_to_look(&self) -> String {
+        let look = |(valkey, postgres): &(Valkey, Postgres)| {
+            format!("valkey-cli -p {}        psql {}", valkey.port(), postgres.url(DATABASE))
+        };
+        self.private.as_ref().map_or_else(String::new, look)
+    }
+}
+
+/// The database on a private server.
+const DATABASE: &str = "demo";
+
+/// A pipeline of its own, with its table, and what its workers are started with.
+#[derive(Debug)]
+pub struct Stage {
+    /// The configuration of its workers.
+    pub config: Config,
+    /// Where Valkey is.
+    pub valkey: valkey::Address,
+    /// PostgreSQL, over one connection.
+    pub database: Database,
+    /// The pipeline.
+    pub pipeline: Pipeline,
+    environment: BTreeMap<String, String>,
+}
+
+impl Stage {
+    /// Sets one for this purpose. `settings` are variables for its workers.
+    pub async fn set(purpose: &str, servers: &Servers, settings: &[(&str, &str)]) -> Result<Stage, Trouble> {
+        let own = format!("tidegate_{purpose}_{:08x}", rand::random::<u32>());
+        let stream = format!("flush:{own}");
+        let variable = format!("TIDEGATE__PIPELINES__{}", own.to_uppercase());
+        let environment: BTreeMap<String, String> = [
+            ("VALKEY_URL", servers.valkey_url.expose_secret()),
+            ("DATABASE_URL", servers.database_url.expose_secret()),
+            ("TIDEGATE__LOG__FORMAT", "json"),
+            ("TIDEGATE__LOG__LEVEL", "info"),
+            (&format!("{variable}__STREAM"), &stream),
+            (&format!("{variable}__TABLE"), &format!("public.{own}")),
+        ]
+        .into_iter()
+        .chain(settings.iter().copied())
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+        let sources = Sources { env: environment.clone(), ..Sources::default() };
+        let config = load(&sources, Needs::BOTH)?.config;
+        let valkey = config.valkey.address()?;
+        let postgres = config.postgres.address()?;
+        schema::apply(&postgres).await?;
+        let pipeline = config.pipelines.first().cloned().ok_or("no pipeline")?;
+        let stage = Stage { config, valkey, database: Database::new(postgres, 1), pipeline, environment };
+        let create = format!("create table {} (like public.counters including all)", stage.table());
+        stage.execute(create).await?;
+        Ok(stage)
+    }
+
+    /// The table's name for SQL.
+    pub fn table(&self) -> String {
+        let Table { schema, name } = &self.pipeline.table;
+        format!("{}.{}", schema.quoted(), name.quoted())
+    }
+
+    /// A worker process. Each event of its log goes to `hear`.
+    pub fn worker(&self, hear: impl Fn(&serde_json::Value) + Send + 'static) -> std::io::Result<Child> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("run").env_clear().envs(&self.environment).kill_on_drop(true);
+        // Not in this process's group: Ctrl-C is for the verb, which then ends its workers.
+        command.process_group(0).stdin(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        let stderr = child.stderr.take();
+        tokio::spawn(async move {
+            let mut lines = BufReader::new(stderr?).lines();
+            while let Ok(Some(line)) = lines.next_line().await {
+                hear(&serde_json::from_str(&line).unwrap_or_default());
+            }
+            Some(())
+        });
+        Ok(child)
+    }
+
+    /// Runs statements.
+    pub async fn execute(&self, sql: String) -> Result<(), Trouble> {
+        self.database.run(async |c| sqlx::raw_sql(AssertSqlSafe(sql)).execute(c).await).await?;
+        Ok(())
+    }
+
+    /// Takes away what was made on borrowed servers: the stream, these keys, the table, its rows in the ledger.
+    pub async fn clear(&self, keys: impl IntoIterator<Item = String>) -> Result<(), Trouble> {
+        let connection = valkey::Connection::open(&self.valkey, "tidegate:clear").await?;
+        connection.call(valkey::Command::new("UNLINK").arg(&*self.pipeline.stream).args(keys)).await?;
+        let of_lane = "lane in (select lane from tidegate.lanes where pipeline =";
+        // The name is one of our own making: letters, digits, underscores.
+        let name = &self.pipeline.name;
+        self.execute(format!(
+            "drop table if exists {}; delete from tidegate.ledger where {of_lane} '{name}');
+             delete from tidegate.dead_letters where {of_lane} '{name}'); delete from tidegate.lanes where pipeline = '{name}'",
+            self.table()
+        ))
+        .await
+    }
+}
+
+/// A line on stdout.
+pub fn say(line: &str) {
+    // A verb that nobody listens to any more still cleans up.
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
