@@ -7,13 +7,10 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use rand::rngs::StdRng;
-use rand::{RngExt, SeedableRng};
+use tidegate::ops::bench::load::Load;
 
 /// Entries sent before their replies are awaited.
 const PIPELINE: usize = 1_000;
-/// Lengths of ids, in bytes.
-const ID_BYTES: std::ops::RangeInclusive<usize> = 6..=40;
 
 /// How keys are drawn.
 #[derive(Debug, Clone, Copy)]
@@ -23,35 +20,22 @@ pub struct Workload {
     /// What it is called in a title.
     pub title: &'static str,
     keys: u64,
-    zipf: bool,
+    skew: Option<f64>,
 }
 
 /// All there are.
 pub const ALL: [Workload; 3] = [
-    Workload { name: "hot", title: "1,000 keys, Zipf (s = 1)", keys: 1_000, zipf: true },
-    Workload { name: "100k", title: "100,000 keys, uniform", keys: 100_000, zipf: false },
-    Workload { name: "10m", title: "10,000,000 keys, uniform", keys: 10_000_000, zipf: false },
+    Workload { name: "hot", title: "1,000 keys, Zipf (s = 1)", keys: 1_000, skew: Some(1.0) },
+    Workload { name: "100k", title: "100,000 keys, uniform", keys: 100_000, skew: None },
+    Workload { name: "10m", title: "10,000,000 keys, uniform", keys: 10_000_000, skew: None },
 ];
 
 impl Workload {
     /// The entries: a row's key and an amount from 1 to 9.
     pub fn entries(self, count: usize) -> impl Iterator<Item = (String, i64)> {
-        let mut random = StdRng::seed_from_u64(0x7164_6761_7465);
-        let ladder: Vec<f64> = if self.zipf {
-            (1..=self.keys).scan(0.0, |sum, rank| Some((*sum += 1.0 / rank as f64, *sum).1)).collect()
-        } else {
-            Vec::new()
-        };
-        (0..count).map(move |_| {
-            let key = match ladder.last() {
-                Some(top) => {
-                    let drawn = random.random_range(0.0..*top);
-                    ladder.partition_point(|step| *step < drawn) as u64
-                }
-                None => random.random_range(0..self.keys),
-            };
-            (id(key), random.random_range(1..=9))
-        })
+        let Workload { keys, skew, .. } = self;
+        let load = Load { keys, skew, amounts: 1..=9, id_bytes: 6..=40, seed: 1 };
+        load.deltas().take(count)
     }
 
     /// Adds the entries to a stream.
@@ -84,15 +68,6 @@ impl Workload {
         self.entries(count).for_each(|(id, amount)| *rows.entry(id).or_insert(0) += amount);
         (rows.values().sum(), rows.len() as i64)
     }
-}
-
-/// A key's id: always the same one, of 6 to 40 bytes.
-fn id(key: u64) -> String {
-    let spread = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
-    let length = ID_BYTES.start() + (spread % (ID_BYTES.end() - ID_BYTES.start() + 1) as u64) as usize;
-    let mut id = format!("{key:06}");
-    id.extend("/articles/2026/11/how-the-tide-came-in".chars().take(length.saturating_sub(id.len())));
-    id
 }
 
 /// Sends one command and waits for the first of its reply.

@@ -9,5 +9,6 @@ mod outage;
 mod producing;
 mod proxy;
 mod repository;
+mod security;
 mod trimming;
 mod verbs;

@@ -1,0 +1,67 @@
+//! Encrypted connections, named users, other databases: on every connection, the reader's own included.
+
+use std::io::Write;
+use std::sync::Arc;
+
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustls::ServerConfig;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use tempfile::NamedTempFile;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+
+use crate::harness::{Daemon, Lab, output};
+
+/// A door of TLS in front of a local port, and the file with the certificate to trust.
+async fn tls_in_front_of(upstream: u16) -> (u16, NamedTempFile) {
+    let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()]).expect("made");
+    let mut trusted = NamedTempFile::new().expect("a file");
+    trusted.write_all(cert.pem().as_bytes()).expect("written");
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(signing_key.serialize_der()));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("known");
+    let config = config.with_no_client_auth().with_single_cert(vec![cert.der().clone()], key).expect("a pair");
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+    let port = listener.local_addr().expect("bound").port();
+    tokio::spawn(async move {
+        while let Ok((client, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let mut client = acceptor.accept(client).await?;
+                let mut server = TcpStream::connect(("127.0.0.1", upstream)).await?;
+                tokio::io::copy_bidirectional(&mut client, &mut server).await
+            });
+        }
+    });
+    (port, trusted)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_are_read_over_tls_by_a_named_user_from_another_database() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    client.call(&["ACL", "SETUSER", "tide", "on", ">s3cret", "~*", "+@all"]).await;
+    client.call(&["CONFIG", "SET", "requirepass", "another"]).await;
+    client.call(&["SELECT", "3"]).await;
+    client.add_many("a", 5_000).await;
+    let (port, trusted) = tls_in_front_of(lab.valkey.port()).await;
+    let url = format!("valkeys://tide:s3cret@localhost:{port}/3");
+    let mut command = lab.program(&["run", "--until-empty"]);
+    let (code, _, stderr) = output(command.env("VALKEY_URL", &url).env("SSL_CERT_FILE", trusted.path())).await;
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(lab.value("a").await, Some(5_000));
+    assert!(!stderr.contains("s3cret"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_nobody_vouches_for_is_refused() {
+    let lab = Lab::new().await;
+    let (port, _) = tls_in_front_of(lab.valkey.port()).await;
+    let (_, other) = tls_in_front_of(lab.valkey.port()).await;
+    let mut command = lab.program(&["run"]);
+    command.env("VALKEY_URL", format!("valkeys://localhost:{port}")).env("SSL_CERT_FILE", other.path());
+    let mut daemon = Daemon::start(command);
+    let line = daemon.wait_for("reading is interrupted").await;
+    assert!(line["fault"].as_str().is_some_and(|fault| fault.to_lowercase().contains("certificate")), "{line}");
+}
