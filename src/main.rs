@@ -26,7 +26,7 @@ enum Verb {
     Run {
         #[command(flatten)]
         args: run::Args,
-        /// How many workers; default: the cores of this machine
+        /// How many workers a pipeline has; default: run.workers of the configuration
         #[arg(long, value_name = "N")]
         workers: Option<String>,
     },

@@ -4,7 +4,6 @@
 //! may suggest, and, by a test, what `docs/configuration.md` says.
 
 use std::fmt;
-use std::thread::available_parallelism;
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
@@ -32,8 +31,6 @@ pub(super) struct Key {
 pub(super) enum Preset {
     /// This text, read like any other.
     Text(&'static str),
-    /// The cores that this process may use.
-    Cores,
     /// Nothing.
     Nothing,
     /// This text for the pipeline `counters`; every other pipeline has to say.
@@ -95,7 +92,7 @@ const fn key(name: &'static str, kind: Kind, preset: Preset, unit: &'static str,
     Key { name, kind, preset, unit, reason }
 }
 
-use Preset::{Cores, Counters, Nothing, Text as Is};
+use Preset::{Counters, Nothing, Text as Is};
 
 /// Every key, in the order in which people read them.
 #[rustfmt::skip] // a table, one key a row
@@ -124,8 +121,8 @@ pub(super) const KEYS: &[Key] = &[
         "the server's limit for one wait for a lock: a worker on a hot row gives up and tries again"),
     key("postgres.idle_in_transaction_timeout", time(ms(1), HOUR), Is("10s"), "time",
         "after this the server ends a transaction whose client is silent: a stopped worker must not block its peers"),
-    key("run.workers", Kind::Count { min: 1, max: 256 }, Cores, "workers",
-        "for each pipeline; each reads, batches and flushes by itself"),
+    key("run.workers", Kind::Count { min: 1, max: 256 }, Is("2"), "workers",
+        "for each pipeline: one prepares while one flushes; more help only where they do not meet on the same rows"),
     key("batch.max_entries", Kind::Count { min: 1, max: 1_000_000 }, Is("40000"), "entries",
         "the most that one transaction flushes; more cost memory and redo, fewer cost throughput"),
     key("batch.max_bytes", Kind::Bytes { min: 1, max: GIB }, Is("8MiB"), "bytes",
@@ -216,7 +213,6 @@ impl Key {
     pub(super) fn preset_text(&self, pipeline: Option<&str>) -> Option<String> {
         match self.preset {
             Preset::Text(text) => Some(text.into()),
-            Preset::Cores => Some(available_parallelism().map_or(1, |n| n.get()).min(256).to_string()),
             Preset::Nothing => Some(String::new()),
             Preset::Counters(text) => (pipeline == Some("counters")).then(|| text.into()),
         }
@@ -483,7 +479,6 @@ mod tests {
     fn row(key: &Key) -> String {
         let preset = match key.preset {
             Preset::Text(text) => format!("`{text}`"),
-            Preset::Cores => "the available cores".into(),
             Preset::Nothing => "none".into(),
             Preset::Counters(text) => format!("`{text}` for `counters`, otherwise required"),
         };

@@ -219,6 +219,12 @@ impl Filling {
         Filling { origin, bytes: Vec::new(), entries: Vec::new(), spans: Vec::new(), open: 0, max_entry_bytes }
     }
 
+    /// Makes room for so many entries and bytes, so that nothing is moved while it fills.
+    pub fn make_room(&mut self, entries: usize, bytes: usize) {
+        self.entries.reserve(entries);
+        self.bytes.reserve(bytes + bytes / 8);
+    }
+
     /// Adds an entry to the span that is open.
     pub fn push<'a>(&mut self, id: EntryId, strings: impl IntoIterator<Item = &'a [u8]>) {
         let start = self.bytes.len();

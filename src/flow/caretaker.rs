@@ -100,8 +100,9 @@ impl Caretaker {
     /// One link's life. A new link may lead to another server: what is lost is looked for first.
     async fn care(&mut self, link: &Link, stop: &Stop) -> Result<(), Fault> {
         self.look_upstream(link, stop).await?;
-        let mut trim = tokio::time::interval(self.parts.trim_every);
-        let mut compact = tokio::time::interval(self.parts.compact_every);
+        // Not at once: the workers have yet to create the groups.
+        let later = |every| tokio::time::interval_at(tokio::time::Instant::now() + every, every);
+        let (mut trim, mut compact) = (later(self.parts.trim_every), later(self.parts.compact_every));
         trim.set_missed_tick_behavior(MissedTickBehavior::Delay);
         compact.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let regrouped = self.parts.regrouped.clone();

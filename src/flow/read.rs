@@ -46,6 +46,8 @@ pub struct Reader {
     bytes_per_entry: usize,
     /// Whether the last batch ended at its limits, and not with the backlog.
     more: bool,
+    /// The last batch's entries and bytes: the next one will be much like it.
+    last: (usize, usize),
 }
 
 /// What a reader reads on: a link, and a wire to the same server.
@@ -77,7 +79,7 @@ impl Reader {
         // Large until the first entries are seen, so that the first read is a small one.
         let bytes_per_entry = limits.max_bytes / FIRST_READ;
         let (stream, group) = (pipeline.stream.clone(), pipeline.group());
-        Reader { stream, group, consumer, limits, block, bytes_per_entry, more: false }
+        Reader { stream, group, consumer, limits, block, bytes_per_entry, more: false, last: (0, 0) }
     }
 
     /// Creates the group where there is none: at the stream's start, so that nothing is skipped, and with the stream.
@@ -95,6 +97,7 @@ impl Reader {
     pub async fn fill(&mut self, line: &mut Line, stop: &Stop) -> Result<Option<Batch>, Fault> {
         let origin = Origin { generation: line.link.generation().clone(), consumer: self.consumer.clone() };
         let mut filling = Filling::new(origin, self.limits.max_entry_bytes);
+        filling.make_room(self.last.0, self.last.1);
         // Where the last batch left something behind nothing has to be waited for.
         let waited = if self.more { Ok(true) } else { self.wait(line, &mut filling, stop).await };
         self.more = match waited {
@@ -103,6 +106,7 @@ impl Reader {
         }
         // What was read before a fault is good, and the next call meets the fault again.
         .or_else(|fault| if filling.is_empty() { Err(fault) } else { Ok(false) })?;
+        self.last = (filling.len(), filling.bytes());
         Ok((!filling.is_empty()).then(|| filling.seal(false)))
     }
 
