@@ -1,7 +1,7 @@
 //! The report: tables to read, plots to look at, figures to compute with.
 //!
-//! Takes the scores of each workload; gives a table on stdout, and in a folder `results.md`, `results.json` and a plot for
-//! each workload. Fails where a file cannot be written.
+//! Takes the scores of each workload; gives a table on stdout, a plot for each workload and `results.json` in a folder, and the
+//! tables in the page of the folder's name. Fails where a file cannot be written.
 
 use std::error::Error;
 use std::fmt::Write;
@@ -14,6 +14,10 @@ use sqlx::{Connection, PgConnection};
 use crate::contestants::Contestant;
 use crate::workload::Workload;
 use crate::{SETTINGS, Score, Stage};
+
+/// Where results begin on a page, and where they end.
+const BEGIN: &str = "<!-- results: written by `make bench-compare` -->";
+const END: &str = "<!-- end of results -->";
 
 /// Everything that was measured.
 pub struct Report {
@@ -66,15 +70,21 @@ impl Report {
         self.tables.push((workload, table, plot(workload, scores)));
     }
 
-    /// Writes it down.
+    /// Writes it down: plots and figures into the folder, tables between the marks of the page beside it.
     pub fn write(&self, folder: &Path) -> Result<(), Box<dyn Error>> {
         std::fs::create_dir_all(folder)?;
-        let mut text = format!("<!-- written by `make bench-compare` -->\n\n{}.\n", self.heading);
+        let name = folder.file_name().unwrap_or_default().to_string_lossy();
+        let mut text = format!("{}.\n", self.heading);
         for (workload, table, plot) in &self.tables {
-            write!(text, "\n## {}\n\n![{}]({}.svg)\n\n{table}", workload.title, workload.title, workload.name)?;
-            std::fs::write(folder.join(format!("{}.svg", workload.name)), plot)?;
+            let (title, file) = (workload.title, format!("{}.svg", workload.name));
+            write!(text, "\n### {title}\n\n![{title}]({name}/{file})\n\n{table}")?;
+            std::fs::write(folder.join(file), plot)?;
         }
-        std::fs::write(folder.join("results.md"), text)?;
+        let page = folder.with_extension("md");
+        let around = std::fs::read_to_string(&page).unwrap_or_else(|_| format!("{BEGIN}\n{END}\n"));
+        let (before, rest) = around.split_once(BEGIN).ok_or("the page has no mark where results begin")?;
+        let (_, after) = rest.split_once(END).ok_or("the page has no mark where results end")?;
+        std::fs::write(page, format!("{before}{BEGIN}\n\n{text}\n{END}{after}"))?;
         let raw = json!({ "on": self.heading, "runs": self.runs, "figures": self.raw });
         std::fs::write(folder.join("results.json"), serde_json::to_string_pretty(&raw)? + "\n")?;
         Ok(())
