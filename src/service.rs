@@ -26,7 +26,7 @@ use crate::valkey::{self, Link};
 /// How often a line tells what was done, if anything was.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// How often it is looked whether the stream is empty.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// A worker that dies this often in a row is not started again.
 const DEATHS_IN_A_ROW: u32 = 10;
 /// A worker that lived this long did not die "in a row".
