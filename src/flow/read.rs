@@ -59,6 +59,8 @@ pub struct Line {
     pub link: Arc<Link>,
     wire: Wire,
     wire_id: Option<i64>,
+    /// The reads under way, oldest first: how many entries each has asked for.
+    asked: VecDeque<usize>,
 }
 
 impl Line {
@@ -66,7 +68,12 @@ impl Line {
     pub async fn open(address: &Address, name: &str) -> Result<Line, Fault> {
         let link = Arc::new(Link::open(address, name).await?);
         let (wire, wire_id) = link.open_wire(name).await?;
-        Ok(Line { link, wire, wire_id })
+        Ok(Line { link, wire, wire_id, asked: VecDeque::new() })
+    }
+
+    /// Whether no read is under way: nothing is delivered to this consumer that it does not know of.
+    pub fn is_quiet(&self) -> bool {
+        self.asked.is_empty()
     }
 
     /// Whether either connection was found broken: then the pair is of no more use.
@@ -96,14 +103,17 @@ impl Reader {
 
     /// Waits for entries, then takes what there is, up to the limits: what arrived while the last batch was flushed is
     /// the next one.
-    pub async fn fill(&mut self, line: &mut Line, stop: &Stop) -> Result<Option<Batch>, Fault> {
+    ///
+    /// While there is plenty, reads for the next batch are under way before this one is full. Where `only_asked`, it takes
+    /// what has been asked for, and asks for nothing.
+    pub async fn fill(&mut self, line: &mut Line, stop: &Stop, only_asked: bool) -> Result<Option<Batch>, Fault> {
         let origin = Origin { generation: line.link.generation().clone(), consumer: self.consumer.clone() };
         let mut filling = Filling::new(origin, self.limits.max_entry_bytes);
         filling.make_room(self.last.0, self.last.1);
-        // Where the last batch left something behind nothing has to be waited for.
-        let waited = if self.more { Ok(true) } else { self.wait(line, &mut filling, stop).await };
+        let wait = !(self.more || only_asked) && line.is_quiet();
+        let waited = if wait { self.wait(line, &mut filling, stop).await } else { Ok(true) };
         self.more = match waited {
-            Ok(true) => self.take(line, &mut filling).await,
+            Ok(true) => self.take(line, &mut filling, only_asked).await,
             waited => waited,
         }
         // What was read before a fault is good, and the next call meets the fault again.
@@ -123,45 +133,45 @@ impl Reader {
     /// A stop ends the wait by unblocking it, never by dropping it: a reply that nobody waits for would take its entries
     /// along.
     async fn wait(&mut self, line: &mut Line, filling: &mut Filling, stop: &Stop) -> Result<bool, Fault> {
-        let count = self.room(filling, 0).max(1);
-        let command = self.command(count, Some(self.block), ">");
-        let Line { link, wire, wire_id } = line;
-        wire.send(&command);
-        let block = self.block;
-        let got = {
-            let mut receiving = std::pin::pin!(self.receive(wire, filling, block));
-            tokio::select! {
-                got = &mut receiving => got?,
-                () = stop.asked() => {
-                    if let Some(id) = wire_id {
-                        link.unblock(*id).await;
-                    }
-                    receiving.await?
+        let (count, block) = (self.read_size(), self.block);
+        line.wire.send(&self.command(count, Some(block), ">"));
+        let Line { link, wire, wire_id, .. } = line;
+        let mut receiving = std::pin::pin!(self.receive(wire, filling, block));
+        let got = tokio::select! {
+            got = &mut receiving => got?,
+            () = stop.asked() => {
+                if let Some(id) = wire_id {
+                    link.unblock(*id).await;
                 }
+                receiving.await?
             }
         };
         Ok(got == count)
     }
 
-    /// Takes what there is without waiting, several reads under way at once. Says whether there may be more.
+    /// Takes what there is without waiting, several reads under way at once, until the batch is full. Says whether there may
+    /// be more.
     ///
-    /// What has been asked for is always received, whatever became of the read before it.
-    async fn take(&mut self, line: &mut Line, filling: &mut Filling) -> Result<bool, Fault> {
-        let (mut asked, mut under_way, mut more) = (VecDeque::new(), 0, Ok(true));
+    /// When the backlog ends, or a read fails, all that was asked for is received before it returns.
+    async fn take(&mut self, line: &mut Line, filling: &mut Filling, only_asked: bool) -> Result<bool, Fault> {
+        let mut more = Ok(true);
         loop {
-            while matches!(more, Ok(true)) && asked.len() < READS_UNDER_WAY {
-                let count = match self.room(filling, under_way) {
-                    0 if filling.is_empty() && asked.is_empty() => 1,
-                    0 => break,
-                    count => count,
-                };
+            while matches!(more, Ok(true)) && !only_asked && line.asked.len() < READS_UNDER_WAY {
+                let (count, under_way) = (self.read_size(), line.asked.iter().sum::<usize>());
+                // What is under way must fit into one batch.
+                if under_way > 0 && !self.fits(under_way + count, 0, 0) {
+                    break;
+                }
                 line.wire.send(&self.command(count, None, ">"));
-                asked.push_back(count);
-                under_way += count;
+                line.asked.push_back(count);
             }
-            let Some(count) = asked.pop_front() else { return more };
-            under_way -= count;
-            match self.receive(&mut line.wire, filling, Duration::ZERO).await {
+            let Some(&count) = line.asked.front() else { return more };
+            if !filling.is_empty() && !self.fits(count, filling.len(), filling.bytes()) {
+                return more;
+            }
+            let received = self.receive(&mut line.wire, filling, Duration::ZERO).await;
+            line.asked.pop_front();
+            match received {
                 Ok(got) if got == count => {}
                 Ok(_) => more = more.and(Ok(false)),
                 Err(fault) if line.wire.is_lost() => return Err(fault),
@@ -170,11 +180,15 @@ impl Reader {
         }
     }
 
-    /// How many entries the next read may ask for, when this many are under way.
-    fn room(&self, filling: &Filling, under_way: usize) -> usize {
-        let entries = self.limits.max_entries.saturating_sub(filling.len());
-        let by_bytes = self.limits.max_bytes.saturating_sub(filling.bytes()) / self.bytes_per_entry.max(1);
-        entries.min(by_bytes).saturating_sub(under_way).min(self.limits.read_count)
+    /// How many entries one read asks for: as many as a batch can hold, if they are as large as those seen last.
+    fn read_size(&self) -> usize {
+        let by_bytes = self.limits.max_bytes / self.bytes_per_entry.max(1);
+        self.limits.read_count.min(self.limits.max_entries).min(by_bytes).max(1)
+    }
+
+    /// Whether a batch of so many entries and bytes has room for so many entries more.
+    fn fits(&self, count: usize, entries: usize, bytes: usize) -> bool {
+        entries + count <= self.limits.max_entries && bytes + count * self.bytes_per_entry <= self.limits.max_bytes
     }
 
     /// Receives one contiguous run; gives how many entries it had.

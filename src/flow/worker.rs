@@ -175,38 +175,41 @@ impl Taker {
         // Idle times on a promoted replica are stale: whoever seems dead may not have had the time to speak.
         let mut sweep_at = Instant::now() + self.parts.dead_after;
         let mut own = true;
-        while !stop.is_asked() {
+        // In a stop, what was asked for is still taken.
+        while !stop.is_asked() || !(line.is_quiet() || stop.is_forced()) {
             if line.is_lost() {
                 return Err(Fault::ValkeyLost("the connection was given up".into()));
             }
-            let claimed = if own {
+            let sweep = Instant::now() >= sweep_at && !self.shared.failing.load(Ordering::Relaxed);
+            let claimed = if !line.is_quiet() || !(own || sweep) {
+                let only_asked = own || sweep || stop.is_asked();
+                let Some(room) = self.wait_for_room(line, stop).await? else { return Ok(Err(Widowed)) };
+                let batch = if room { self.reader.fill(line, stop, only_asked).await? } else { None };
+                self.works_again();
+                if let Some(batch) = batch {
+                    self.send(link, Claimed { batch: Some(batch), gone: Vec::new() }).await;
+                }
+                continue;
+            } else if own {
                 if self.wait_until_quiet(link, stop).await?.is_err() {
                     return Ok(Err(Widowed));
                 }
                 let claimed = self.reclaimer.claim_own(link).await?;
                 own = claimed.batch.is_some() || !claimed.gone.is_empty();
                 claimed
-            } else if Instant::now() >= sweep_at && !self.shared.failing.load(Ordering::Relaxed) {
+            } else {
                 let claimed = self.reclaimer.claim_from_the_dead(link).await?;
                 if claimed.batch.is_none() && claimed.gone.is_empty() {
                     sweep_at = Instant::now() + self.parts.sweep_every;
                     own = true;
                 }
                 claimed
-            } else {
-                let Some(room) = self.wait_for_room(link, stop).await? else { return Ok(Err(Widowed)) };
-                let batch = if room { self.reader.fill(line, stop).await? } else { None };
-                self.works_again();
-                if let Some(batch) = batch {
-                    self.send(link, Claimed { batch: Some(batch), gone: Vec::new() }).await;
-                }
-                continue;
             };
             if claimed.batch.is_some() || !claimed.gone.is_empty() {
                 let entries = claimed.batch.as_ref().map_or(0, Batch::len);
                 self.parts.metrics.reclaimed(entries);
                 info!(consumer = %self.consumer, entries, gone = claimed.gone.len(), "reclaimed");
-                if self.wait_for_room(link, stop).await?.is_none() {
+                if self.wait_for_room(line, stop).await?.is_none() {
                     return Ok(Err(Widowed));
                 }
                 self.send(link, claimed).await;
@@ -224,16 +227,18 @@ impl Taker {
         }
     }
 
-    /// Waits until a batch can be handed over, showing signs of life. False: a stop came first. None: nobody is there.
-    async fn wait_for_room(&self, link: &Link, stop: &Stop) -> Result<Option<bool>, Fault> {
+    /// Waits until a batch can be handed over, showing signs of life. False: a stop came first, and nothing is to be taken any
+    /// more. None: nobody is there.
+    async fn wait_for_room(&self, line: &Line, stop: &Stop) -> Result<Option<bool>, Fault> {
         let Some(sender) = &self.sender else { return Ok(None) };
         let mut room = std::pin::pin!(sender.reserve());
         loop {
             tokio::select! {
                 // Given back at once: this task is the only one that sends.
                 permit = &mut room => return Ok(permit.is_ok().then_some(true)),
-                () = stop.asked() => return Ok(Some(false)),
-                () = tokio::time::sleep(self.parts.dead_after / SIGNS_OF_LIFE) => self.reader.keep_alive(link).await?,
+                () = stop.asked(), if line.is_quiet() => return Ok(Some(false)),
+                () = stop.forced() => return Ok(Some(false)),
+                () = tokio::time::sleep(self.parts.dead_after / SIGNS_OF_LIFE) => self.reader.keep_alive(&line.link).await?,
             }
         }
     }
