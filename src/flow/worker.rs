@@ -7,9 +7,9 @@
 //! ```
 //!
 //! The three work at once: while one batch is flushed the next is read and the one before is acknowledged. The taker
-//! reserves the room before it reads, so a worker holds two batches at the most, and the ids of two more; when PostgreSQL
-//! is slow reading stops and the backlog stays in Valkey. What arrives while a batch is flushed is the next batch: under
-//! low load entries land at once, under high load batches grow by themselves.
+//! reserves the room before it reads, so a worker holds two batches at the most, the ids of two more, and what a few reads
+//! under way bring; when PostgreSQL is slow reading stops and the backlog stays in Valkey. What arrives while a batch is
+//! flushed is the next batch: under low load entries land at once, under high load batches grow by themselves.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
