@@ -5,25 +5,25 @@
 //! CPU time and memory as the operating system tells them.
 
 pub mod load;
+mod report;
+mod watch;
+mod workers;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use hdrhistogram::Histogram;
-use rustix::process::{Pid, Signal, kill_process};
-use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Row};
-use tokio::process::Child;
+use sqlx::AssertSqlSafe;
 use tokio::time::MissedTickBehavior;
 
 use self::load::{LONGEST_ID, Load};
+use self::watch::Watch;
+use self::workers::Workers;
 use super::Exit;
-use super::stage::{Servers, Stage, Trouble, say};
+use super::stage::{Servers, Stage, Trouble};
 use crate::config::Config;
 use crate::entry::EntryId;
 use crate::flow::read;
@@ -41,8 +41,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 const POLL_EVERY: Duration = Duration::from_millis(1);
 /// How often entries are sent at a steady rate.
 const SEND_EVERY: Duration = Duration::from_millis(1);
-/// The longest latency that is told apart, in microseconds.
-const LONGEST_LATENCY: u64 = 3_600_000_000;
 /// The limit for the last entries of a steady load to land.
 const LANDED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -229,7 +227,7 @@ async fn measure(args: &Args, stage: &Stage) -> Result<Exit, Trouble> {
         steady = Some(hold(args, stage, &load).await?);
     }
     let exact = drains.iter().all(|drain| drain.exact) && steady.as_ref().is_none_or(|steady| steady.exact);
-    tell(args, stage, &load, &drains, steady.as_ref(), exact).await?;
+    report::tell(args, stage, &load, &drains, steady.as_ref(), exact).await?;
     Ok(if exact { Exit::Ok } else { Exit::Drift })
 }
 
@@ -357,157 +355,6 @@ async fn add_all(connection: &Connection, stream: &str, load: &Load, entries: u6
     Ok(())
 }
 
-/// Entries on their way, and what has become visible of the ledger.
-struct Watch {
-    lane: i32,
-    waiting: BTreeMap<EntryId, Instant>,
-    /// Rows seen: first id, last id, and when. An entry's id may be told later than its row.
-    seen: BTreeMap<EntryId, (EntryId, Instant)>,
-    latency: Histogram<u64>,
-}
-
-impl Watch {
-    /// Waits until the workers have registered their lane.
-    async fn begin(stage: &Stage) -> Result<Watch, Trouble> {
-        let (name, mut poll) = (&stage.pipeline.name, tokio::time::interval(LOOK_EVERY));
-        let deadline = Instant::now() + LANDED_WITHIN;
-        loop {
-            poll.tick().await;
-            let query = "select lane from tidegate.lanes where pipeline = $1";
-            let lane =
-                stage.database.run(async |c| sqlx::query_scalar(query).bind(name).fetch_optional(c).await).await?;
-            if let Some(lane) = lane {
-                let latency = Histogram::new_with_bounds(1, LONGEST_LATENCY, 3)?;
-                return Ok(Watch { lane, waiting: BTreeMap::new(), seen: BTreeMap::new(), latency });
-            }
-            if Instant::now() > deadline {
-                return Err("no worker has begun".into());
-            }
-        }
-    }
-
-    fn is_waiting(&self) -> bool {
-        !self.waiting.is_empty()
-    }
-
-    fn expect(&mut self, (id, sent): (EntryId, Instant)) {
-        match self.seen.range(..=id).next_back() {
-            Some((_, (last, visible))) if *last >= id => self.record(sent, *visible),
-            _ => drop(self.waiting.insert(id, sent)),
-        }
-    }
-
-    /// Looks once for new rows, from the oldest entry that is waited for.
-    async fn look(&mut self, stage: &Stage) -> Result<(), Trouble> {
-        let Some((oldest, _)) = self.waiting.first_key_value() else { return Ok(()) };
-        let (lane, oldest) = (self.lane, oldest.number().to_string());
-        let rows = stage
-            .database
-            .run(async |c| {
-                sqlx::query(
-                    "select lower(ids)::text, upper(ids)::text from tidegate.ledger
-                     where lane = $1 and ids && numrange($2::numeric, null)",
-                )
-                .bind(lane)
-                .bind(oldest)
-                .fetch_all(c)
-                .await
-            })
-            .await?;
-        let visible = Instant::now();
-        for row in rows {
-            let id = |column| Ok::<_, Trouble>(EntryId::from_number(row.try_get::<String, _>(column)?.parse()?));
-            let (first, last) = (id(0)?, id(1)?);
-            if self.seen.get(&first).is_some_and(|seen| seen.0 == last) {
-                continue;
-            }
-            self.seen.insert(first, (last, visible));
-            let landed: Vec<EntryId> = self.waiting.range(first..=last).map(|(id, _)| *id).collect();
-            for id in landed {
-                if let Some(sent) = self.waiting.remove(&id) {
-                    self.record(sent, visible);
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn record(&mut self, sent: Instant, visible: Instant) {
-        self.latency.saturating_record(visible.saturating_duration_since(sent).as_micros().max(1) as u64);
-    }
-}
-
-/// Worker processes.
-struct Workers {
-    children: Vec<Child>,
-    rows: Vec<Arc<AtomicU64>>,
-}
-
-impl Workers {
-    fn start(processes: u8, stage: &Stage) -> Result<Workers, Trouble> {
-        let rows: Vec<Arc<AtomicU64>> = (0..processes).map(|_| Arc::default()).collect();
-        let start = |rows: &Arc<AtomicU64>| {
-            let rows = rows.clone();
-            stage.worker(move |event| {
-                if event["level"] == "ERROR" {
-                    eprintln!("{event}");
-                }
-                if let Some(count) = event["rows"].as_u64() {
-                    rows.store(count, Ordering::Relaxed);
-                }
-            })
-        };
-        let children = rows.iter().map(start).collect::<Result<_, _>>()?;
-        Ok(Workers { children, rows })
-    }
-
-    fn all_live(&mut self) -> Result<(), Trouble> {
-        for child in &mut self.children {
-            if let Some(status) = child.try_wait()? {
-                return Err(format!("a worker process ended: {status}").into());
-            }
-        }
-        Ok(())
-    }
-
-    /// CPU seconds of all together, and the most memory that one of them held; none where the system does not tell.
-    fn cost(&self) -> (Option<f64>, Option<u64>) {
-        let pids = || self.children.iter().filter_map(Child::id);
-        (pids().map(cpu_seconds).sum(), pids().map(peak_memory).max().flatten())
-    }
-
-    /// Stops them in order; gives the rows they wrote.
-    async fn stop(mut self) -> Result<u64, Trouble> {
-        for child in &mut self.children {
-            if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid as i32)) {
-                kill_process(pid, Signal::TERM)?;
-            }
-            child.wait().await?;
-        }
-        // Their last words may still be on their way through the pipe.
-        while self.rows.iter().any(|rows| Arc::strong_count(rows) > 1) {
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
-        Ok(self.rows.iter().map(|rows| rows.load(Ordering::Relaxed)).sum())
-    }
-}
-
-/// User and system time of a process, as Linux tells it in hundredths of a second.
-fn cpu_seconds(pid: u32) -> Option<f64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Behind the name, which may hold anything: the 12th and 13th.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
-    let mut ticks = || fields.next()?.parse::<u64>().ok();
-    Some((ticks()? + ticks()?) as f64 / 100.0)
-}
-
-/// The most memory a process has held, in bytes.
-fn peak_memory(pid: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    peak.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
-}
-
 /// An empty stream without a group, an empty table, an empty ledger.
 async fn start_anew(stage: &Stage) -> Result<(), Trouble> {
     let connection = Connection::open(&stage.valkey, "tidegate:bench").await?;
@@ -536,142 +383,4 @@ async fn is_exact(stage: &Stage, load: &Load, entries: u64) -> Result<bool, Trou
         .into_iter()
         .collect();
     Ok(rows.len() == expected.len() && expected.into_iter().all(|row| rows.contains(&row)))
-}
-
-async fn tell(
-    args: &Args,
-    stage: &Stage,
-    load: &Load,
-    drains: &[Drain],
-    steady: Option<&Steady>,
-    exact: bool,
-) -> Result<(), Trouble> {
-    let report = report(args, stage, load, drains, steady, exact).await?;
-    if args.json {
-        say(&report.to_string());
-        return Ok(());
-    }
-    let (seed, versions) = (&report["load"]["seed"], &report["versions"]);
-    say(&format!(
-        "{} keys, {}; {} process(es) with {} worker(s), batches of {}; seed {seed}",
-        args.keys,
-        report["load"]["distribution"].as_str().unwrap_or_default(),
-        args.processes,
-        stage.config.run.workers,
-        stage.config.batch.max_entries
-    ));
-    say(&format!(
-        "tidegate {}, Valkey {}, PostgreSQL {}, {} cores here",
-        text(&versions["tidegate"]),
-        text(&versions["valkey"]),
-        text(&versions["postgres"]),
-        report["cores"]
-    ));
-    let line = |name: &str, figure: &Value, unit: &str| {
-        let figure = match figure {
-            Value::Null => "unknown".into(),
-            Value::Number(n) if n.as_f64().is_some_and(|n| n >= 1_000.0) => {
-                indicatif::HumanCount(n.as_f64().unwrap_or(0.0) as u64).to_string()
-            }
-            Value::Number(n) => format!("{:.2}", n.as_f64().unwrap_or(0.0)),
-            other => other.to_string(),
-        };
-        say(&format!("  {name:<34}{figure:>14} {unit}"));
-    };
-    if let Some(drain) = report.get("drain").filter(|drain| !drain.is_null()) {
-        say(&format!("\ndrain of {} entries, median of {} runs", indicatif::HumanCount(args.entries), args.runs));
-        line("entries", &drain["entries_per_second"], "/s");
-        line("  slowest run", &drain["slowest_entries_per_second"], "/s");
-        line("  fastest run", &drain["fastest_entries_per_second"], "/s");
-        line("rows written", &drain["rows_per_second"], "/s");
-        line("worker's CPU for a million entries", &drain["cpu_seconds_per_million"], "s");
-        line("worker's peak memory", &drain["peak_memory_mib"], "MiB a process");
-        line("an entry's size in Valkey", &drain["bytes_per_entry"], "bytes");
-    }
-    if let Some(steady) = report.get("steady").filter(|steady| !steady.is_null()) {
-        say(&format!(
-            "\nsteady {} entries/s for {} s, from XADD to visible in PostgreSQL (seen by a poll every ms)",
-            args.rate, args.seconds
-        ));
-        for percentile in ["p50", "p95", "p99", "p99.9", "max"] {
-            line(percentile, &steady["latency_ms"][percentile], "ms");
-        }
-        line("workers' CPU", &steady["cpu_percent"], "% of a core");
-    }
-    say(if exact { "\nevery row is exact" } else { "\nROWS DIFFER from what was added" });
-    Ok(())
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or("unknown")
-}
-
-async fn report(
-    args: &Args,
-    stage: &Stage,
-    load: &Load,
-    drains: &[Drain],
-    steady: Option<&Steady>,
-    exact: bool,
-) -> Result<Value, Trouble> {
-    let entries = args.entries as f64;
-    let of = |figure: &dyn Fn(&Drain) -> Option<f64>| {
-        let mut figures: Vec<f64> = drains.iter().filter_map(figure).collect();
-        figures.sort_by(f64::total_cmp);
-        figures
-    };
-    let median = |figure: &dyn Fn(&Drain) -> Option<f64>| of(figure).get(drains.len() / 2).copied();
-    let rate = |drain: &Drain| Some(entries / drain.seconds);
-    let drain = (!drains.is_empty()).then(|| {
-        json!({
-            "entries": args.entries,
-            "runs": args.runs,
-            "entries_per_second": median(&rate),
-            "slowest_entries_per_second": of(&rate).first(),
-            "fastest_entries_per_second": of(&rate).last(),
-            "rows_per_second": median(&|drain| Some(drain.rows as f64 / drain.seconds)),
-            "cpu_seconds_per_million": median(&|drain| Some(drain.cpu_seconds? / entries * 1e6)),
-            "peak_memory_mib": median(&|drain| Some(drain.peak_memory_bytes? as f64 / f64::from(1 << 20))),
-            "bytes_per_entry": median(&|drain| Some(drain.bytes_per_entry)),
-        })
-    });
-    let steady = steady.map(|steady| {
-        let at = |percentile| steady.latency.value_at_quantile(percentile) as f64 / 1_000.0;
-        json!({
-            "rate": args.rate,
-            "seconds": args.seconds,
-            "latency_ms": {
-                "p50": at(0.5), "p95": at(0.95), "p99": at(0.99), "p99.9": at(0.999),
-                "max": steady.latency.max() as f64 / 1_000.0,
-            },
-            "cpu_percent": steady.cpu_share.map(|share| share * 100.0),
-        })
-    });
-    let info = Connection::open(&stage.valkey, "tidegate:bench").await?;
-    let info = info.call(Command::new("INFO").arg("server")).await?;
-    let version =
-        |name: &str| info.as_text()?.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()));
-    let postgres: String =
-        stage.database.run(async |c| sqlx::query_scalar("show server_version").fetch_one(c).await).await?;
-    Ok(json!({
-        "load": {
-            "keys": load.keys,
-            "distribution": load.skew.map_or_else(|| "uniform".into(), |skew| format!("zipf {skew}")),
-            "amounts": [load.amounts.start(), load.amounts.end()],
-            "id_bytes": [load.id_bytes.start(), load.id_bytes.end()],
-            "seed": load.seed,
-        },
-        "processes": args.processes,
-        "workers": stage.config.run.workers,
-        "batch_max_entries": stage.config.batch.max_entries,
-        "drain": drain,
-        "steady": steady,
-        "exact": exact,
-        "versions": {
-            "tidegate": env!("CARGO_PKG_VERSION"),
-            "valkey": version("valkey_version:").or_else(|| version("redis_version:")),
-            "postgres": postgres.split(' ').next(),
-        },
-        "cores": std::thread::available_parallelism().map_or(0, usize::from),
-    }))
 }

@@ -1,0 +1,147 @@
+//! What was measured, for people and for programs.
+
+use serde_json::{Value, json};
+
+use super::load::Load;
+use super::{Args, Drain, Steady};
+use crate::ops::stage::{Stage, Trouble, say};
+use crate::valkey::{Command, Connection};
+
+/// Tells it, in a table or as JSON.
+pub(super) async fn tell(
+    args: &Args,
+    stage: &Stage,
+    load: &Load,
+    drains: &[Drain],
+    steady: Option<&Steady>,
+    exact: bool,
+) -> Result<(), Trouble> {
+    let report = report(args, stage, load, drains, steady, exact).await?;
+    if args.json {
+        say(&report.to_string());
+        return Ok(());
+    }
+    let (seed, versions) = (&report["load"]["seed"], &report["versions"]);
+    say(&format!(
+        "{} keys, {}; {} process(es) with {} worker(s), batches of {}; seed {seed}",
+        args.keys,
+        report["load"]["distribution"].as_str().unwrap_or_default(),
+        args.processes,
+        stage.config.run.workers,
+        stage.config.batch.max_entries
+    ));
+    say(&format!(
+        "tidegate {}, Valkey {}, PostgreSQL {}, {} cores here",
+        text(&versions["tidegate"]),
+        text(&versions["valkey"]),
+        text(&versions["postgres"]),
+        report["cores"]
+    ));
+    let line = |name: &str, figure: &Value, unit: &str| {
+        let figure = match figure {
+            Value::Null => "unknown".into(),
+            Value::Number(n) if n.as_f64().is_some_and(|n| n >= 1_000.0) => {
+                indicatif::HumanCount(n.as_f64().unwrap_or(0.0) as u64).to_string()
+            }
+            Value::Number(n) => format!("{:.2}", n.as_f64().unwrap_or(0.0)),
+            other => other.to_string(),
+        };
+        say(&format!("  {name:<34}{figure:>14} {unit}"));
+    };
+    if let Some(drain) = report.get("drain").filter(|drain| !drain.is_null()) {
+        say(&format!("\ndrain of {} entries, median of {} runs", indicatif::HumanCount(args.entries), args.runs));
+        line("entries", &drain["entries_per_second"], "/s");
+        line("  slowest run", &drain["slowest_entries_per_second"], "/s");
+        line("  fastest run", &drain["fastest_entries_per_second"], "/s");
+        line("rows written", &drain["rows_per_second"], "/s");
+        line("worker's CPU for a million entries", &drain["cpu_seconds_per_million"], "s");
+        line("worker's peak memory", &drain["peak_memory_mib"], "MiB a process");
+        line("an entry's size in Valkey", &drain["bytes_per_entry"], "bytes");
+    }
+    if let Some(steady) = report.get("steady").filter(|steady| !steady.is_null()) {
+        say(&format!(
+            "\nsteady {} entries/s for {} s, from XADD to visible in PostgreSQL (seen by a poll every ms)",
+            args.rate, args.seconds
+        ));
+        for percentile in ["p50", "p95", "p99", "p99.9", "max"] {
+            line(percentile, &steady["latency_ms"][percentile], "ms");
+        }
+        line("workers' CPU", &steady["cpu_percent"], "% of a core");
+    }
+    say(if exact { "\nevery row is exact" } else { "\nROWS DIFFER from what was added" });
+    Ok(())
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("unknown")
+}
+
+async fn report(
+    args: &Args,
+    stage: &Stage,
+    load: &Load,
+    drains: &[Drain],
+    steady: Option<&Steady>,
+    exact: bool,
+) -> Result<Value, Trouble> {
+    let entries = args.entries as f64;
+    let of = |figure: &dyn Fn(&Drain) -> Option<f64>| {
+        let mut figures: Vec<f64> = drains.iter().filter_map(figure).collect();
+        figures.sort_by(f64::total_cmp);
+        figures
+    };
+    let median = |figure: &dyn Fn(&Drain) -> Option<f64>| of(figure).get(drains.len() / 2).copied();
+    let rate = |drain: &Drain| Some(entries / drain.seconds);
+    let drain = (!drains.is_empty()).then(|| {
+        json!({
+            "entries": args.entries,
+            "runs": args.runs,
+            "entries_per_second": median(&rate),
+            "slowest_entries_per_second": of(&rate).first(),
+            "fastest_entries_per_second": of(&rate).last(),
+            "rows_per_second": median(&|drain| Some(drain.rows as f64 / drain.seconds)),
+            "cpu_seconds_per_million": median(&|drain| Some(drain.cpu_seconds? / entries * 1e6)),
+            "peak_memory_mib": median(&|drain| Some(drain.peak_memory_bytes? as f64 / f64::from(1 << 20))),
+            "bytes_per_entry": median(&|drain| Some(drain.bytes_per_entry)),
+        })
+    });
+    let steady = steady.map(|steady| {
+        let at = |percentile| steady.latency.value_at_quantile(percentile) as f64 / 1_000.0;
+        json!({
+            "rate": args.rate,
+            "seconds": args.seconds,
+            "latency_ms": {
+                "p50": at(0.5), "p95": at(0.95), "p99": at(0.99), "p99.9": at(0.999),
+                "max": steady.latency.max() as f64 / 1_000.0,
+            },
+            "cpu_percent": steady.cpu_share.map(|share| share * 100.0),
+        })
+    });
+    let info = Connection::open(&stage.valkey, "tidegate:bench").await?;
+    let info = info.call(Command::new("INFO").arg("server")).await?;
+    let version =
+        |name: &str| info.as_text()?.lines().find_map(|line| Some(line.strip_prefix(name)?.trim().to_owned()));
+    let postgres: String =
+        stage.database.run(async |c| sqlx::query_scalar("show server_version").fetch_one(c).await).await?;
+    Ok(json!({
+        "load": {
+            "keys": load.keys,
+            "distribution": load.skew.map_or_else(|| "uniform".into(), |skew| format!("zipf {skew}")),
+            "amounts": [load.amounts.start(), load.amounts.end()],
+            "id_bytes": [load.id_bytes.start(), load.id_bytes.end()],
+            "seed": load.seed,
+        },
+        "processes": args.processes,
+        "workers": stage.config.run.workers,
+        "batch_max_entries": stage.config.batch.max_entries,
+        "drain": drain,
+        "steady": steady,
+        "exact": exact,
+        "versions": {
+            "tidegate": env!("CARGO_PKG_VERSION"),
+            "valkey": version("valkey_version:").or_else(|| version("redis_version:")),
+            "postgres": postgres.split(' ').next(),
+        },
+        "cores": std::thread::available_parallelism().map_or(0, usize::from),
+    }))
+}

@@ -1,0 +1,81 @@
+//! Worker processes, and what they cost as the operating system tells it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::process::Child;
+
+use super::LOOK_EVERY;
+use crate::ops::stage::{Stage, Trouble};
+
+/// Worker processes.
+pub(super) struct Workers {
+    children: Vec<Child>,
+    rows: Vec<Arc<AtomicU64>>,
+}
+
+impl Workers {
+    pub(super) fn start(processes: u8, stage: &Stage) -> Result<Workers, Trouble> {
+        let rows: Vec<Arc<AtomicU64>> = (0..processes).map(|_| Arc::default()).collect();
+        let start = |rows: &Arc<AtomicU64>| {
+            let rows = rows.clone();
+            stage.worker(move |event| {
+                if event["level"] == "ERROR" {
+                    eprintln!("{event}");
+                }
+                if let Some(count) = event["rows"].as_u64() {
+                    rows.store(count, Ordering::Relaxed);
+                }
+            })
+        };
+        let children = rows.iter().map(start).collect::<Result<_, _>>()?;
+        Ok(Workers { children, rows })
+    }
+
+    pub(super) fn all_live(&mut self) -> Result<(), Trouble> {
+        for child in &mut self.children {
+            if let Some(status) = child.try_wait()? {
+                return Err(format!("a worker process ended: {status}").into());
+            }
+        }
+        Ok(())
+    }
+
+    /// CPU seconds of all together, and the most memory that one of them held; none where the system does not tell.
+    pub(super) fn cost(&self) -> (Option<f64>, Option<u64>) {
+        let pids = || self.children.iter().filter_map(Child::id);
+        (pids().map(cpu_seconds).sum(), pids().map(peak_memory).max().flatten())
+    }
+
+    /// Stops them in order; gives the rows they wrote.
+    pub(super) async fn stop(mut self) -> Result<u64, Trouble> {
+        for child in &mut self.children {
+            if let Some(pid) = child.id().and_then(|pid| Pid::from_raw(pid as i32)) {
+                kill_process(pid, Signal::TERM)?;
+            }
+            child.wait().await?;
+        }
+        // Their last words may still be on their way through the pipe.
+        while self.rows.iter().any(|rows| Arc::strong_count(rows) > 1) {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        Ok(self.rows.iter().map(|rows| rows.load(Ordering::Relaxed)).sum())
+    }
+}
+
+/// User and system time of a process, as Linux tells it in hundredths of a second.
+fn cpu_seconds(pid: u32) -> Option<f64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // Behind the name, which may hold anything: the 12th and 13th.
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut ticks = || fields.next()?.parse::<u64>().ok();
+    Some((ticks()? + ticks()?) as f64 / 100.0)
+}
+
+/// The most memory a process has held, in bytes.
+fn peak_memory(pid: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    peak.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
+}
