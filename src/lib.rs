@@ -74,4 +74,5 @@ pub mod valkey;
 
 pub mod ops;
 
+mod failpoint;
 mod sabotage;

@@ -69,9 +69,12 @@ async fn run(cli: Cli) -> std::io::Result<Exit> {
     let file = cli.config;
     match cli.verb {
         Verb::Run { args, workers } => {
-            let flags = workers.map(|workers| ("run.workers".to_owned(), workers)).into_iter().collect();
-            match configured(file, flags, Needs::BOTH) {
-                Ok(config) => run::run(args, &config).await,
+            let flags: Vec<_> = workers.map(|workers| ("run.workers".to_owned(), workers)).into_iter().collect();
+            match configured(file.clone(), flags.clone(), Needs::BOTH) {
+                Ok(config) => {
+                    let again = || load(&Sources::from_process(file.clone(), flags.clone()), Needs::BOTH);
+                    run::run(args, config, || again().map(|loaded| loaded.config)).await
+                }
                 Err(exit) => Ok(exit),
             }
         }

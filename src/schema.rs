@@ -9,6 +9,7 @@ use std::time::Duration;
 use sqlx::migrate::{MigrateError, Migration, Migrator};
 use sqlx::{Connection, Row};
 
+use crate::failpoint;
 use crate::pipeline::Pipeline;
 use crate::postgres::{self, Address};
 use crate::retry::Fault;
@@ -64,7 +65,7 @@ pub async fn apply(address: &Address) -> Result<usize, Error> {
     let count = missing(&address).await?.len();
     if count > 0 {
         let mut connection = address.connect().await?;
-        migrator().run_direct(None, &mut connection, false).await?;
+        failpoint::during("migrate.sent", migrator().run_direct(None, &mut connection, false)).await?;
         let _ = connection.close().await;
     }
     Ok(count)

@@ -14,13 +14,14 @@ use crate::flow::caretaker::{self, Caretaker};
 use crate::flow::flush::{self, Target, Unfit};
 use crate::flow::read::{self, Limits};
 use crate::flow::{ledger, worker};
+use crate::failpoint;
 use crate::keys;
 use crate::metrics::{Metrics, Snapshot};
 use crate::pipeline::Pipeline;
 use crate::postgres::Database;
 use crate::retry::{Fault, Trouble, Verdict, backoff};
 use crate::schema;
-use crate::shutdown::{Signals, Stop};
+use crate::shutdown::{Hangups, Signals, Stop};
 use crate::valkey::{self, Link};
 
 /// How often a line tells what was done, if anything was.
@@ -88,15 +89,17 @@ pub enum Ending {
     NoWorkers,
 }
 
-/// Runs the daemon until a signal, or until the stream is empty.
-pub async fn run(config: &Config, options: Options) -> Result<Ending, Refusal> {
-    let database = Database::new(config.postgres.address()?, config.postgres.connections);
-    let places = Places { valkey: config.valkey.address()?, database };
+/// Runs the daemon until a signal, or until the stream is empty. At SIGHUP it goes on with what `reload` gives.
+pub async fn run(
+    config: Config,
+    options: Options,
+    reload: impl Fn() -> Result<Config, Faults>,
+) -> Result<Ending, Refusal> {
     raise_file_limit();
-    let mut signals = Signals::listen()?;
-    let stop = Stop::default();
+    let (mut signals, mut hangups) = (Signals::listen()?, Hangups::listen()?);
+    let places = Places::named_in(&config)?;
     let lanes = {
-        let preparing = prepare(config, &places, options);
+        let preparing = prepare(&config, &places, options);
         tokio::select! {
             lanes = preparing => lanes?,
             signal = signals.next() => {
@@ -105,49 +108,140 @@ pub async fn run(config: &Config, options: Options) -> Result<Ending, Refusal> {
             }
         }
     };
-    let mut workers = JoinSet::new();
-    let mut caretakers = JoinSet::new();
-    for (stream, lanes) in by_stream(&lanes) {
-        let regrouped = Arc::new(Notify::new());
-        let parts = caretaker_parts(config, &places, stream, &lanes, regrouped.clone());
-        caretakers.spawn(Caretaker::new(parts).run(stop.clone()));
-        for lane in lanes {
-            for slot in 0..config.run.workers {
-                let parts = worker_parts(config, &places, lane, regrouped.clone());
-                workers.spawn(supervise(slot, parts, stop.clone()));
+    let mut running = Running::start(config, places, lanes);
+    loop {
+        let reason = match running.watch(options, &mut signals, &mut hangups).await {
+            Watched::Stop(reason) => reason,
+            Watched::NoWorkers => {
+                error!("no worker is alive");
+                return Ok(Ending::NoWorkers);
+            }
+            Watched::Hangup => {
+                let Some(next) = running.next(&reload, options).await else { continue };
+                info!("the configuration was read again: settling what is held, then going on with it");
+                failpoint::reached("reload.read");
+                match running.stop(&mut signals).await {
+                    Ending::Settled => running = next.start(),
+                    ending => return Ok(ending),
+                }
+                failpoint::reached("reload.started");
+                continue;
+            }
+        };
+        info!(reason, "stopping: reading no more, settling what is held");
+        failpoint::reached("stop.asked");
+        let ending = running.stop(&mut signals).await;
+        match ending {
+            Ending::Settled => info!(phase = "settled", "stopped"),
+            _ => warn!(
+                phase = "left pending",
+                "stopped; what was held is delivered again, and recognised where it was flushed"
+            ),
+        }
+        return Ok(ending);
+    }
+}
+
+/// What a configuration asks for, made sure of and not yet started.
+struct Prepared {
+    config: Config,
+    places: Places,
+    lanes: Vec<Lane>,
+}
+
+impl Prepared {
+    fn start(self) -> Running {
+        Running::start(self.config, self.places, self.lanes)
+    }
+}
+
+/// The daemon at work with one configuration.
+struct Running {
+    config: Config,
+    places: Places,
+    lanes: Vec<Lane>,
+    told: Vec<Snapshot>,
+    stop: Stop,
+    workers: JoinSet<()>,
+    caretakers: JoinSet<()>,
+}
+
+/// Why the watch over a running daemon ended.
+enum Watched {
+    Stop(&'static str),
+    NoWorkers,
+    Hangup,
+}
+
+impl Running {
+    fn start(config: Config, places: Places, lanes: Vec<Lane>) -> Running {
+        let (stop, mut workers, mut caretakers) = (Stop::default(), JoinSet::new(), JoinSet::new());
+        for (stream, lanes) in by_stream(&lanes) {
+            let regrouped = Arc::new(Notify::new());
+            let parts = caretaker_parts(&config, &places, stream, &lanes, regrouped.clone());
+            caretakers.spawn(Caretaker::new(parts).run(stop.clone()));
+            for lane in lanes {
+                for slot in 0..config.run.workers {
+                    let parts = worker_parts(&config, &places, lane, regrouped.clone());
+                    workers.spawn(supervise(slot, parts, stop.clone()));
+                }
+            }
+        }
+        info!(workers = config.run.workers, pipelines = lanes.len(), version = env!("CARGO_PKG_VERSION"), "running");
+        let told = lanes.iter().map(|lane| lane.metrics.snapshot()).collect();
+        Running { config, places, lanes, told, stop, workers, caretakers }
+    }
+
+    /// Watches until there is something to be done.
+    async fn watch(&mut self, options: Options, signals: &mut Signals, hangups: &mut Hangups) -> Watched {
+        let mut report = tokio::time::interval(REPORT_EVERY);
+        let empty = until_empty(&self.places.valkey, &self.lanes, options.until_empty);
+        let mut empty = std::pin::pin!(empty);
+        loop {
+            tokio::select! {
+                signal = signals.next() => return Watched::Stop(signal),
+                () = hangups.next() => return Watched::Hangup,
+                () = &mut empty => return Watched::Stop("everything is settled"),
+                _ = report.tick() => tell(&self.lanes, &mut self.told),
+                ended = self.workers.join_next() => if ended.is_none() {
+                    return Watched::NoWorkers;
+                },
             }
         }
     }
-    info!(workers = config.run.workers, pipelines = lanes.len(), version = env!("CARGO_PKG_VERSION"), "running");
 
-    let mut report = tokio::time::interval(REPORT_EVERY);
-    let mut told = vec![Snapshot::default(); lanes.len()];
-    let empty = until_empty(&places.valkey, &lanes, options.until_empty);
-    let mut empty = std::pin::pin!(empty);
-    let reason = loop {
-        tokio::select! {
-            signal = signals.next() => break signal,
-            () = &mut empty => break "everything is settled",
-            _ = report.tick() => tell(&lanes, &mut told),
-            ended = workers.join_next() => if ended.is_none() {
-                error!("no worker is alive");
-                return Ok(Ending::NoWorkers);
-            },
+    /// What to go on with; nothing if that is not fit to be gone on with.
+    async fn next(&self, reload: impl Fn() -> Result<Config, Faults>, options: Options) -> Option<Prepared> {
+        let prepared = async {
+            let config = reload()?;
+            let places = Places::named_in(&config)?;
+            let lanes = try_prepare(&config, &places.database, Options { migrate: false, ..options }).await?;
+            Ok(Prepared { config, places, lanes })
+        };
+        match prepared.await {
+            Ok(mut prepared) => {
+                for lane in &mut prepared.lanes {
+                    let before = self.lanes.iter().find(|before| before.target.lane() == lane.target.lane());
+                    lane.metrics = before.map_or_else(Arc::default, |before| before.metrics.clone());
+                }
+                Some(prepared)
+            }
+            Err::<_, Refusal>(refusal) => {
+                error!(%refusal, "the configuration cannot be used: going on with the one before");
+                None
+            }
         }
-    };
-    info!(reason, "stopping: reading no more, settling what is held");
-    stop.ask();
-    let ending = drain(config.stop.grace, &mut signals, &stop, &mut workers, &mut caretakers).await;
-    places.database.close().await;
-    tell(&lanes, &mut told);
-    match ending {
-        Ending::Settled => info!(phase = "settled", "stopped"),
-        _ => warn!(
-            phase = "left pending",
-            "stopped; what was held is delivered again, and recognised where it was flushed"
-        ),
     }
-    Ok(ending)
+
+    /// Stops in two phases.
+    async fn stop(&mut self, signals: &mut Signals) -> Ending {
+        self.stop.ask();
+        let grace = self.config.stop.grace;
+        let ending = drain(grace, signals, &self.stop, &mut self.workers, &mut self.caretakers).await;
+        self.places.database.close().await;
+        tell(&self.lanes, &mut self.told);
+        ending
+    }
 }
 
 /// A worker has two sockets, a caretaker one: with many pipelines that is more than the 1,024 files many systems begin with.
@@ -161,6 +255,13 @@ fn raise_file_limit() {
 struct Places {
     valkey: valkey::Address,
     database: Database,
+}
+
+impl Places {
+    fn named_in(config: &Config) -> Result<Places, Faults> {
+        let database = Database::new(config.postgres.address()?, config.postgres.connections);
+        Ok(Places { valkey: config.valkey.address()?, database })
+    }
 }
 
 /// One pipeline, ready to flow.

@@ -46,6 +46,22 @@ impl Stop {
     }
 }
 
+/// Resolves at each SIGHUP: the configuration is to be read again.
+#[derive(Debug)]
+pub struct Hangups(tokio::signal::unix::Signal);
+
+impl Hangups {
+    /// Listens from now on; from now on this signal no longer ends the process by itself.
+    pub fn listen() -> std::io::Result<Hangups> {
+        Ok(Hangups(signal(SignalKind::hangup())?))
+    }
+
+    /// The next one.
+    pub async fn next(&mut self) {
+        self.0.recv().await;
+    }
+}
+
 /// Resolves at each SIGTERM or SIGINT, with its name.
 #[derive(Debug)]
 pub struct Signals {

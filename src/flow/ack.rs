@@ -6,6 +6,7 @@
 
 use futures_util::future::try_join_all;
 
+use crate::failpoint;
 use crate::flow::flush::Settled;
 use crate::retry::Fault;
 use crate::valkey::{Command, Link, unexpected};
@@ -29,7 +30,11 @@ pub async fn ack(link: &Link, group: &str, stream: &str, settled: &Settled) -> R
     }
     let acks = settled.ids().chunks(CHUNK).map(|ids| {
         let command = Command::new("XACK").arg(stream).arg(group).args(ids);
-        async { link.commands().call(command).await?.as_int().ok_or_else(|| unexpected("XACK")) }
+        async {
+            let removed = failpoint::during("ack.sent", link.commands().call(command)).await?;
+            failpoint::reached("ack.chunk");
+            removed.as_int().ok_or_else(|| unexpected("XACK"))
+        }
     });
     let removed = try_join_all(acks).await?;
     Ok(Acked::Removed(removed.into_iter().map(i64::unsigned_abs).sum()))

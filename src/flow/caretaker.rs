@@ -16,6 +16,7 @@ use super::flush::Target;
 use super::ledger::{self, Extent};
 use super::trim::{self, Line};
 use crate::entry::EntryId;
+use crate::failpoint;
 use crate::metrics::Metrics;
 use crate::postgres::Database;
 use crate::retry::{Fault, Trouble, Verdict};
@@ -155,7 +156,9 @@ impl Caretaker {
             let up_to = last.id.next().unwrap_or(EntryId::MAX);
             let source = self.parts.source.clone();
             self.parts.database.run(async |c| ledger::raise_trim_line(c, &source, &stream, up_to).await).await?;
-            if let Line::At { cut, .. } = trim::cut(link, &stream, &groups, self.parts.retention, up_to).await? {
+            failpoint::reached("trim.raised");
+            let cut = trim::cut(link, &stream, &groups, self.parts.retention, up_to);
+            if let Line::At { cut, .. } = failpoint::during("trim.cut", cut).await? {
                 self.parts.targets.iter().for_each(|(_, metrics)| metrics.trimmed(cut));
             }
             if entries.len() < STEP {

@@ -12,6 +12,7 @@ use sqlx::{Connection, Row};
 
 use super::ledger::Lane;
 use crate::entry::EntryId;
+use crate::failpoint;
 
 /// Rows merged in one transaction.
 const STEP: i64 = 2_000;
@@ -54,6 +55,7 @@ pub async fn compact(
         transaction.rollback().await?;
         return Ok(0);
     }
+    failpoint::reached("compact.removed");
     let kept = sqlx::query(
         "insert into tidegate.ledger (lane, ids, entries, lost, consumer, flushed_at)
          values ($1, numrange($2::numeric, $3::numeric, '[]'), least($4, 2147483647)::int4, least($5, 2147483647)::int4,
@@ -74,6 +76,6 @@ pub async fn compact(
         transaction.rollback().await?;
         return Ok(0);
     }
-    transaction.commit().await?;
+    failpoint::during("compact.commit", transaction.commit()).await?;
     Ok(merged)
 }

@@ -19,7 +19,7 @@ use crate::metrics::Tally;
 use crate::pipeline::{Merge, Pipeline};
 use crate::postgres::Database;
 use crate::retry::Fault;
-use crate::sabotage;
+use crate::{failpoint, sabotage};
 
 /// How often a careful flush that meets concurrent ones starts over before it says so.
 const RESTARTS: u32 = 20;
@@ -168,10 +168,12 @@ pub async fn flush(database: &Database, target: &Target, batch: Batch) -> Result
 
 /// One statement. Either every run is new and all of it is committed, or nothing is.
 async fn flush_fresh(database: &Database, target: &Target, batch: &Batch) -> Result<Flushed, Why> {
-    let rows = if sabotage::is("ledger_off") { NewRows::default() } else { NewRows::of(batch, batch.spans()) };
+    failpoint::reached("flush.parsed");
+    let rows = NewRows::of(batch, batch.spans());
     let coalesced = batch.coalesce(&target.pipeline, 0..batch.len()).map_err(Why::Fault)?;
     let tally = tally(batch.len(), &coalesced, &Findings::default());
-    match database.run(async |c| apply(c, target, batch, rows, coalesced).await).await {
+    let applied = database.run(async |c| apply(c, target, batch, rows, coalesced).await);
+    match failpoint::during("flush.sent", applied).await {
         Ok(()) => {
             let ids = batch.entries().iter().map(|e| e.id).collect();
             let settled = Settled { generation: batch.origin().generation.clone(), ids, tally };
@@ -203,10 +205,14 @@ async fn examine_and_apply(
     target: &Target,
     batch: &Batch,
 ) -> Result<Result<Flushed, Fault>, sqlx::Error> {
-    let mut transaction = connection.begin_with("begin isolation level read committed").await?;
+    let begun = connection.begin_with("begin isolation level read committed");
+    let mut transaction = failpoint::during("careful.begin", begun).await?;
+    failpoint::reached("careful.begun");
     sqlx::query(DURABLE).execute(&mut *transaction).await?;
-    let rows = ledger::lock_met(&mut transaction, target.lane, batch).await?;
+    let locked = ledger::lock_met(&mut transaction, target.lane, batch);
+    let rows = failpoint::during("careful.ledger", locked).await?;
     let findings = ledger::examine(batch, &rows);
+    failpoint::reached("careful.judged");
     let coalesced = match batch.coalesce(&target.pipeline, findings.new.iter().copied()) {
         Ok(coalesced) => coalesced,
         Err(fault) => {
@@ -217,9 +223,11 @@ async fn examine_and_apply(
     let tally = tally(findings.new.len(), &coalesced, &findings);
     if !findings.new.is_empty() {
         ledger::amend(&mut transaction, target.lane, batch, &rows, &findings.amended).await?;
-        apply(&mut transaction, target, batch, NewRows::of(batch, &findings.stretches), coalesced).await?;
+        let rows = NewRows::of(batch, &findings.stretches);
+        failpoint::during("careful.upsert", apply(&mut transaction, target, batch, rows, coalesced)).await?;
+        failpoint::reached("careful.upserted");
     }
-    transaction.commit().await?;
+    failpoint::during("careful.commit", transaction.commit()).await?;
     let mut handled: Vec<usize> = findings.known.iter().chain(&findings.new).copied().collect();
     handled.sort_unstable();
     let ids = handled.iter().map(|&i| batch.entries()[i].id).collect();
@@ -238,6 +246,7 @@ async fn apply(
     coalesced: Coalesced<'_>,
 ) -> Result<(), sqlx::Error> {
     let letters = Letters::of(batch, &coalesced.dead);
+    let buries = !coalesced.dead.is_empty();
     let query = sqlx::query(AssertSqlSafe(target.statement.clone()))
         .bind(target.lane)
         .bind(&*batch.origin().consumer)
@@ -248,13 +257,15 @@ async fn apply(
         .bind(DIGEST_VERSION)
         .bind(coalesced.keys)
         .bind(coalesced.amounts);
-    letters.bind(query).execute(connection).await?;
+    let sent = letters.bind(query).execute(connection);
+    if buries { failpoint::during("bury.sent", sent).await? } else { sent.await? };
     Ok(())
 }
 
 /// Buries entries that the ledger covers and cannot judge. The batch comes back where that fails.
 pub async fn bury_covered(database: &Database, target: &Target, batch: Batch) -> Result<Settled, Failed> {
-    match database.run(async |c| bury::bury(c, target.lane, &batch).await).await {
+    let buried = database.run(async |c| bury::bury(c, target.lane, &batch).await);
+    match failpoint::during("bury.covered", buried).await {
         Ok(()) => {
             let tally = Tally { buried: batch.len() as u64, ..Tally::default() };
             let ids = batch.entries().iter().map(|e| e.id).collect();

@@ -14,6 +14,7 @@ use std::time::Duration;
 use super::batch::{Batch, Death, Filling, Origin};
 use super::read::parse_entry;
 use crate::entry::{EntryId, Malformed};
+use crate::failpoint;
 use crate::pipeline::Pipeline;
 use crate::retry::Fault;
 use crate::valkey::{Command, Link, Reply, unexpected};
@@ -144,8 +145,10 @@ impl Reclaimer {
             return Ok(Claimed::default());
         };
         let chosen = alike(&pending);
+        failpoint::reached("reclaim.listed");
         self.cursors.insert(owner.to_owned(), chosen.last().unwrap_or(last).id);
-        let mut kept = self.take_over(link, chosen, bump).await?;
+        let mut kept = failpoint::during("reclaim.claim", self.take_over(link, chosen, bump)).await?;
+        failpoint::reached("reclaim.claimed");
         let filling = self.read(link, &mut kept, chosen).await?;
         let missing: Vec<EntryId> = chosen.iter().map(|p| p.id).filter(|id| !kept.contains(id)).collect();
         // Not claimed and still pending: a peer was quicker. Not claimed and not pending: gone, or settled meanwhile.

@@ -25,6 +25,7 @@ use super::ledger;
 use super::read::{Limits, Line, Reader};
 use super::reclaim::{self, Claimed, Reclaimer};
 use crate::entry::{EntryId, Malformed};
+use crate::failpoint;
 use crate::metrics::Metrics;
 use crate::postgres::Database;
 use crate::retry::{Fault, Trouble, Verdict};
@@ -264,6 +265,7 @@ impl Taker {
             () = self.shared.is_done_with(self.sent) => {}
             () = stop.forced() => return,
         }
+        failpoint::reached("stop.settled");
         if let Err(fault) = self.reclaimer.leave(link).await {
             debug!(consumer = %self.consumer, %fault, "could not leave the group; a peer removes this consumer later");
         }
@@ -342,6 +344,7 @@ impl Settler {
             };
             match flush::flush(&self.parts.database, &self.parts.target, batch).await {
                 Ok(flushed) => {
+                    failpoint::reached("flush.committed");
                     self.works_again();
                     self.tell(&flushed.settled);
                     self.hand_on(Receipt::Settled(held.link.clone(), flushed.settled)).await?;

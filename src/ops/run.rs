@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::Exit;
-use crate::config::Config;
+use crate::config::{Config, Faults};
 use crate::retry::{Verdict, judge};
 use crate::service::{self, Ending, Options, Refusal};
 
@@ -22,10 +22,10 @@ pub struct Args {
 }
 
 /// Runs the verb.
-pub async fn run(args: Args, config: &Config) -> std::io::Result<Exit> {
+pub async fn run(args: Args, config: Config, reload: impl Fn() -> Result<Config, Faults>) -> std::io::Result<Exit> {
     let options =
         Options { until_empty: args.until_empty, migrate: args.migrate, accept_eviction: args.accept_eviction };
-    match service::run(config, options).await {
+    match service::run(config, options, reload).await {
         Ok(Ending::Settled) => Ok(Exit::Ok),
         Ok(Ending::LeftPending) => Ok(Exit::Retry),
         Ok(Ending::NoWorkers) => Ok(Exit::Error),

@@ -21,6 +21,7 @@ use tokio_rustls::TlsConnector;
 use super::resp::{Piece, Scan, Strings};
 use super::{Command, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_TRIES, Reply, UNCONFIRMED_LIMIT, server_error};
 use crate::entry::EntryId;
+use crate::failpoint;
 use crate::retry::Fault;
 
 /// What one read of the socket takes at the least, and at the most once bytes come in plenty.
@@ -104,6 +105,7 @@ impl Wire {
     /// When the connection is lost in the middle, the entries given are the beginning of the run, without a gap.
     pub async fn run(&mut self, block: Duration, mut take: impl FnMut(EntryId, Strings<'_>)) -> Result<usize, Fault> {
         self.flush().await?;
+        failpoint::reached("read.sent");
         let (mut scan, mut entries) = (Scan::default(), 0);
         loop {
             let mut at = 0;
@@ -129,7 +131,12 @@ impl Wire {
             self.inbox.advance(at);
             match outcome {
                 Some(outcome) => return outcome,
-                None => self.receive(block + self.limit).await?,
+                None => {
+                    if entries > 0 {
+                        failpoint::reached("read.half");
+                    }
+                    self.receive(block + self.limit).await?;
+                }
             }
         }
     }

@@ -1,0 +1,64 @@
+//! Points at which a test kills this process, to prove that memory is disposable (I7). In no build but those with the
+//! feature `failpoints`, and there only where `TIDEGATE_FAILPOINT` names one: `POINT`, or `POINT:N` for the Nth time.
+
+#[cfg(feature = "failpoints")]
+mod armed {
+    use std::sync::LazyLock;
+    use std::sync::atomic::{AtomicI64, Ordering};
+
+    struct Armed {
+        point: String,
+        passes: AtomicI64,
+    }
+
+    static ARMED: LazyLock<Option<Armed>> = LazyLock::new(|| {
+        let named = std::env::var("TIDEGATE_FAILPOINT").ok()?;
+        let (point, nth) = named.split_once(':').unwrap_or((&named, "1"));
+        Some(Armed { point: point.to_owned(), passes: AtomicI64::new(nth.parse().unwrap_or(1) - 1) })
+    });
+
+    /// Whether the process is to die here and now; from the Nth time on it stays so.
+    pub(super) fn is_due(point: &str) -> bool {
+        ARMED.as_ref().is_some_and(|a| a.point == point && a.passes.fetch_sub(1, Ordering::Relaxed) <= 0)
+    }
+
+    /// As `kill -9` does it.
+    pub(super) fn die() -> ! {
+        let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+        std::process::abort()
+    }
+}
+
+/// Dies here, if this point is named.
+#[inline]
+pub(crate) fn reached(point: &str) {
+    #[cfg(feature = "failpoints")]
+    if armed::is_due(point) {
+        armed::die()
+    }
+    let _ = point;
+}
+
+/// Dies while this is under way, if this point is named: at a random moment, so that what was sent may have had its effect
+/// or not, and its answer may have come or not.
+#[inline]
+pub(crate) async fn during<T>(point: &str, work: impl Future<Output = T>) -> T {
+    #[cfg(feature = "failpoints")]
+    if armed::is_due(point) {
+        /// The longest wait: a little more than a server near by takes for what is under way here.
+        const LONGEST_US: u64 = 1_500;
+        let over = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let (done, wait) = (over.clone(), std::time::Duration::from_micros(rand::random_range(0..LONGEST_US)));
+        std::thread::spawn(move || {
+            std::thread::sleep(wait);
+            if !done.load(std::sync::atomic::Ordering::Relaxed) {
+                armed::die()
+            }
+        });
+        let outcome = work.await;
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        return outcome;
+    }
+    let _ = point;
+    work.await
+}
