@@ -319,7 +319,13 @@ pub struct Client {
 
 impl Client {
     pub async fn connect(port: u16) -> Client {
-        Client { stream: BufReader::new(TcpStream::connect(("127.0.0.1", port)).await.expect("connected")) }
+        Client::try_connect(port).await.expect("connected")
+    }
+
+    pub async fn try_connect(port: u16) -> std::io::Result<Client> {
+        let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        stream.set_nodelay(true)?;
+        Ok(Client { stream: BufReader::new(stream) })
     }
 
     pub async fn call<A: AsRef<[u8]>>(&mut self, arguments: &[A]) -> Resp {
@@ -328,6 +334,11 @@ impl Client {
 
     /// Many commands in one go.
     pub async fn pipeline<A: AsRef<[u8]>, C: AsRef<[A]>>(&mut self, commands: &[C]) -> Vec<Resp> {
+        self.try_pipeline(commands).await.expect("answers")
+    }
+
+    /// Many commands in one go, where the server may be gone.
+    pub async fn try_pipeline<A: AsRef<[u8]>, C: AsRef<[A]>>(&mut self, commands: &[C]) -> std::io::Result<Vec<Resp>> {
         let mut bytes = Vec::new();
         for command in commands {
             bytes.extend_from_slice(format!("*{}\r\n", command.as_ref().len()).as_bytes());
@@ -338,26 +349,28 @@ impl Client {
                 bytes.extend_from_slice(b"\r\n");
             }
         }
-        self.stream.get_mut().write_all(&bytes).await.expect("sent");
+        self.stream.get_mut().write_all(&bytes).await?;
         let mut replies = Vec::new();
         for _ in commands {
-            replies.push(Box::pin(self.reply()).await);
+            replies.push(Box::pin(self.reply()).await?);
         }
-        replies
+        Ok(replies)
     }
 
-    async fn reply(&mut self) -> Resp {
+    async fn reply(&mut self) -> std::io::Result<Resp> {
         let mut line = String::new();
-        self.stream.read_line(&mut line).await.expect("an answer");
+        if self.stream.read_line(&mut line).await? == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
         let (kind, rest) = line.trim_end().split_at(1);
-        match kind {
+        Ok(match kind {
             "+" => Resp::Text(rest.into()),
             "-" => Resp::Error(rest.into()),
             ":" => Resp::Int(rest.parse().expect("a number")),
             "$" if rest == "-1" => Resp::Nil,
             "$" => {
                 let mut bytes = vec![0; rest.parse::<usize>().expect("a length") + 2];
-                self.stream.read_exact(&mut bytes).await.expect("the rest");
+                self.stream.read_exact(&mut bytes).await?;
                 bytes.truncate(bytes.len() - 2);
                 Resp::Text(bytes)
             }
@@ -365,12 +378,12 @@ impl Client {
             "*" => {
                 let mut parts = Vec::new();
                 for _ in 0..rest.parse::<usize>().expect("a length") {
-                    parts.push(Box::pin(self.reply()).await);
+                    parts.push(Box::pin(self.reply()).await?);
                 }
                 Resp::Array(parts)
             }
             _ => panic!("{line:?}"),
-        }
+        })
     }
 
     /// `INCRBY` and `XADD`, as an application does it.

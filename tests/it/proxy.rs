@@ -107,6 +107,11 @@ impl Proxy {
         self.shared.state.send_modify(|s| *s = State { epoch: s.epoch, ..State::default() });
     }
 
+    /// Everything on that way waits until `release`.
+    pub fn hold(&self, way: Way) {
+        self.shared.state.send_modify(|s| s.held[way as usize] = true);
+    }
+
     /// What waited goes on.
     pub fn release(&self, way: Way) {
         self.shared.state.send_modify(|s| s.held[way as usize] = false);
