@@ -215,7 +215,8 @@ impl Victim {
                     self.tally.wrong.push(format!("of 150 entries the ledger has {left}"));
                 }
                 self.execute(
-                    "delete from tidegate.ledger where upper(ids) <= 150;
+                    "lock table tidegate.ledger in access exclusive mode; -- what the dead one sent may be under way
+                     delete from tidegate.ledger where upper(ids) <= 150;
                      insert into tidegate.ledger (lane, ids, digests, digest_version, entries, consumer, flushed_at)
                      select lane, numrange(n, n, '[]'), '\\x0102030405060708', 1, 1, 'old', now() - interval '1 day'
                      from tidegate.lanes, generate_series(1, 150) n",
