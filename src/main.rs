@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tidegate::config::{Config, Needs, Sources, load};
-use tidegate::ops::{Exit, bench, check, demo, migrate, produce, run};
+use tidegate::ops::{Exit, bench, check, demo, migrate, produce, replay, run};
 use tidegate::telemetry;
 
 /// Write-behind for Valkey and PostgreSQL: every counter delta lands exactly once, whatever crashes.
@@ -34,6 +34,8 @@ enum Verb {
     Migrate(migrate::Args),
     /// Turn lines `id` or `id amount` into atomic increments with their deltas
     Produce(produce::Args),
+    /// Have the stream delivered once more from a moment on: what PostgreSQL lost, by a restore or a failover, lands again
+    Replay(replay::Args),
     /// Show the main job on private throw-away servers, with workers killed again and again, and prove the result
     Demo(demo::Args),
     /// Measure how fast, how soon and at what cost deltas land on given servers, and whether exactly
@@ -84,6 +86,10 @@ async fn run(cli: Cli) -> std::io::Result<Exit> {
         },
         Verb::Produce(args) => match configured(file, Vec::new(), Needs::VALKEY) {
             Ok(config) => produce(args, &config).await,
+            Err(exit) => Ok(exit),
+        },
+        Verb::Replay(args) => match configured(file, Vec::new(), Needs::BOTH) {
+            Ok(config) => replay::run(&args, &config, &mut std::io::stdout()).await,
             Err(exit) => Ok(exit),
         },
         Verb::Demo(args) => demo::run(&args).await,

@@ -344,6 +344,11 @@ impl Reply {
         self.as_bytes().and_then(|bytes| std::str::from_utf8(bytes).ok())
     }
 
+    /// The error that a reply within a reply may be.
+    pub fn into_refusal(self) -> Option<Fault> {
+        Reply::of(self.0).err()
+    }
+
     /// The elements of an array.
     pub fn into_array(self) -> Option<impl ExactSizeIterator<Item = Reply>> {
         match self.0 {

@@ -240,23 +240,36 @@ pub async fn backlog(link: &Link, stream: &str, group: &str) -> Result<Backlog, 
     else {
         return Ok(Backlog { pending: 0, undelivered: Some(0), is_empty: true });
     };
+    let Some(fields) = group_fields(link, stream, group).await? else {
+        return Ok(Backlog { pending: 0, undelivered: None, is_empty: false });
+    };
+    let field = |name: &str| fields.get(name).and_then(Reply::as_int);
+    let pending = field("pending").unwrap_or(0).unsigned_abs();
+    let undelivered = field("lag").map(i64::unsigned_abs);
+    Ok(Backlog { pending, undelivered, is_empty: pending == 0 && last_delivered(&fields)? >= last })
+}
+
+/// The last entry that a group was given; none if there is no such group.
+pub async fn delivered(link: &Link, stream: &str, group: &str) -> Result<Option<EntryId>, Fault> {
+    group_fields(link, stream, group).await?.map(|fields| last_delivered(&fields)).transpose()
+}
+
+fn last_delivered(fields: &HashMap<String, Reply>) -> Result<EntryId, Fault> {
+    let id = fields.get("last-delivered-id").and_then(|id| id.as_text()?.parse().ok());
+    id.ok_or_else(|| unexpected("XINFO GROUPS"))
+}
+
+/// What the server says of a group; none if there is no such group.
+async fn group_fields(link: &Link, stream: &str, group: &str) -> Result<Option<HashMap<String, Reply>>, Fault> {
     let groups = link.commands().call(Command::new("XINFO").arg("GROUPS").arg(stream)).await?;
     for fields in groups.into_array().ok_or_else(|| unexpected("XINFO GROUPS"))?.filter_map(Reply::into_map) {
         let fields: HashMap<String, Reply> =
             fields.filter_map(|(name, value)| Some((name.as_text()?.to_owned(), value))).collect();
-        let field = |name: &str| fields.get(name).ok_or_else(|| unexpected("XINFO GROUPS"));
-        if field("name")?.as_text() != Some(group) {
-            continue;
+        if fields.get("name").and_then(Reply::as_text) == Some(group) {
+            return Ok(Some(fields));
         }
-        let delivered: EntryId = field("last-delivered-id")?
-            .as_text()
-            .and_then(|id| id.parse().ok())
-            .ok_or_else(|| unexpected("XINFO GROUPS"))?;
-        let pending = field("pending")?.as_int().unwrap_or(0).unsigned_abs();
-        let undelivered = field("lag")?.as_int().map(i64::unsigned_abs);
-        return Ok(Backlog { pending, undelivered, is_empty: pending == 0 && delivered >= last });
     }
-    Ok(Backlog { pending: 0, undelivered: None, is_empty: false })
+    Ok(None)
 }
 
 /// How many entries the first read asks for at the most, before their size is known.

@@ -5,6 +5,7 @@ pub mod check;
 pub mod demo;
 pub mod migrate;
 pub mod produce;
+pub mod replay;
 pub mod run;
 pub mod sandbox;
 pub mod stage;

@@ -343,6 +343,11 @@ impl Postgres {
         Ok(())
     }
 
+    /// Its data.
+    pub fn data(&self) -> PathBuf {
+        self.server.folder.path().join("data")
+    }
+
     /// Kills its main process where it stands; its children end when they notice.
     pub fn kill(&mut self) {
         self.server.kill();
@@ -421,7 +426,8 @@ async fn answers_as(port: u16, pid: i32) -> bool {
     tokio::time::timeout(Duration::from_secs(1), ask).await.is_ok_and(|answer| answer.unwrap_or(false))
 }
 
-fn valkey_server() -> Result<PathBuf, Error> {
+/// The valkey-server that is used.
+pub fn valkey_server() -> Result<PathBuf, Error> {
     let fetched = fetched().into_iter().map(|folder| folder.join("valkey/valkey-server"));
     named(VALKEY_SERVER)
         .or_else(|| on_path("valkey-server").into_iter().chain(fetched).find(|p| p.is_file()))

@@ -1,0 +1,316 @@
+//! `tidegate replay`: what the stream still holds is delivered once more, and the ledger lets through what it lacks.
+//!
+//! For a PostgreSQL that was restored to the past, or failed over with loss: its ledger is exactly as old as its counters, so a
+//! replay applies exactly what was lost, as far back as the stream's retention reaches. Takes a pipeline and a moment; gives
+//! an account of what would be read again, and with `--yes` rewinds the group.
+//!
+//! No pause is needed. In one transaction of Valkey every connection of the pipeline's consumers is closed and the group is
+//! set back, so an acknowledgement from before the restore cannot arrive behind it; whoever connects later acknowledges only
+//! what is in the restored database.
+
+use std::collections::HashSet;
+use std::io::Write;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
+
+use super::Exit;
+use crate::config::Config;
+use crate::entry::EntryId;
+use crate::flow::ledger::{self, Lane};
+use crate::flow::{read, trim};
+use crate::pipeline::Pipeline;
+use crate::postgres::Database;
+use crate::retry::{Fault, Verdict, judge};
+use crate::sabotage;
+use crate::valkey::{Command, Link, Reply, unexpected};
+
+/// Entries compared with the ledger in one step.
+const STEP: usize = 1_000;
+
+/// What can be said on the command line.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// From where on: an entry's id (1700000000000-0), a time (2026-01-31T12:00:00Z), or how long ago (30m)
+    #[arg(long, value_name = "WHEN")]
+    pub since: Since,
+    /// The pipeline; may be left out where there is only one
+    #[arg(long, value_name = "NAME")]
+    pub pipeline: Option<String>,
+    /// Do it; without this nothing is changed
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// A moment of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Since {
+    /// This entry and all behind it.
+    Id(EntryId),
+    /// Entries added from then on.
+    Time(SystemTime),
+    /// Entries added so long ago, or later.
+    Ago(Duration),
+}
+
+impl FromStr for Since {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Since, String> {
+        if let Ok(id) = text.parse() {
+            return Ok(Since::Id(id));
+        }
+        if let Ok(ago) = humantime::parse_duration(text) {
+            return Ok(Since::Ago(ago));
+        }
+        humantime::parse_rfc3339_weak(text).map(Since::Time).map_err(|_| {
+            format!("{text:?} is no moment: write an id such as 1700000000000-0, a time such as 2026-01-31T12:00:00Z, or how long ago, such as 30m")
+        })
+    }
+}
+
+impl Since {
+    /// The lowest id at or after this moment, by the server's clock.
+    fn id(self, now_ms: u64) -> EntryId {
+        let ms = match self {
+            Since::Id(id) => return id,
+            Since::Time(time) => time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as u64,
+            Since::Ago(ago) => now_ms.saturating_sub(ago.as_millis() as u64),
+        };
+        EntryId { ms, seq: 0 }
+    }
+}
+
+/// Runs the verb.
+pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::Result<Exit> {
+    let pipeline = match chosen(config, args.pipeline.as_deref()) {
+        Ok(pipeline) => pipeline,
+        Err(words) => return refused(Exit::Config, &words),
+    };
+    let (valkey, postgres) = match (config.valkey.address(), config.postgres.address()) {
+        (Ok(valkey), Ok(postgres)) => (valkey, postgres),
+        (Err(faults), _) | (_, Err(faults)) => return refused(Exit::Config, &faults.to_string()),
+    };
+    let database = Database::new(postgres, 1);
+    let outcome = async {
+        let link = Link::open(&valkey, "tidegate:replay").await?;
+        replay(args, config, pipeline, &link, &database, out).await
+    };
+    let outcome = outcome.await;
+    database.close().await;
+    match outcome {
+        Ok(Ok(exit)) => Ok(exit),
+        Ok(Err(error)) => Err(error),
+        Err(fault) => {
+            let judgement = judge(&fault, 1);
+            let exit = if judgement.verdict == Verdict::Halt { Exit::NoPermission } else { Exit::Unavailable };
+            refused(exit, &format!("{fault}: {}", judgement.advice))
+        }
+    }
+}
+
+fn refused(exit: Exit, words: &str) -> std::io::Result<Exit> {
+    writeln!(std::io::stderr(), "tidegate replay: {words}")?;
+    Ok(exit)
+}
+
+fn chosen<'a>(config: &'a Config, name: Option<&str>) -> Result<&'a Pipeline, String> {
+    let names = || config.pipelines.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
+    match (name, &config.pipelines[..]) {
+        (Some(name), pipelines) => pipelines
+            .iter()
+            .find(|pipeline| pipeline.name == name)
+            .ok_or_else(|| format!("there is no pipeline {name:?}: name one of {}", names())),
+        (None, [only]) => Ok(only),
+        (None, _) => Err(format!("there are several pipelines: add --pipeline and one of {}", names())),
+    }
+}
+
+/// How far back a stream and its group reach.
+struct Reach {
+    now_ms: u64,
+    first: Option<EntryId>,
+    /// Whether every entry that was ever added is still there.
+    complete: bool,
+    /// The highest id that somebody deleted by itself.
+    deleted: EntryId,
+    delivered: Option<EntryId>,
+}
+
+type Outcome = Result<std::io::Result<Exit>, Fault>;
+
+async fn replay(
+    args: &Args,
+    config: &Config,
+    pipeline: &Pipeline,
+    link: &Link,
+    database: &Database,
+    out: &mut dyn Write,
+) -> Outcome {
+    let (stream, group) = (&pipeline.stream, pipeline.group());
+    let Some(reach) = reach(link, stream, &group).await? else {
+        return Ok(refused(Exit::BadInput, &format!("there is no stream {stream}: nothing to replay")));
+    };
+    let Some(delivered) = reach.delivered else {
+        let words = format!("there is no group {group}: the daemon creates it at the stream's start, and reads everything");
+        return Ok(refused(Exit::BadInput, &words));
+    };
+    let since = args.since.id(reach.now_ms);
+    if since > delivered {
+        let words = format!("nothing has been delivered since {}: nothing to replay", show(since));
+        return Ok(refused(Exit::BadInput, &words));
+    }
+    let retained_ms = reach.now_ms.saturating_sub(config.trim.retention.as_millis() as u64);
+    let covered = reach.complete || reach.first.is_some_and(|first| since >= first) || since.ms >= retained_ms;
+    if !covered || since <= reach.deleted {
+        let from = reach.first.map_or_else(|| "nothing".into(), show);
+        let words = format!(
+            "the stream does not reach back to {}: it holds {from} and later; what was trimmed or deleted before cannot be read \
+             again. Say --since and that id to replay what there is",
+            show(since)
+        );
+        return Ok(refused(Exit::BadInput, &words));
+    }
+    let source = &config.valkey.source;
+    let lane = database.run(async |c| ledger::lane(c, source, pipeline).await).await?;
+    let account = account(link, database, lane, stream, since, delivered).await?;
+    let written = writeln!(
+        out,
+        "pipeline {}: stream {stream}, group {group}\n\
+         since           {}\n\
+         up to           {}, the last that was delivered\n\
+         read again      {} entries, of which\n  \
+           {:>12}  the ledger has: recognised, nothing changes\n  \
+           {:>12}  the ledger lacks: applied\n  \
+           {:>12}  the ledger cannot judge: kept as dead letters",
+        pipeline.name,
+        show(since),
+        show(delivered),
+        account.known + account.new + account.unjudgeable,
+        account.known,
+        account.new,
+        account.unjudgeable
+    );
+    if let Err(error) = written {
+        return Ok(Err(error));
+    }
+    if !args.yes {
+        return Ok(writeln!(out, "nothing was changed; add --yes to do it").map(|()| Exit::Ok));
+    }
+    let closed = rewind(link, stream, &group, since).await?;
+    Ok(writeln!(out, "rewound; {closed} connections of workers were closed, and they read on from there").map(|()| Exit::Ok))
+}
+
+/// An id and its moment.
+fn show(id: EntryId) -> String {
+    let time = SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(id.ms));
+    // Later than the year 9999, this form ends.
+    match time.filter(|_| id.ms < 253_402_300_800_000) {
+        Some(time) => format!("{id} ({})", humantime::format_rfc3339_seconds(time)),
+        None => id.to_string(),
+    }
+}
+
+async fn reach(link: &Link, stream: &str, group: &str) -> Result<Option<Reach>, Fault> {
+    let Some((_, now_ms)) = trim::last_id(link, stream).await? else { return Ok(None) };
+    let info = link.commands().call(Command::new("XINFO").arg("STREAM").arg(stream)).await?;
+    let (mut first, mut length, mut added, mut deleted) = (None, 0, -1, EntryId::MIN);
+    for (name, value) in info.into_map().ok_or_else(|| unexpected("XINFO STREAM"))? {
+        match name.as_text() {
+            Some("first-entry") => {
+                let id = value.into_array().and_then(|mut parts| parts.next()?.as_text()?.parse().ok());
+                first = id;
+            }
+            Some("length") => length = value.as_int().unwrap_or(0),
+            Some("entries-added") => added = value.as_int().unwrap_or(-1),
+            Some("max-deleted-entry-id") => {
+                deleted = value.as_text().and_then(|id| id.parse().ok()).unwrap_or(EntryId::MIN);
+            }
+            _ => {}
+        }
+    }
+    let delivered = read::delivered(link, stream, group).await?;
+    Ok(Some(Reach { now_ms, first, complete: added == length, deleted, delivered }))
+}
+
+/// What a replay would meet.
+#[derive(Debug, Default)]
+struct Account {
+    known: usize,
+    new: usize,
+    unjudgeable: usize,
+}
+
+async fn account(
+    link: &Link,
+    database: &Database,
+    lane: Lane,
+    stream: &str,
+    since: EntryId,
+    up_to: EntryId,
+) -> Result<Account, Fault> {
+    let (mut account, mut from) = (Account::default(), Some(since));
+    while let Some(start) = from.filter(|start| *start <= up_to) {
+        let page = trim::stretch(link, stream, start, up_to, STEP).await?;
+        let (Some(first), Some(last)) = (page.entries().first(), page.entries().last()) else { break };
+        let rows = database.run(async |c| ledger::rows_within(c, lane, first.id, last.id).await).await?;
+        let findings = ledger::examine(&page, &rows);
+        account.known += findings.known.len();
+        account.new += findings.new.len();
+        account.unjudgeable += findings.unjudgeable.len();
+        from = last.id.next().filter(|_| page.len() == STEP);
+    }
+    Ok(account)
+}
+
+/// Closes the connections of the group's consumers and sets the group back, in one step; gives how many were closed.
+async fn rewind(link: &Link, stream: &str, group: &str, since: EntryId) -> Result<usize, Fault> {
+    let consumers = link.commands().call(Command::new("XINFO").arg("CONSUMERS").arg(stream).arg(group)).await?;
+    let consumers = consumers.into_array().ok_or_else(|| unexpected("XINFO CONSUMERS"))?;
+    let name = |consumer: Reply| {
+        let (_, name) = consumer.into_map()?.find(|(field, _)| field.as_text() == Some("name"))?;
+        Some(format!("tidegate:{}", name.as_text()?))
+    };
+    let names: HashSet<String> = consumers.filter_map(name).collect();
+    let clients = link.commands().call(Command::new("CLIENT").arg("LIST")).await?;
+    let clients = clients.as_text().ok_or_else(|| unexpected("CLIENT LIST"))?;
+    let field = |line: &str, name: &str| line.split(' ').find_map(|word| Some(word.strip_prefix(name)?.to_owned()));
+    let ours = clients.lines().filter(|line| field(line, "name=").is_some_and(|name| names.contains(&name)));
+    let mut ids: Vec<String> = ours.filter_map(|line| field(line, "id=")).collect();
+    if sabotage::is("replay_keeps_connections") {
+        ids.clear();
+    }
+    let before = since.number().checked_sub(1).map_or(EntryId::MIN, EntryId::from_number);
+    link.commands().call(Command::new("MULTI")).await?;
+    for id in &ids {
+        link.commands().call(Command::new("CLIENT").arg("KILL").arg("ID").arg(id)).await?;
+    }
+    link.commands().call(Command::new("XGROUP").arg("SETID").arg(stream).arg(group).arg(before)).await?;
+    let done = link.commands().call(Command::new("EXEC")).await?.into_array().ok_or_else(|| unexpected("EXEC"))?;
+    // The last reply is XGROUP's.
+    match done.last().and_then(Reply::into_refusal) {
+        Some(fault) => Err(fault),
+        None => Ok(ids.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_is_an_id_a_time_or_how_long_ago() {
+        assert_eq!("17-3".parse(), Ok(Since::Id(EntryId { ms: 17, seq: 3 })));
+        assert_eq!("30m".parse(), Ok(Since::Ago(Duration::from_secs(1800))));
+        let time: Since = "1970-01-01T00:00:05Z".parse().expect("a time");
+        assert_eq!(time.id(0), EntryId { ms: 5_000, seq: 0 });
+        assert_eq!(Since::Ago(Duration::from_secs(2)).id(10_000), EntryId { ms: 8_000, seq: 0 });
+        assert_eq!(Since::Ago(Duration::MAX).id(10_000), EntryId::MIN);
+        assert!("yesterday".parse::<Since>().is_err_and(|words| words.contains("write an id")));
+    }
+
+    #[test]
+    fn an_id_is_shown_with_its_moment_where_it_has_one() {
+        assert_eq!(show(EntryId { ms: 5_000, seq: 1 }), "5000-1 (1970-01-01T00:00:05Z)");
+        assert_eq!(show(EntryId::MAX), EntryId::MAX.to_string());
+    }
+}

@@ -1,0 +1,191 @@
+//! Sentinel, a primary that dies with a tail nobody else has, and two primaries alive at once.
+
+use std::process::Stdio;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+use tidegate::ops::sandbox::{Valkey, valkey_server};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, Command};
+
+use crate::harness::{Client, Daemon, Lab, Resp, STREAM, eventually};
+
+/// The name that the sentinels know the primary by.
+const SERVICE: &str = "counters";
+
+/// A real sentinel; it ends with this.
+struct Sentinel {
+    port: u16,
+    _folder: TempDir,
+    _process: Child,
+}
+
+impl Sentinel {
+    async fn watching(primary: u16, port: u16) -> Sentinel {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("sentinel.conf");
+        let settings = format!(
+            "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor {SERVICE} 127.0.0.1 {primary} 1\n\
+             sentinel down-after-milliseconds {SERVICE} 500\nsentinel failover-timeout {SERVICE} 5000\n",
+            folder.path().display()
+        );
+        std::fs::write(&file, settings).expect("written");
+        let mut command = Command::new(valkey_server().expect("installed"));
+        command.arg(&file).arg("--sentinel").stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
+        let process = command.spawn().expect("it starts");
+        let up = async || TcpStream::connect(("127.0.0.1", port)).await.is_ok();
+        eventually("the sentinel answers", true, up).await;
+        Sentinel { port, _folder: folder, _process: process }
+    }
+
+    async fn ask(&self, words: &[&str]) -> Resp {
+        Client::connect(self.port).await.call(words).await
+    }
+}
+
+async fn free_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0)).await.and_then(|l| l.local_addr()).expect("a free port").port()
+}
+
+/// Whether INFO of this server has this line.
+async fn info(port: u16, line: &str) -> bool {
+    let Ok(mut client) = Client::try_connect(port).await else { return false };
+    let info = client.call(&["INFO", "replication"]).await.text();
+    info.lines().any(|l| l.trim() == line)
+}
+
+/// A primary (the lab's), a replica that has all it has, and a sentinel that knows both.
+struct Pair {
+    lab: Lab,
+    replica: Valkey,
+    sentinel: Sentinel,
+    /// Where a second sentinel will be.
+    second: u16,
+}
+
+impl Pair {
+    async fn new() -> Pair {
+        let lab = Lab::new().await;
+        let primary = lab.valkey.port();
+        let of = primary.to_string();
+        let replica = Valkey::start(&["--replicaof", "127.0.0.1", &of, "--repl-diskless-sync-delay", "0"]).await;
+        let replica = replica.expect("Valkey starts");
+        eventually("replicating", true, async || info(replica.port(), "master_link_status:up").await).await;
+        let sentinel = Sentinel::watching(primary, free_port().await).await;
+        let knows = async || match sentinel.ask(&["SENTINEL", "REPLICAS", SERVICE]).await {
+            Resp::Array(replicas) => replicas.len(),
+            _ => 0,
+        };
+        eventually("the sentinel knows the replica", 1, knows).await;
+        Pair { lab, replica, sentinel, second: free_port().await }
+    }
+
+    fn daemon(&self) -> Daemon {
+        let (first, second) = (self.sentinel.port, self.second);
+        let url = format!("valkey-sentinel://127.0.0.1:{first}?node=127.0.0.1:{second}&sentinelServiceName={SERVICE}");
+        let mut command = self.lab.program(&["run"]);
+        command.env("VALKEY_URL", url);
+        Daemon::start(command)
+    }
+
+    /// The replica has all that the primary has.
+    async fn in_step(&self) {
+        let waited = self.lab.client().await.call(&["WAIT", "1", "10000"]).await;
+        assert_eq!(waited, Resp::Int(1), "replicated");
+    }
+
+    /// From now on the replica gets nothing.
+    async fn cut(&self) {
+        let mut client = self.lab.client().await;
+        client.call(&["ACL", "SETUSER", "default", "-psync", "-sync"]).await;
+        client.call(&["CLIENT", "KILL", "TYPE", "replica"]).await;
+        eventually("cut", true, async || info(self.replica.port(), "master_link_status:down").await).await;
+    }
+
+    async fn promoted(&self) {
+        eventually("promoted", true, async || info(self.replica.port(), "role:master").await).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failover_that_loses_the_tail_doubles_nothing_and_reports_what_was_lost() {
+    let mut pair = Pair::new().await;
+    let mut daemon = pair.daemon();
+    let mut client = pair.lab.client().await;
+    client.add_many("a", 100).await;
+    pair.lab.await_value("a", 100).await;
+    // These the replica has; that they were delivered and acknowledged it never hears.
+    daemon.signal(Signal::STOP);
+    client.add_many("again", 50).await;
+    pair.in_step().await;
+    pair.cut().await;
+    daemon.signal(Signal::CONT);
+    pair.lab.await_value("again", 50).await;
+    // These it never has.
+    client.add_many("tail", 20).await;
+    pair.lab.await_value("tail", 20).await;
+    daemon.forget();
+
+    pair.lab.valkey.kill();
+    pair.promoted().await;
+    let mut client = Client::connect(pair.replica.port()).await;
+    client.add_many("a", 10).await;
+    pair.lab.await_value("a", 110).await;
+    let lost = daemon.wait_for("entries that were flushed are gone from the stream").await;
+    assert_eq!(lost["entries"], 20);
+    let recognised = async || daemon.sum("redelivered entries were recognised", "entries");
+    eventually("recognised", true, {
+        let mut recognised = recognised;
+        async move || recognised().await >= 50
+    })
+    .await;
+    assert_eq!((pair.lab.value("again").await, pair.lab.value("tail").await), (Some(50), Some(20)));
+    assert_eq!(pair.lab.in_ledger().await, 180);
+    assert_eq!(pair.lab.number("select sum(lost)::bigint from tidegate.ledger").await, 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_primaries_alive_at_once_with_workers_on_both_sides() {
+    let mut pair = Pair::new().await;
+    let mut old_side = pair.daemon();
+    let mut old = pair.lab.client().await;
+    old.add_many("a", 10).await;
+    pair.lab.await_value("a", 10).await;
+    pair.in_step().await;
+    pair.cut().await;
+    pair.sentinel.ask(&["SENTINEL", "FAILOVER", SERVICE]).await;
+    pair.promoted().await;
+    // From here on nobody tells the old primary that it is none any more.
+    pair.sentinel = Sentinel::watching(pair.replica.port(), pair.second).await;
+    let mut new_side = pair.daemon();
+    new_side.wait_for("running").await;
+
+    // Both sides give the same ids to different increments, as two clocks that agree do.
+    let mut new = Client::connect(pair.replica.port()).await;
+    let now = old.call(&["TIME"]).await.array()[0].text().parse::<u64>().expect("seconds") * 1000;
+    let ids: Vec<String> = (0..300u64).map(|n| format!("{}-{}", now + 2_000 + n / 7, n % 7)).collect();
+    for (side, client) in [("old", &mut old), ("new", &mut new)] {
+        let commands: Vec<Vec<String>> = ids
+            .iter()
+            .enumerate()
+            .flat_map(|(n, id)| {
+                let op = format!("{side}-{n}");
+                let add = ["XADD", STREAM, id, "id", "a", "amount", "1", "op", &op].map(str::to_owned).to_vec();
+                [["INCRBY", "counter:a", "1"].map(str::to_owned).to_vec(), add]
+            })
+            .collect();
+        client.pipeline(&commands).await;
+    }
+    pair.lab.await_value("a", 10 + 600).await;
+
+    // The old primary goes; its worker moves over.
+    pair.lab.valkey.kill();
+    old_side.wait_for("reading is interrupted").await;
+    old_side.wait_for("reading goes on").await;
+    new.add_many("a", 20).await;
+    pair.lab.await_value("a", 630).await;
+    assert_eq!(pair.lab.in_ledger().await, 630);
+    let collided = old_side.count("other content under used ids was applied")
+        + new_side.count("other content under used ids was applied");
+    assert!(collided > 0, "the same ids were met with other content");
+}
