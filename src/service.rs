@@ -10,11 +10,11 @@ use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use crate::config::{Config, Faults};
+use crate::failpoint;
 use crate::flow::caretaker::{self, Caretaker};
 use crate::flow::flush::{self, Target, Unfit};
 use crate::flow::read::{self, Limits};
 use crate::flow::{ledger, worker};
-use crate::failpoint;
 use crate::keys;
 use crate::metrics::{Metrics, Snapshot};
 use crate::pipeline::Pipeline;

@@ -258,7 +258,11 @@ async fn apply(
         .bind(coalesced.keys)
         .bind(coalesced.amounts);
     let sent = letters.bind(query).execute(connection);
-    if buries { failpoint::during("bury.sent", sent).await? } else { sent.await? };
+    if buries {
+        failpoint::during("bury.sent", sent).await?
+    } else {
+        sent.await?
+    };
     Ok(())
 }
 

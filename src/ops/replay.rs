@@ -151,7 +151,8 @@ async fn replay(
         return Ok(refused(Exit::BadInput, &format!("there is no stream {stream}: nothing to replay")));
     };
     let Some(delivered) = reach.delivered else {
-        let words = format!("there is no group {group}: the daemon creates it at the stream's start, and reads everything");
+        let words =
+            format!("there is no group {group}: the daemon creates it at the stream's start, and reads everything");
         return Ok(refused(Exit::BadInput, &words));
     };
     let since = args.since.id(reach.now_ms);
@@ -197,7 +198,8 @@ async fn replay(
         return Ok(writeln!(out, "nothing was changed; add --yes to do it").map(|()| Exit::Ok));
     }
     let closed = rewind(link, stream, &group, since).await?;
-    Ok(writeln!(out, "rewound; {closed} connections of workers were closed, and they read on from there").map(|()| Exit::Ok))
+    Ok(writeln!(out, "rewound; {closed} connections of workers were closed, and they read on from there")
+        .map(|()| Exit::Ok))
 }
 
 /// An id and its moment.

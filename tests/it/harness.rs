@@ -359,7 +359,7 @@ impl Client {
 
     async fn reply(&mut self) -> std::io::Result<Resp> {
         let mut line = String::new();
-        if self.stream.read_line(&mut line).await? == 0 {
+        if self.stream.read_line(&mut line).await? == 0 || !line.ends_with('\n') {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
         let (kind, rest) = line.trim_end().split_at(1);

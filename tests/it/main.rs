@@ -4,10 +4,12 @@
 
 mod crash;
 mod entries;
+mod failover;
 mod harness;
 mod outage;
 mod producing;
 mod proxy;
+mod replay;
 mod repository;
 mod security;
 mod trimming;

@@ -155,7 +155,8 @@ impl Books {
         let mut rows = Rows::default();
         for row in &ledger {
             let digests: Option<Vec<u8>> = row.try_get(2)?;
-            let digests = digests.map(|bytes| bytes.as_chunks::<8>().0.iter().map(|d| u64::from_le_bytes(*d)).collect());
+            let digests =
+                digests.map(|bytes| bytes.as_chunks::<8>().0.iter().map(|d| u64::from_le_bytes(*d)).collect());
             rows.ledger.push((number(row, 0)?, number(row, 1)?, digests));
         }
         let values = sqlx::query("select id, value from public.counters where id like $1")
@@ -229,10 +230,11 @@ impl Books {
         let snapshot = snapshot.resolve(self);
         let mut findings = self.judge(&snapshot);
         let mut verdicts = Verdicts { unexpected: snapshot.unknown, ..Verdicts::default() };
-        let by_meaning: HashMap<(u32, u32), Vec<u64>> = self.seen.iter().fold(HashMap::new(), |mut map, (digest, (_, m))| {
-            map.entry((m.writer, m.n)).or_insert_with(Vec::new).push(*digest);
-            map
-        });
+        let by_meaning: HashMap<(u32, u32), Vec<u64>> =
+            self.seen.iter().fold(HashMap::new(), |mut map, (digest, (_, m))| {
+                map.entry((m.writer, m.n)).or_insert_with(Vec::new).push(*digest);
+                map
+            });
         for (meant, outcome) in journal.entries(self.round) {
             verdicts.attempted += 1;
             verdicts.acked += usize::from(outcome == Outcome::Acked);
@@ -244,7 +246,9 @@ impl Books {
                 }
                 [] => verdicts.never += 1,
                 [digest] if !snapshot.applied.contains(digest) => {
-                    findings.wrong.push(format!("{:?} {outcome:?} is in the stream, and not in PostgreSQL", self.seen[digest]));
+                    findings
+                        .wrong
+                        .push(format!("{:?} {outcome:?} is in the stream, and not in PostgreSQL", self.seen[digest]));
                     verdicts.lost[self.place(&meant, journal)] += 1;
                 }
                 [_] if meant.is_bad() => verdicts.buried += 1,
@@ -266,7 +270,8 @@ impl Books {
 
     /// 0: before anything of this writer that landed; 2: behind all of it, 1: in between.
     fn place(&self, meant: &Meant, journal: &Journal) -> usize {
-        let landed: BTreeSet<u32> = self.seen.values().filter(|(_, m)| m.writer == meant.writer).map(|(_, m)| m.n).collect();
+        let landed: BTreeSet<u32> =
+            self.seen.values().filter(|(_, m)| m.writer == meant.writer).map(|(_, m)| m.n).collect();
         match (landed.first(), landed.last()) {
             (Some(first), _) if meant.n < *first => 0,
             (_, Some(last)) if meant.n > *last || meant.n as usize + 1 == journal.attempted(meant.writer) => 2,

@@ -142,10 +142,7 @@ pub async fn run(args: Args) -> bool {
 fn line(point: &Point, tally: &Tally) -> String {
     let Tally { deaths, missed, reckonings, entries, wrong } = tally;
     let verdict = if wrong.is_empty() { "exact" } else { "WRONG" };
-    format!(
-        "{:>2} {:<20} {deaths:>8} {missed:>7} {reckonings:>11} {entries:>9}  {verdict}",
-        point.0, point.1
-    )
+    format!("{:>2} {:<20} {deaths:>8} {missed:>7} {reckonings:>11} {entries:>9}  {verdict}", point.0, point.1)
 }
 
 /// What dies again and again at one point, and what it works on.
@@ -223,7 +220,9 @@ impl Victim {
                 )
                 .await;
             }
-            By::Migrating => self.execute("drop schema if exists tidegate cascade; drop table if exists public.counters").await,
+            By::Migrating => {
+                self.execute("drop schema if exists tidegate cascade; drop table if exists public.counters").await
+            }
             // Somebody else takes them, and is not heard of again.
             By::Waiting => {
                 self.client.call(&["XGROUP", "CREATE", STREAM, GROUP, "0", "MKSTREAM"]).await;

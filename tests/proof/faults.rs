@@ -324,7 +324,11 @@ impl Stage {
                 self.postgres.restart().await.expect("PostgreSQL comes back");
             }
             Fault::ValkeyRestart | Fault::ValkeyCrash => {
-                if fault == Fault::ValkeyCrash { self.valkey.kill() } else { self.valkey.stop() }
+                if fault == Fault::ValkeyCrash {
+                    self.valkey.kill()
+                } else {
+                    self.valkey.stop()
+                }
                 tokio::time::sleep(dice.ms(50, 1_000)).await;
                 self.valkey.restart().await.expect("Valkey comes back");
                 while !self.is_loaded().await {

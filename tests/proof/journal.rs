@@ -110,7 +110,8 @@ impl Writer {
         let mut at = 0;
         for commands in &commands {
             at += commands.len();
-            let done = matches!(&replies[at - 1], Resp::Array(parts) if !parts.iter().any(|p| matches!(p, Resp::Error(_))));
+            let done =
+                matches!(&replies[at - 1], Resp::Array(parts) if !parts.iter().any(|p| matches!(p, Resp::Error(_))));
             self.outcomes.push(if done { Outcome::Acked } else { Outcome::Refused });
         }
         Ok(())

@@ -66,7 +66,10 @@ pub async fn run(args: Args) -> bool {
     postgres.create_database(&Identifier::parse("soak").expect("a name"), None).await.expect("created");
     migrate(&postgres.url("soak")).await;
     let versions = versions(&valkey, &postgres.url("soak")).await;
-    println!("seed {seed}, {versions}, {WORKERS} workers, {WRITERS} writers, {} entries/s, {} s", args.rate, args.seconds);
+    println!(
+        "seed {seed}, {versions}, {WORKERS} workers, {WRITERS} writers, {} entries/s, {} s",
+        args.rate, args.seconds
+    );
     let mut stage = Stage::set(valkey, postgres, "soak".into(), WORKERS).await;
     let (mut dice, mut total) = (Dice::of(seed), Total::default());
     let started = Instant::now();
