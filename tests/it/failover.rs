@@ -153,8 +153,12 @@ async fn two_primaries_alive_at_once_with_workers_on_both_sides() {
     pair.lab.await_value("a", 10).await;
     pair.in_step().await;
     pair.cut().await;
-    pair.sentinel.ask(&["SENTINEL", "FAILOVER", SERVICE]).await;
-    pair.promoted().await;
+    let promoted = async || {
+        // Refused while one is under way, or while the replica has not been heard of for a moment.
+        pair.sentinel.ask(&["SENTINEL", "FAILOVER", SERVICE]).await;
+        info(pair.replica.port(), "role:master").await
+    };
+    eventually("promoted", true, promoted).await;
     // From here on nobody tells the old primary that it is none any more.
     pair.sentinel = Sentinel::watching(pair.replica.port(), pair.second).await;
     let mut new_side = pair.daemon();

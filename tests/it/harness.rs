@@ -1,6 +1,7 @@
 //! What every test stands on: its own Valkey, its own database, and the real program as a process.
 
 use std::process::{ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -16,8 +17,11 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::sync::{OnceCell, mpsc};
 
-/// The limit for anything that a test waits for.
-const LIMIT: Duration = Duration::from_secs(60);
+/// The limit for anything that a test waits for; a test that is meant to fail need not wait for so long.
+static LIMIT: LazyLock<Duration> = LazyLock::new(|| {
+    let seconds = std::env::var("TIDEGATE_TEST_LIMIT").ok().and_then(|limit| limit.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(60))
+});
 
 pub const STREAM: &str = "flush:counters";
 pub const GROUP: &str = "tidegate:counters";
@@ -57,7 +61,7 @@ pub async fn database(migrated: bool) -> String {
 
 /// Polls until a condition holds: the one place of the tests that waits by the clock, and fails at its limit.
 pub async fn eventually<T: std::fmt::Debug + PartialEq>(what: &str, expected: T, mut look: impl AsyncFnMut() -> T) {
-    let deadline = tokio::time::Instant::now() + LIMIT;
+    let deadline = tokio::time::Instant::now() + *LIMIT;
     loop {
         let found = look().await;
         if found == expected {
@@ -77,7 +81,7 @@ pub async fn output(command: &mut Command) -> (i32, String, String) {
 
 /// Waits for a signal, with a limit.
 pub async fn within_limit<T>(what: &str, signal: impl Future<Output = T>) -> T {
-    tokio::time::timeout(LIMIT, signal).await.unwrap_or_else(|_| panic!("{what} did not come"))
+    tokio::time::timeout(*LIMIT, signal).await.unwrap_or_else(|_| panic!("{what} did not come"))
 }
 
 /// A Valkey, a database, and programs that run on them.
@@ -106,6 +110,9 @@ impl Lab {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
         command.args(arguments).env_clear().kill_on_drop(true).stdin(Stdio::null());
         command.env("VALKEY_URL", self.valkey.url()).env("DATABASE_URL", &self.database);
+        if let Some(promise) = std::env::var_os("TIDEGATE_SABOTAGE") {
+            command.env("TIDEGATE_SABOTAGE", promise);
+        }
         for (key, value) in [
             ("LOG__FORMAT", "json"),
             ("LOG__LEVEL", "debug"),
@@ -228,7 +235,7 @@ impl Daemon {
             return event.clone();
         }
         loop {
-            let next = tokio::time::timeout(LIMIT, self.lines.recv()).await;
+            let next = tokio::time::timeout(*LIMIT, self.lines.recv()).await;
             let Ok(Some(event)) = next else { panic!("no line {message:?}; the last were {}", self.last_lines()) };
             self.seen.push(event.clone());
             if is(&event) {
