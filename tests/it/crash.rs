@@ -25,6 +25,8 @@ async fn killed_after_the_read_and_before_anything_reached_postgresql() {
     lab.settle_everything().await;
     assert_eq!(lab.value("marked").await, Some(100));
     lab.assert_settled().await;
+    let rows = lab.number("select count(*) from tidegate.ledger").await;
+    assert!(rows <= 5, "neighbours share a row: {rows} rows for 100 entries");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -43,6 +45,70 @@ async fn killed_between_commit_and_ack() {
     assert_eq!(lab.value("a").await, Some(100));
     assert_eq!(second.sum("redelivered entries were recognised", "entries") as i64, flushed);
     lab.assert_settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_worker_held_lands_after_newer_entries_of_a_peer() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    client.call(&["XGROUP", "CREATE", STREAM, GROUP, "0", "MKSTREAM"]).await;
+    client.add_many("older", 10).await;
+    client.call(&["XREADGROUP", "GROUP", GROUP, "dead", "STREAMS", STREAM, ">"]).await;
+    let _peer = lab.daemon();
+    client.add_many("newer", 10).await;
+    lab.await_value("newer", 10).await;
+    lab.await_value("older", 10).await;
+    lab.assert_settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_batch_of_known_and_new_runs_only_the_new_ones_count() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    client.add_many("a", 100).await;
+    let short_runs = || {
+        let mut command = lab.program(&["run", "--until-empty"]);
+        command.env("TIDEGATE__BATCH__READ_COUNT", "10");
+        Daemon::start(command)
+    };
+    assert!(short_runs().exit().await.success());
+    client.call(&["XGROUP", "SETID", STREAM, GROUP, "0"]).await;
+    client.add_many("a", 100).await;
+    assert!(short_runs().exit().await.success());
+    assert_eq!(lab.value("a").await, Some(200));
+    assert_eq!(lab.in_ledger().await, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_that_write_the_same_rows_never_wait_for_each_other_in_a_circle() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    let counters: Vec<String> = (0..300).map(|n| format!("c{n}")).collect();
+    for round in 0..40 {
+        let commands: Vec<[&str; 7]> =
+            counters.iter().map(|counter| ["XADD", STREAM, "*", "id", counter, "amount", "1"]).collect();
+        client.pipeline(&commands).await;
+        // Everything comes again while it is flushed: the ledger's rows are locked by several, too.
+        if round % 8 == 7 {
+            client.call(&["XGROUP", "SETID", STREAM, GROUP, "0"]).await;
+        }
+        if round == 10 {
+            client.call(&["XGROUP", "CREATE", STREAM, GROUP, "0"]).await;
+        }
+    }
+    let mut command = lab.program(&["run", "--until-empty"]);
+    command.env("TIDEGATE__RUN__WORKERS", "8").env("TIDEGATE__BATCH__READ_COUNT", "100");
+    command.env("TIDEGATE__BATCH__MAX_ENTRIES", "900");
+    let mut daemon = Daemon::start(command);
+    for _ in 0..3 {
+        daemon.wait_for("flushed").await;
+        daemon.forget();
+        client.call(&["XGROUP", "SETID", STREAM, GROUP, "0"]).await;
+    }
+    assert!(daemon.exit().await.success());
+    assert_eq!(daemon.count("flushing is interrupted"), 0, "{}", daemon.last_lines());
+    let wrong = "select count(*) from public.counters where value <> 40";
+    assert_eq!((lab.number(wrong).await, lab.in_ledger().await), (0, 12_000));
 }
 
 #[tokio::test(flavor = "multi_thread")]

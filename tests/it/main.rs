@@ -2,6 +2,8 @@
 
 #![expect(unreachable_pub, reason = "everything here is for this one binary")]
 
+#[cfg(feature = "sabotage")]
+mod controls;
 mod crash;
 mod entries;
 mod failover;

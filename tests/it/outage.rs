@@ -74,6 +74,34 @@ async fn without_the_ledgers_constraint_flushing_pauses_and_never_doubles() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_its_own_tables_refuse_is_nobodys_dead_letter() {
+    let lab = Lab::new().await;
+    lab.execute("alter table tidegate.ledger add constraint never check (entries < 0)").await;
+    let mut client = lab.client().await;
+    let mut daemon = lab.daemon();
+    client.add("a", 1).await;
+    daemon.wait_for("flushing is halted").await;
+    assert_eq!(lab.number("select count(*) from tidegate.dead_letters").await, 0);
+    lab.execute("alter table tidegate.ledger drop constraint never").await;
+    lab.await_value("a", 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_deployments_give_the_same_ids_and_both_count() {
+    let east = Lab::new().await;
+    let west = Lab { database: east.database.clone(), ..Lab::new().await };
+    let _daemons = [(&east, "east"), (&west, "west")].map(|(lab, source)| {
+        let mut command = lab.program(&["run"]);
+        command.env("TIDEGATE__VALKEY__SOURCE", source);
+        crate::harness::Daemon::start(command)
+    });
+    for lab in [&east, &west] {
+        lab.client().await.call(&["XADD", STREAM, "1700000000000-0", "id", "a", "amount", "1"]).await;
+    }
+    east.await_value("a", 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_missing_table_halts_and_flushing_goes_on_by_itself() {
     let lab = Lab::new().await;
     let mut daemon = lab.daemon();

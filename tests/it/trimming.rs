@@ -148,3 +148,48 @@ async fn digests_of_an_unknown_version_cannot_judge_either() {
     assert_eq!(lab.value("a").await, Some(1));
     assert_eq!(lab.number("select count(*) from tidegate.dead_letters").await, 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_does_not_run_out_while_flushing_fails() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    client.add_many("a", 5).await;
+    let mut command = lab.program(&["run"]);
+    command.env("TIDEGATE__TRIM__RETENTION", "2s");
+    let mut daemon = Daemon::start(command);
+    lab.await_value("a", 5).await;
+    lab.execute("alter table public.counters rename to away").await;
+    let last = client.add("a", 1).await;
+    daemon.wait_for("flushing is halted").await;
+    let added: u64 = last.split('-').next().and_then(|ms| ms.parse().ok()).expect("an id");
+    let age = async || {
+        let seconds: u64 = lab.client().await.call(&["TIME"]).await.array()[0].text().parse().expect("seconds");
+        seconds * 1000 > added + 3_500
+    };
+    eventually("older than the retention", true, age).await;
+    assert_eq!(length(&mut client).await, 6, "whoever repairs it may need them");
+    lab.execute("alter table public.away rename to counters").await;
+    lab.await_value("a", 6).await;
+    eventually("entries left", 1, async || length(&mut lab.client().await).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_of_what_the_stream_still_holds_are_never_merged() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    let mut command = lab.program(&["run"]);
+    command.env("TIDEGATE__COMPACT__MARGIN", "1s");
+    let daemon = Daemon::start(command);
+    for n in 1..=120 {
+        client.add("a", 1).await;
+        lab.await_value("a", n).await;
+    }
+    // All are older than the margin now, and several looks have passed.
+    let young = "select count(*) from tidegate.ledger where flushed_at > now() - interval '2 seconds'";
+    eventually("young rows", 0, async || lab.number(young).await).await;
+    drop(daemon);
+    client.call(&["XGROUP", "SETID", STREAM, GROUP, "0"]).await;
+    lab.settle_everything().await;
+    assert_eq!(lab.number("select count(*) from tidegate.dead_letters").await, 0, "everything can still be judged");
+    assert_eq!(lab.value("a").await, Some(120));
+}
