@@ -12,6 +12,9 @@ help:
 	@echo "make demo      the main job on private throw-away servers, a worker killed again and again"
 	@echo "make test      everything that this repository promises of itself"
 	@echo "make suite     the tests against real servers alone"
+	@echo "make controls  promises broken on purpose, which the tests must notice"
+	@echo "make crash     a worker killed at each crash point, again and again, and the books looked at (KILLS)"
+	@echo "make soak      producers and workers under random faults, and the books looked at (SECONDS, SEED, RESULTS)"
 	@echo "make bench-compare  Tidegate, hand-written workers and the servers' limits side by side (ENTRIES, RUNS, OUT)"
 	@echo "make fuzz      what parses foreign bytes, under a fuzzer (FUZZ_SECONDS)"
 	@echo "make build     target/release/tidegate"
@@ -73,3 +76,21 @@ test: cargo
 suite: cargo servers
 	@$(WITH_SERVERS) echo "on $$($$TIDEGATE_VALKEY_SERVER --version | cut -d ' ' -f 1-3), $$($$TIDEGATE_POSTGRES_BIN/postgres --version)"
 	@$(WITH_SERVERS) cargo test --locked --test it
+
+.PHONY: controls
+controls: cargo servers
+	@$(WITH_SERVERS) cargo test --locked --features sabotage --test it -- --nocapture --test-threads 3 controls::
+
+KILLS ?= 1000
+SECONDS ?= 300
+SEED ?= $(shell date +%s)
+RESULTS ?=
+PROOF = cargo test --release --locked --features failpoints --target-dir target/proof --test proof --
+
+.PHONY: crash
+crash: cargo servers
+	@$(WITH_SERVERS) $(PROOF) crash --kills $(KILLS)
+
+.PHONY: soak
+soak: cargo servers
+	@$(WITH_SERVERS) $(PROOF) soak --seconds $(SECONDS) --seed $(SEED) $(if $(RESULTS),--results $(abspath $(RESULTS)))
