@@ -102,3 +102,12 @@ fn every_module_says_what_it_is() {
         assert!(text.starts_with("//!"), "{name} does not begin with what it is");
     }
 }
+
+#[cfg(not(any(feature = "sabotage", feature = "failpoints")))]
+#[test]
+fn the_program_holds_nothing_that_breaks_its_promises() {
+    let program = std::fs::read(env!("CARGO_BIN_EXE_tidegate")).expect("the program");
+    for name in [b"TIDEGATE_SABOTAGE".as_slice(), b"TIDEGATE_FAILPOINT"] {
+        assert!(!program.windows(name.len()).any(|window| window == name), "{}", String::from_utf8_lossy(name));
+    }
+}

@@ -1,6 +1,8 @@
 //! What an operator types.
 
-use crate::harness::{self, Lab, database, output};
+use rustix::process::Signal;
+
+use crate::harness::{self, Daemon, Lab, database, output};
 
 async fn unmigrated() -> Lab {
     Lab { database: database(false).await, ..Lab::new().await }
@@ -173,4 +175,34 @@ async fn the_bench_refuses_a_database_that_is_not_migrated_and_sizes_that_make_n
         let (code, _, stderr) = output(lab.program(&["bench"]).args(bad)).await;
         assert_eq!(code, 2, "{bad:?}: {stderr}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hangup_reads_the_configuration_again_and_an_invalid_one_changes_nothing() {
+    let lab = Lab::new().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("tidegate.toml");
+    let configure = |text: &str| std::fs::write(&file, text).expect("written");
+    configure("[run]\nworkers = 1\n");
+    let mut command = lab.program(&["run"]);
+    command.env_remove("TIDEGATE__RUN__WORKERS").env("TIDEGATE_CONFIG", &file);
+    let mut daemon = Daemon::start(command);
+    assert_eq!(daemon.wait_for("running").await["workers"], 1);
+    lab.client().await.add("a", 1).await;
+    lab.await_value("a", 1).await;
+
+    configure("[run]\nworkers = 3\n");
+    daemon.signal(Signal::HUP);
+    assert_eq!(daemon.wait_for("running").await["workers"], 3);
+    lab.client().await.add("a", 1).await;
+    lab.await_value("a", 2).await;
+
+    configure("[run]\nworkers = \"many\"\n");
+    daemon.signal(Signal::HUP);
+    let refusal = daemon.wait_for("going on with the one before").await["refusal"].to_string();
+    assert!(refusal.contains("run.workers"), "{refusal}");
+    lab.client().await.add("a", 1).await;
+    lab.await_value("a", 3).await;
+    daemon.signal(Signal::TERM);
+    assert!(daemon.exit().await.success());
 }
