@@ -192,6 +192,7 @@ async fn a_hangup_reads_the_configuration_again_and_an_invalid_one_changes_nothi
     lab.await_value("a", 1).await;
 
     configure("[run]\nworkers = 3\n");
+    daemon.forget();
     daemon.signal(Signal::HUP);
     assert_eq!(daemon.wait_for("running").await["workers"], 3);
     lab.client().await.add("a", 1).await;
