@@ -425,29 +425,32 @@ impl Model for Scenario {
             Property::always("nothing is applied twice", |_, state: &State| {
                 state.applied.iter().all(|times| *times < 2)
             }),
-            Property::always("applied if and only if the ledger holds it (I1)", |_, state| {
+            Property::always("applied if and only if the ledger holds it (I1)", |_, state: &State| {
                 let digests = || state.ledger.iter().filter_map(|row| row.digests.as_ref()).flatten();
                 let compacted = state.ledger.iter().any(|row| row.digests.is_none());
                 let held: BTreeSet<usize> = digests().map(|entry| entry.1).collect();
                 (0..OPS).all(|op| state.applied[op] > 0 || !held.contains(&op))
                     && (compacted || (0..OPS).all(|op| state.applied[op] == 0 || held.contains(&op)))
             }),
-            Property::always("ranges never overlap (I2)", |_, state| {
+            Property::always("ranges never overlap (I2)", |_, state: &State| {
                 state.ledger.windows(2).all(|pair| pair[0].last < pair[1].first)
             }),
-            Property::always("what left the pending list is settled (I3, I6)", |_, state| {
+            Property::always("what left the pending list is settled (I3, I6)", |_, state: &State| {
                 state.servers.iter().filter(|server| server.serving).all(|server| {
                     let left = |e: &&Entry| e.0 <= server.delivered && !server.pending.contains_key(&e.0);
                     server.stream.iter().filter(left).all(|entry| state.is_settled(entry.1))
                 })
             }),
-            Property::always("what was trimmed is settled (I5)", |_, state| {
+            Property::always("what was trimmed is settled (I5)", |_, state: &State| {
                 state.trimmed.iter().all(|op| state.is_settled(*op))
             }),
-            Property::always("nothing is left to people's judgement without need", |scenario, state| {
-                scenario.promotion != Promotion::Never || state.letters == [0; OPS]
-            }),
-            Property::sometimes("everything is settled and acknowledged", |scenario, state| {
+            Property::always(
+                "nothing is left to people's judgement without need",
+                |scenario: &Scenario, state: &State| {
+                    scenario.promotion != Promotion::Never || state.letters == [0; OPS]
+                },
+            ),
+            Property::sometimes("everything is settled and acknowledged", |scenario: &Scenario, state: &State| {
                 state.produced == scenario.entries
                     && (0..state.produced).all(|op| state.is_settled(op))
                     && state.servers.iter().all(|server| server.pending.is_empty())
