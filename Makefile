@@ -69,7 +69,7 @@ test: cargo
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps
-	cargo test --locked --lib
+	cargo test --locked --lib --test model
 	@$(MAKE) --no-print-directory suite
 
 .PHONY: suite
