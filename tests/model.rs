@@ -5,6 +5,8 @@
 //! Time does not exist here: a worker that is slow, stopped or a zombie is one whose next step comes late, and any worker may take
 //! from any other at any moment. `cargo test --test model -- --nocapture` prints the number of states.
 
+#![allow(clippy::print_stdout, reason = "what was explored is told")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use stateright::{Checker, HasDiscoveries, Model, Property};

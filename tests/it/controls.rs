@@ -3,6 +3,8 @@
 //! Each runs the named tests of this very program twice, as it is and sabotaged; `make controls` shows how they failed. A control
 //! that passes is a failed test. What each rule is for stands in docs/guarantees.md.
 
+#![allow(clippy::print_stdout, reason = "how each was noticed is told")]
+
 use tokio::process::Command;
 
 use crate::harness::output;

@@ -200,7 +200,7 @@ async fn a_hangup_reads_the_configuration_again_and_an_invalid_one_changes_nothi
 
     configure("[run]\nworkers = \"many\"\n");
     daemon.signal(Signal::HUP);
-    let refusal = daemon.wait_for("going on with the one before").await["refusal"].to_string();
+    let refusal = daemon.wait_for("the configuration cannot be used").await["refusal"].to_string();
     assert!(refusal.contains("run.workers"), "{refusal}");
     lab.client().await.add("a", 1).await;
     lab.await_value("a", 3).await;
