@@ -62,7 +62,7 @@ FUZZ_SECONDS ?= 60
 .PHONY: fuzz
 fuzz: cargo
 	@cargo fuzz --version > /dev/null || { echo "cargo-fuzz is missing: cargo install cargo-fuzz"; exit 69; }
-	for target in resp entry; do cargo fuzz run --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; done
+	for target in resp entry config; do cargo fuzz run --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) || exit 1; done
 
 .PHONY: test
 test: cargo

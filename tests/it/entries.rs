@@ -127,6 +127,33 @@ async fn a_bad_entry_is_buried_with_every_byte_and_harms_no_neighbour() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn halving_finds_exactly_the_poison_in_few_transactions() {
+    const EACH: i64 = 500;
+    let lab = Lab::new().await;
+    lab.execute("alter table public.counters add constraint fine check (id not like 'bad%')").await;
+    let mut client = lab.client().await;
+    // Beside each other, at the ends, and apart.
+    let places = [0, 0, 2, 3];
+    let mut bad = Vec::new();
+    for place in 0..4 {
+        for _ in places.iter().filter(|p| **p == place) {
+            bad.push(client.add(&format!("bad{}", bad.len()), 1).await);
+        }
+        client.add_many("good", EACH as usize).await;
+    }
+    bad.push(client.add("bad at the end", 1).await);
+    let mut daemon = lab.settle_everything().await;
+    assert_eq!(lab.value("good").await, Some(4 * EACH));
+    let query = "select entry from tidegate.dead_letters where reason = 'refused_by_table' order by id";
+    let buried: Vec<String> = sqlx::query_scalar(query).fetch_all(&mut lab.sql().await).await.expect("readable");
+    assert_eq!(buried, bad);
+    lab.assert_settled().await;
+    // From 2,005 entries down to one are eleven halvings, some of them shared.
+    let halvings = daemon.count("a batch is halved");
+    assert!((11..=11 * bad.len()).contains(&halvings), "{halvings} halvings for {} bad entries", bad.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_refuses_everything_halts_the_pipeline_and_buries_nothing() {
     let lab = Lab::new().await;
     lab.execute("alter table public.counters add constraint never check (value < 0)").await;
