@@ -15,6 +15,7 @@ help:
 	@echo "make controls  promises broken on purpose, which the tests must notice"
 	@echo "make crash     a worker killed at each crash point, again and again, and the books looked at (KILLS)"
 	@echo "make soak      producers and workers under random faults, and the books looked at (SECONDS, SEED, RESULTS)"
+	@echo "make caretaking  what trimming and compaction cost a flush"
 	@echo "make bench-compare  Tidegate, hand-written workers and the servers' limits side by side (ENTRIES, RUNS, OUT)"
 	@echo "make fuzz      what parses foreign bytes, under a fuzzer (FUZZ_SECONDS)"
 	@echo "make build     target/release/tidegate"
@@ -94,3 +95,7 @@ crash: cargo servers
 .PHONY: soak
 soak: cargo servers
 	@$(WITH_SERVERS) $(PROOF) soak --seconds $(SECONDS) --seed $(SEED) $(if $(RESULTS),--results $(abspath $(RESULTS)))
+
+.PHONY: caretaking
+caretaking: cargo servers
+	@$(WITH_SERVERS) $(PROOF) caretaking
