@@ -21,6 +21,8 @@ const COUNT: usize = 2;
 const SPANS: usize = 2;
 /// More increments than any scenario has.
 const OPS: usize = 4;
+/// The property that is reached, and not kept: no counterexample.
+const LIVE: &str = "everything is settled and acknowledged";
 
 /// A rule that is broken on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +137,13 @@ enum Action {
     Compact(usize),
 }
 
+impl Row {
+    fn of(stretch: &[Entry]) -> Row {
+        let (first, last) = (stretch[0].0, stretch[stretch.len() - 1].0);
+        Row { first, last, digests: Some(stretch.iter().copied().collect()) }
+    }
+}
+
 impl Worker {
     fn entries(&self) -> impl Iterator<Item = Entry> + '_ {
         self.spans.iter().flatten().copied()
@@ -169,80 +178,68 @@ impl State {
         self.applied[op] > 0 || self.letters[op] > 0
     }
 
-    /// One transaction.
+    fn apply(&mut self, entries: impl IntoIterator<Item = Entry>) {
+        entries.into_iter().for_each(|entry| self.applied[entry.1] += 1);
+    }
+
+    /// One transaction; or, with a rule broken, whatever comes of that.
     fn flush(&mut self, w: usize, broken: Broken) {
         let worker = self.workers[w].clone();
-        let met = |span: &Vec<Entry>, ledger: &[Row]| {
-            let (first, last) = (span[0].0, span[span.len() - 1].0);
-            ledger.iter().any(|row| row.first <= last && first <= row.last)
-        };
-        let apply = |state: &mut State, entry: Entry| state.applied[entry.1] += 1;
-        let row = |span: &[Entry]| Row {
-            first: span[0].0,
-            last: span[span.len() - 1].0,
-            digests: Some(span.iter().copied().collect()),
-        };
-        if worker.phase == Phase::HalfCommitted || broken == Broken::LedgerOff {
-            for span in &worker.spans {
-                if worker.phase == Phase::HalfCommitted && !met(span, &self.ledger) {
-                    self.ledger.push(row(span));
+        let mut ledger = self.ledger.clone();
+        let mut refused = 0;
+        for row in worker.spans.iter().map(|span| Row::of(span)) {
+            let meets = |other: &Row| row.first <= other.last && other.first <= row.last;
+            if ledger.iter().any(meets) { refused += 1 } else { ledger.push(row) }
+        }
+        let mut phase = Phase::Committed;
+        match broken {
+            _ if worker.phase == Phase::HalfCommitted => self.ledger = ledger,
+            Broken::LedgerOff => self.apply(worker.entries()),
+            Broken::BatchId => {
+                let rows: Vec<Row> = worker.spans.iter().map(|span| Row::of(span)).collect();
+                if !rows.iter().any(|row| self.ledger.contains(row)) {
+                    self.apply(worker.entries());
+                    self.ledger.extend(rows);
                 }
             }
-            if worker.phase != Phase::HalfCommitted {
-                worker.entries().for_each(|entry| apply(self, entry));
-            }
-            self.workers[w].phase = Phase::Committed;
-        } else if broken == Broken::BatchId {
-            let known = self.ledger.iter().any(|known| worker.spans.iter().any(|span| *known == row(span)));
-            if !known {
-                worker.entries().for_each(|entry| apply(self, entry));
-                self.ledger.extend(worker.spans.iter().map(|span| row(span)));
-            }
-            self.workers[w].phase = Phase::Committed;
-        } else if !worker.careful {
-            let mut ledger = self.ledger.clone();
-            let mut refused = 0;
-            for span in &worker.spans {
-                if met(span, &ledger) { refused += 1 } else { ledger.push(row(span)) }
-            }
-            let all_or_any = if broken == Broken::ZeroRows { refused < worker.spans.len() } else { refused == 0 };
-            if !all_or_any {
+            _ if worker.careful => self.flush_carefully(&worker, broken),
+            // The careful way is the next step.
+            _ if refused > 0 && (broken != Broken::ZeroRows || refused == worker.spans.len()) => {
                 self.workers[w].careful = true;
                 return;
             }
-            worker.entries().for_each(|entry| apply(self, entry));
-            if broken == Broken::LedgerApart {
-                self.workers[w].phase = Phase::HalfCommitted;
-                return;
+            _ => {
+                self.apply(worker.entries());
+                if broken == Broken::LedgerApart {
+                    phase = Phase::HalfCommitted;
+                } else {
+                    self.ledger = ledger;
+                }
             }
-            self.ledger = ledger;
-            self.workers[w].phase = Phase::Committed;
-        } else {
-            self.flush_carefully(w, &worker, broken);
         }
         self.ledger.sort_by_key(|row| row.first);
+        self.workers[w].phase = phase;
     }
 
     /// Entry by entry.
-    fn flush_carefully(&mut self, w: usize, worker: &Worker, broken: Broken) {
+    fn flush_carefully(&mut self, worker: &Worker, broken: Broken) {
         let mut entries: Vec<Entry> = worker.entries().collect();
         entries.sort_unstable();
         if broken != Broken::NotDistinct {
             entries.dedup();
         }
         let mark = self.ledger.iter().map(|row| row.last).max().unwrap_or(0);
-        let before = self.ledger.clone();
         let (mut stretches, mut amended): (Vec<Vec<Entry>>, Vec<(usize, Entry)>) = (Vec::new(), Vec::new());
         for entry in entries {
             if broken == Broken::Watermark && entry.0 <= mark {
                 continue;
             }
             let Some(met) = self.row_of(entry.0) else {
-                self.applied[entry.1] += 1;
+                self.apply([entry]);
                 let goes_on = stretches.last().and_then(|stretch| stretch.last()).is_some_and(|&last| {
                     last == entry
                         || worker.are_contiguous(last, entry)
-                            && !before.iter().any(|row| last.0 < row.first && row.last < entry.0)
+                            && !self.ledger.iter().any(|row| last.0 < row.first && row.last < entry.0)
                 });
                 match stretches.last_mut() {
                     Some(stretch) if goes_on => stretch.push(entry),
@@ -250,7 +247,7 @@ impl State {
                 }
                 continue;
             };
-            match &before[met].digests {
+            match &self.ledger[met].digests {
                 Some(digests) if broken == Broken::IdAlone || digests.contains(&entry) => {}
                 None if broken != Broken::UnknownIsEmpty => {
                     if self.servers[worker.origin].pending.contains_key(&entry.0) {
@@ -258,7 +255,7 @@ impl State {
                     }
                 }
                 _ => {
-                    self.applied[entry.1] += 1;
+                    self.apply([entry]);
                     amended.push((met, entry));
                 }
             }
@@ -266,22 +263,17 @@ impl State {
         for (met, entry) in amended {
             self.ledger[met].digests.get_or_insert_default().insert(entry);
         }
-        self.ledger.extend(stretches.iter().map(|stretch| Row {
-            first: stretch[0].0,
-            last: stretch[stretch.len() - 1].0,
-            digests: Some(stretch.iter().copied().collect()),
-        }));
-        self.workers[w].phase = Phase::Committed;
+        self.ledger.extend(stretches.iter().map(|stretch| Row::of(stretch)));
     }
 
     /// Rows below everything that can come back become one. None: there are none.
     fn compact(&mut self, s: usize, at_once: bool) -> Option<()> {
         let server = &self.servers[s];
         let ends = [server.stream.first().map(|e| e.0), server.pending.keys().next().copied(), Some(server.delivered)];
-        let floor = if at_once { u8::MAX } else { ends.into_iter().flatten().min()? };
         // The margin: no worker sleeps for so long.
-        let asleep = self.workers.iter().filter(|worker| worker.phase != Phase::Idle);
-        let floor = if at_once { floor } else { asleep.flat_map(Worker::entries).map(|e| e.0).fold(floor, u8::min) };
+        let asleep = self.workers.iter().filter(|worker| worker.phase != Phase::Idle).flat_map(Worker::entries);
+        let needed = ends.into_iter().flatten().chain(asleep.map(|entry| entry.0));
+        let floor = if at_once { u8::MAX } else { needed.min()? };
         let old = self.ledger.iter().take_while(|row| row.last < floor).count();
         if !self.ledger[..old].iter().any(|row| row.digests.is_some()) {
             return None;
@@ -452,7 +444,7 @@ impl Model for Scenario {
                     scenario.promotion != Promotion::Never || state.letters == [0; OPS]
                 },
             ),
-            Property::sometimes("everything is settled and acknowledged", |scenario: &Scenario, state: &State| {
+            Property::sometimes(LIVE, |scenario: &Scenario, state: &State| {
                 state.produced == scenario.entries
                     && (0..state.produced).all(|op| state.is_settled(op))
                     && state.servers.iter().all(|server| server.pending.is_empty())
@@ -518,8 +510,7 @@ fn each_broken_rule_is_found() {
     ] {
         let checker =
             Scenario { broken, ..scenario }.checker().finish_when(HasDiscoveries::AnyFailures).spawn_bfs().join();
-        let found =
-            checker.discoveries().into_iter().find(|(name, _)| *name != "everything is settled and acknowledged");
+        let found = checker.discoveries().into_iter().find(|(name, _)| *name != LIVE);
         let Some((invariant, path)) = found else { panic!("{broken:?} was not found") };
         println!("{broken:?}: not {invariant:?} after {:?}", path.into_actions());
     }
