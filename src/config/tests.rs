@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use proptest::prelude::*;
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
 
@@ -494,18 +495,18 @@ fn the_environment_of_the_process_is_taken_only_as_far_as_it_concerns_us() {
     assert!(sources.env.keys().all(ours));
 }
 
-proptest::proptest! {
+proptest! {
     #[test]
     fn whatever_is_given_there_is_a_configuration_or_a_sentence_for_people(
         file in r#"(\[?\[?(batch|run|trim|pipelines|[a-z.]{0,9})\]?\]?\n|[a-z_.]{0,14} ?= ?("[^"\n]{0,9}"|[0-9]{0,20}|true|\[\]|\{\})\n){0,6}"#,
-        variables in proptest::collection::btree_map("TIDEGATE(__[A-Z_]{0,12}){0,4}|VALKEY_URL|DATABASE_URL", ".{0,30}", 0..5),
-        flags in proptest::collection::vec(("[a-z_.]{0,20}", ".{0,20}"), 0..3),
+        variables in prop::collection::btree_map("TIDEGATE(__[A-Z_]{0,12}){0,4}|VALKEY_URL|DATABASE_URL", ".{0,30}", 0..5),
+        flags in prop::collection::vec(("[a-z_.]{0,20}", ".{0,20}"), 0..3),
     ) {
         let mut case = Case::new().file(&file);
         case.sources.env.extend(variables);
         case.sources.flags.extend(flags);
         if let Err(sentences) = case.load(Needs::BOTH) {
-            proptest::prop_assert!(!sentences.is_empty() && sentences.iter().all(|sentence| !sentence.is_empty()));
+            prop_assert!(!sentences.is_empty() && sentences.iter().all(|sentence| !sentence.is_empty()));
         }
     }
 }

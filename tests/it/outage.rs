@@ -1,6 +1,6 @@
 //! Servers that fail, come back, forget, or change under the daemon's feet.
 
-use crate::harness::{Client, GROUP, Lab, Resp, STREAM, eventually, within_limit};
+use crate::harness::{Client, Daemon, GROUP, Lab, Resp, STREAM, eventually, within_limit};
 use crate::proxy::{Proxy, Then, Way};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,7 +93,7 @@ async fn two_deployments_give_the_same_ids_and_both_count() {
     let _daemons = [(&east, "east"), (&west, "west")].map(|(lab, source)| {
         let mut command = lab.program(&["run"]);
         command.env("TIDEGATE__VALKEY__SOURCE", source);
-        crate::harness::Daemon::start(command)
+        Daemon::start(command)
     });
     for lab in [&east, &west] {
         lab.client().await.call(&["XADD", STREAM, "1700000000000-0", "id", "a", "amount", "1"]).await;
