@@ -15,6 +15,8 @@ const BURST_EVERY: Duration = Duration::from_millis(2);
 const POLL_EVERY: Duration = Duration::from_micros(200);
 /// Different counters of the load.
 const COUNTERS: u64 = 1_000;
+/// A ledger that is compacted has fewer rows than one that is not, by this factor at least.
+const BOUNDED: u64 = 10;
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
@@ -22,7 +24,7 @@ pub struct Args {
     #[arg(long, default_value_t = 20)]
     seconds: u64,
     /// How often each has its turn
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     turns: u32,
     /// Entries a second
     #[arg(long, default_value_t = 10_000)]
@@ -34,7 +36,7 @@ struct Turn {
     /// Microseconds from XADD to visible.
     latency: Histogram<u64>,
     entries: i64,
-    ledger_rows: i64,
+    ledger_rows: u64,
     ledger_bytes: i64,
     stream: i64,
 }
@@ -52,13 +54,22 @@ pub async fn run(args: Args) -> bool {
             turns.push(turn);
         }
     }
-    let [neither, at_work] = all.map(|turns| {
-        let mut medians: Vec<u64> = turns.iter().map(|turn| turn.latency.value_at_quantile(0.99)).collect();
-        medians.sort_unstable();
-        (medians[medians.len() / 2], turns.iter().all(|turn| turn.ledger_rows * 2 < turn.entries))
-    });
-    println!("p99 at work / p99 without, medians: {:.2}", at_work.0 as f64 / neither.0 as f64);
-    at_work.1
+    let median = |turns: &[Turn], of: fn(&Turn) -> u64| {
+        let mut values: Vec<u64> = turns.iter().map(of).collect();
+        values.sort_unstable();
+        values[values.len() / 2]
+    };
+    let [neither, at_work] = all;
+    let [p99_without, p99] =
+        [&neither, &at_work].map(|turns| median(turns, |turn| turn.latency.value_at_quantile(0.99)));
+    let [rows_without, rows] = [&neither, &at_work].map(|turns| median(turns, |turn| turn.ledger_rows));
+    println!("p99 at work / p99 without, medians: {:.2}", p99 as f64 / p99_without as f64);
+    let is_bounded = rows * BOUNDED < rows_without;
+    println!(
+        "ledger rows at work and without, medians: {rows} and {rows_without}: {}",
+        if is_bounded { "bounded" } else { "NOT BOUNDED" }
+    );
+    is_bounded
 }
 
 fn line(name: &str, turn: &Turn) -> String {
@@ -105,7 +116,7 @@ async fn turn(args: &Args, at_work: bool) -> Turn {
     }
     let stream = client.call(&["XLEN", STREAM]).await.int().expect("a length");
     let entries = lab.in_ledger().await;
-    let ledger_rows = lab.number("select count(*) from tidegate.ledger").await;
+    let ledger_rows = lab.number("select count(*) from tidegate.ledger").await.unsigned_abs();
     let bytes = "select coalesce(sum(pg_column_size(l.*)), 0)::bigint from tidegate.ledger l";
     let ledger_bytes = lab.number(bytes).await;
     sql.close().await.expect("closed");

@@ -5,8 +5,8 @@
 //!   down what came out;
 //! - `caretaking` shows what trimming and compaction cost a flush, and how large ledger and stream stay.
 //!
-//! All on real servers of their own, with a checker that knows nothing but what producers were told, what the stream holds,
-//! and what PostgreSQL shows. docs/guarantees.md tells the story.
+//! All on real servers of their own; the checker of the first two knows nothing but what producers were told, what the stream
+//! holds, and what PostgreSQL shows. docs/guarantees.md tells the story.
 
 #![allow(unreachable_pub, clippy::print_stdout, reason = "a program of several files, whose purpose is to print")]
 
