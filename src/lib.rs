@@ -75,4 +75,3 @@ pub mod valkey;
 pub mod ops;
 
 mod failpoint;
-mod sabotage;

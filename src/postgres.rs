@@ -14,7 +14,6 @@ use sqlx::{ConnectOptions, Connection};
 use tokio::sync::Semaphore;
 
 use crate::retry::Fault;
-use crate::sabotage;
 
 /// What a network may add to `postgres.statement_timeout` before an answer is given up.
 const ANSWER_MARGIN: Duration = Duration::from_secs(5);
@@ -46,8 +45,6 @@ impl Address {
 
     fn options(&self) -> Result<PgConnectOptions, Fault> {
         let ms = |duration: Duration| duration.as_millis().to_string();
-        let idle =
-            if sabotage::is("sleeps_in_transaction") { Duration::ZERO } else { self.idle_in_transaction_timeout };
         // The error of the URL may quote it, password and all: it is not passed on.
         Ok(PgConnectOptions::from_str(self.url.expose_secret())
             .map_err(|_| {
@@ -57,7 +54,7 @@ impl Address {
             .options([
                 ("statement_timeout", ms(self.statement_timeout)),
                 ("lock_timeout", ms(self.lock_timeout)),
-                ("idle_in_transaction_session_timeout", ms(idle)),
+                ("idle_in_transaction_session_timeout", ms(self.idle_in_transaction_timeout)),
                 ("default_transaction_isolation", "read committed".into()),
                 ("search_path", "public".into()),
                 // The server notices by itself that a worker's machine is gone.

@@ -7,7 +7,6 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use crate::sabotage;
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 
 /// How often a fault that is unknown, or a statement that ran out of time, is simply tried again.
@@ -124,11 +123,11 @@ fn judge_postgres(code: &str, ours: bool, constraint: Option<&str>, attempt: u32
         (_, "57") => retry("PostgreSQL is starting, stopping or was told to end the session"),
         (_, "08") => retry("the connection to PostgreSQL broke"),
         // Tidegate's own tables: never an entry's fault.
-        (_, "21" | "22" | "23" | "54" | "P0") if ours && !sabotage::is("own_tables_are_poison") => halt(
+        (_, "21" | "22" | "23" | "54" | "P0") if ours => halt(
             "one of Tidegate's own tables refused a row: has its schema been changed? compare with `tidegate migrate --dry-run`",
         ),
         // Poison: an entry's content.
-        ("23514", _) if constraint.is_none() && !sabotage::is("partition_is_poison") => {
+        ("23514", _) if constraint.is_none() => {
             halt("the table has no partition for a row: create it; flushing goes on by itself")
         }
         (_, "21") => split("two rows of one statement meet the same row of the table"),

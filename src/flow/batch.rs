@@ -13,7 +13,6 @@ use bytes::Bytes;
 use crate::entry::{self, Canonical, EntryId, Generation, Malformed};
 use crate::pipeline::{Merge, Pipeline};
 use crate::retry::Fault;
-use crate::sabotage;
 
 /// Where a batch was read: by whom, and in which life of which server.
 #[derive(Debug, Clone)]
@@ -171,9 +170,7 @@ impl Batch {
         }
         // Sorted, so that two workers lock the rows they share in the same order.
         let mut deltas: Vec<(&str, i64)> = sums.into_iter().collect();
-        if !sabotage::is("unsorted_keys") {
-            deltas.sort_unstable();
-        }
+        deltas.sort_unstable();
         let (keys, amounts) = deltas.into_iter().unzip();
         Ok(Coalesced { keys, amounts, dead })
     }
@@ -288,9 +285,7 @@ fn reorder(batch: &mut Batch) {
         batch.spans.iter().map(|s| (batch.entries[s.start].id, batch.entries[s.end - 1].id)).collect();
     stretches.sort_unstable();
     batch.entries.sort_by_key(|e| (e.id, e.digest));
-    if !sabotage::is("not_distinct") {
-        batch.entries.dedup_by_key(|e| (e.id, e.digest));
-    }
+    batch.entries.dedup_by_key(|e| (e.id, e.digest));
     let mut joined: Vec<(EntryId, EntryId)> = Vec::new();
     for (first, last) in stretches {
         match joined.last_mut() {

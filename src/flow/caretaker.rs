@@ -21,7 +21,7 @@ use crate::postgres::Database;
 use crate::retry::{Fault, Trouble, Verdict};
 use crate::shutdown::Stop;
 use crate::valkey::{self, Link};
-use crate::{failpoint, sabotage};
+use crate::failpoint;
 
 /// Entries compared with the ledger, then cut, in one step: a few milliseconds of the server's time.
 const STEP: usize = 1_000;
@@ -121,8 +121,7 @@ impl Caretaker {
     /// Cuts what is settled by everybody and older than the retention, as far as the ledger vouches for it.
     async fn trim(&mut self, link: &Link, stop: &Stop) -> Result<(), Fault> {
         // An outage must not eat the retention that its repair may need.
-        let fails =
-            |(_, metrics): &(Target, Arc<Metrics>)| metrics.is_failing() && !sabotage::is("trims_while_failing");
+        let fails = |(_, metrics): &(Target, Arc<Metrics>)| metrics.is_failing();
         while !stop.is_asked() && !self.parts.targets.iter().any(fails) {
             let (stream, groups) = (self.parts.stream.clone(), self.groups.clone());
             let at = match trim::line(link, &stream, &groups, self.parts.retention).await? {
@@ -147,7 +146,7 @@ impl Caretaker {
                     self.parts.database.run(async |c| ledger::rows_within(c, lane, first.id, last.id).await).await?;
                 // What a row covers and can no longer judge was settled all the same: buried, or dropped.
                 let unknown = ledger::examine(&entries, &rows).new.len();
-                if unknown > 0 && !sabotage::is("trims_unasked") && !sabotage::is("trims_blind") {
+                if unknown > 0 {
                     let (pipeline, from) = (target.pipeline().name.clone(), first.id);
                     self.raise_alarm(|| {
                         error!(%stream, %pipeline, entries = unknown, from = %from, to = %last.id, "entries that nobody has pending are not in the ledger: the stream is not trimmed (was a consumer deleted, or were entries acknowledged by hand?)");
@@ -196,13 +195,7 @@ impl Caretaker {
     async fn look_upstream(&mut self, link: &Link, stop: &Stop) -> Result<(), Fault> {
         for (target, metrics) in self.parts.targets.clone() {
             let lane = target.lane();
-            let mut retained = self.parts.database.run(async |c| ledger::retained(c, lane).await).await?;
-            if sabotage::is("highest_only")
-                && trim::last_id(link, &self.parts.stream).await?.map(|(last, _)| last)
-                    >= retained.first().map(|row| row.last)
-            {
-                retained.clear();
-            }
+            let retained = self.parts.database.run(async |c| ledger::retained(c, lane).await).await?;
             let (mut intact, mut lost) = (0, 0);
             let mut rest = &retained[..];
             while !rest.is_empty() && intact < INTACT_IS_ENOUGH && !stop.is_asked() {
@@ -252,7 +245,7 @@ impl Caretaker {
         if last >= highest {
             return Ok(());
         }
-        if highest.ms > now_ms + AHEAD_OF_CLOCK.as_millis() as u64 && !sabotage::is("unbounded_ids") {
+        if highest.ms > now_ms + AHEAD_OF_CLOCK.as_millis() as u64 {
             error!(%stream, %last, %highest, "the stream is behind the ledger by more than its clock allows: set right the server's clock; until then entries may come under used ids, which cost time and are told apart by their content");
             return Ok(());
         }

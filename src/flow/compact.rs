@@ -12,7 +12,7 @@ use sqlx::{Connection, Row};
 
 use super::ledger::Lane;
 use crate::entry::EntryId;
-use crate::{failpoint, sabotage};
+use crate::failpoint;
 
 /// Rows merged in one transaction.
 const STEP: i64 = 2_000;
@@ -26,8 +26,6 @@ pub async fn compact(
     floor: EntryId,
     margin: Duration,
 ) -> Result<u64, sqlx::Error> {
-    let (floor, margin) =
-        if sabotage::is("compacts_at_once") { (EntryId::MAX, Duration::ZERO) } else { (floor, margin) };
     let mut transaction = connection.begin_with("begin isolation level read committed").await?;
     // Everything up to the first row that is too young or too high: the merged row must not span one that stays.
     let row = sqlx::query(

@@ -14,12 +14,12 @@ use sqlx::{AssertSqlSafe, Connection};
 use super::batch::{Batch, Coalesced};
 use super::bury::{self, Letters};
 use super::ledger::{self, Findings, Lane, NewRows};
-use crate::entry::{DIGEST_VERSION, EntryId, Generation, digest};
+use crate::entry::{DIGEST_VERSION, EntryId, Generation};
 use crate::metrics::Tally;
 use crate::pipeline::{Merge, Pipeline};
 use crate::postgres::Database;
 use crate::retry::Fault;
-use crate::{failpoint, sabotage};
+use crate::failpoint;
 
 /// How often a careful flush that meets concurrent ones starts over before it says so.
 const RESTARTS: u32 = 20;
@@ -36,16 +36,6 @@ impl Target {
     /// Prepares the flush of a pipeline.
     pub fn new(pipeline: Pipeline, lane: Lane) -> Target {
         Target { lane, statement: statement(&pipeline).into(), pipeline }
-    }
-
-    /// As it is; or, sabotaged, with a place in the ledger for each batch: known is only what comes in the same batch again.
-    fn as_sabotaged(&self, batch: &Batch) -> Target {
-        let mut target = self.clone();
-        if let (true, [first, .., last]) = (sabotage::is("batch_id"), batch.entries()) {
-            let ends = [first.id.number().to_le_bytes(), last.id.number().to_le_bytes()].concat();
-            target.lane = digest(&ends) as Lane;
-        }
-        target
     }
 
     /// Its place in the ledger.
@@ -133,13 +123,6 @@ impl Settled {
         &self.generation
     }
 
-    /// What nobody has settled yet.
-    #[cfg(feature = "sabotage")]
-    pub(super) fn unproven(batch: &Batch) -> Settled {
-        let ids = batch.entries().iter().map(|e| e.id).collect();
-        Settled { generation: batch.origin().generation.clone(), ids, tally: Tally::default() }
-    }
-
     /// Their ids.
     pub fn ids(&self) -> &[EntryId] {
         &self.ids
@@ -175,7 +158,6 @@ pub enum Why {
 
 /// Flushes a batch, by the way it calls for.
 pub async fn flush(database: &Database, target: &Target, batch: Batch) -> Result<Flushed, Failed> {
-    let target = &target.as_sabotaged(&batch);
     let result = if batch.is_careful() {
         flush_careful(database, target, &batch).await
     } else {
@@ -190,14 +172,8 @@ async fn flush_fresh(database: &Database, target: &Target, batch: &Batch) -> Res
     let rows = NewRows::of(batch, batch.spans());
     let coalesced = batch.coalesce(&target.pipeline, 0..batch.len()).map_err(Why::Fault)?;
     let tally = tally(batch.len(), &coalesced, &Findings::default());
-    let apart = sabotage::is("ledger_apart").then(|| NewRows::of(batch, batch.spans()));
-    let rows = if apart.is_some() { NewRows::default() } else { rows };
     let applied = database.run(async |c| apply(c, target, batch, rows, coalesced).await);
-    let mut applied = failpoint::during("flush.sent", applied).await;
-    if let (Ok(()), Some(rows)) = (&applied, apart) {
-        applied = database.run(async |c| apply(c, target, batch, rows, Coalesced::default()).await).await;
-    }
-    match applied {
+    match failpoint::during("flush.sent", applied).await {
         Ok(()) => {
             let ids = batch.entries().iter().map(|e| e.id).collect();
             let settled = Settled { generation: batch.origin().generation.clone(), ids, tally };
@@ -232,16 +208,10 @@ async fn examine_and_apply(
     let begun = connection.begin_with("begin isolation level read committed");
     let mut transaction = failpoint::during("careful.begin", begun).await?;
     failpoint::reached("careful.begun");
-    sqlx::query(durable()).execute(&mut *transaction).await?;
+    sqlx::query(DURABLE).execute(&mut *transaction).await?;
     let locked = ledger::lock_met(&mut transaction, target.lane, batch);
     let rows = failpoint::during("careful.ledger", locked).await?;
-    let mut findings = ledger::examine(batch, &rows);
-    if sabotage::is("watermark") {
-        let mark = ledger::highest(&mut transaction, target.lane).await?;
-        let known = findings.new.extract_if(.., |i| Some(batch.entries()[*i].id) < mark);
-        findings.known.extend(known);
-        findings.stretches.retain(|stretch| findings.new.contains(&stretch.start));
-    }
+    let findings = ledger::examine(batch, &rows);
     failpoint::reached("careful.judged");
     let coalesced = match batch.coalesce(&target.pipeline, findings.new.iter().copied()) {
         Ok(coalesced) => coalesced,
@@ -324,13 +294,8 @@ fn is_refusal(fault: &Fault) -> bool {
 }
 
 /// Makes this transaction's COMMIT durable whatever the role, database or pooler has set; a stronger setting stays.
-fn durable() -> &'static str {
-    if sabotage::is("not_durable") {
-        return "select 1";
-    }
-    "select set_config('synchronous_commit', 'on', true)
-     where current_setting('synchronous_commit') in ('off', 'local', 'remote_write')"
-}
+const DURABLE: &str = "select set_config('synchronous_commit', 'on', true)
+     where current_setting('synchronous_commit') in ('off', 'local', 'remote_write')";
 
 /// The statement that flushes: ledger rows, then the table, then dead letters; all of it or nothing.
 ///
@@ -349,21 +314,18 @@ fn statement(pipeline: &Pipeline) -> String {
         }
         None => (String::new(), "", String::new()),
     };
-    let durable = durable();
-    let conflict = if sabotage::is("unnamed_conflict") { "" } else { "on constraint ledger_no_overlap" };
-    let most = if sabotage::is("zero_rows") { "1" } else { "null" };
     let letters = bury::insert(10, "(select ok from complete)");
     format!(
-        "with durable as ({durable}),
+        "with durable as ({DURABLE}),
          ledgered as (
              insert into tidegate.ledger (lane, ids, digests, digest_version, entries, consumer)
              select $1, numrange(r.first::numeric, r.last::numeric, '[]'), r.digests, $7, r.entries, $2
              from unnest($3::text[], $4::text[], $5::bytea[], $6::int4[]) as r (first, last, digests, entries)
-             on conflict {conflict} do nothing
+             on conflict on constraint ledger_no_overlap do nothing
              returning 1),
          complete as materialized (
              select tidegate.all_or_nothing(
-                 least((select count(*) from ledgered), {most}), least(cardinality($3::text[]), {most})) as ok),
+                 (select count(*) from ledgered), cardinality($3::text[])) as ok),
          merged as (
              insert into {table} as t ({key}, {value}{stamp})
              select d.key, d.delta{now} from unnest($8::text[], $9::int8[]) as d (key, delta)

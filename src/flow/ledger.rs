@@ -13,7 +13,6 @@ use sqlx::{AssertSqlSafe, Row};
 use super::batch::Batch;
 use crate::entry::{DIGEST_VERSION, EntryId};
 use crate::pipeline::Pipeline;
-use crate::sabotage;
 
 /// Bytes of one digest.
 const DIGEST_BYTES: usize = 8;
@@ -41,9 +40,6 @@ impl NewRows {
     /// One row for each of these contiguous stretches of a batch, which must ascend.
     pub fn of(batch: &Batch, stretches: &[Range<usize>]) -> NewRows {
         let mut rows = NewRows::default();
-        if sabotage::is("ledger_off") {
-            return rows;
-        }
         for stretch in stretches {
             let entries = &batch.entries()[stretch.clone()];
             let (Some(first), Some(last)) = (entries.first(), entries.last()) else { continue };
@@ -104,7 +100,7 @@ pub fn examine(batch: &Batch, rows: &[Found]) -> Findings {
                     open = None;
                     match &found.digests {
                         None => findings.unjudgeable.push(index),
-                        Some(digests) if digests.contains(&entry.digest) || sabotage::is("id_alone") => {
+                        Some(digests) if digests.contains(&entry.digest) => {
                             findings.known.push(index);
                         }
                         Some(_) => {
@@ -115,9 +111,6 @@ pub fn examine(batch: &Batch, rows: &[Found]) -> Findings {
                 }
                 None => {
                     findings.new.push(index);
-                    if sabotage::is("row_each") {
-                        open = None;
-                    }
                     let stretch = *open.get_or_insert_with(|| {
                         findings.stretches.push(index..index);
                         findings.stretches.len() - 1
@@ -132,7 +125,6 @@ pub fn examine(batch: &Batch, rows: &[Found]) -> Findings {
 
 /// Registers the lane of a pipeline, or finds it.
 pub async fn lane(connection: &mut PgConnection, source: &str, pipeline: &Pipeline) -> Result<Lane, sqlx::Error> {
-    let source = if sabotage::is("one_source") { "" } else { source };
     sqlx::query_scalar(
         "with added as (
              insert into tidegate.lanes (source, pipeline, stream, target) values ($1, $2, $3, $4)
@@ -158,9 +150,6 @@ pub async fn namesake(
     source: &str,
     pipeline: &Pipeline,
 ) -> Result<Option<String>, sqlx::Error> {
-    if sabotage::is("rename_unseen") {
-        return Ok(None);
-    }
     sqlx::query_scalar(
         "select pipeline from tidegate.lanes
          where source = $1 and stream = $3 and target = $4 and pipeline <> $2
@@ -198,7 +187,6 @@ pub async fn collisions(connection: &mut PgConnection, lane: Lane, batch: &Batch
 /// the lock makes this transaction's COMMIT wait for the same standby that the first one's waited for.
 pub async fn lock_met(connection: &mut PgConnection, lane: Lane, batch: &Batch) -> Result<Vec<Found>, sqlx::Error> {
     let (first, last) = bounds(batch);
-    let order = if sabotage::is("unsorted_locks") { "md5(l.ids::text || pg_backend_pid())" } else { "lower(l.ids)" };
     let rows = sqlx::query(AssertSqlSafe(format!(
         "select {COLUMNS}
          from (select distinct m.ids
@@ -206,7 +194,7 @@ pub async fn lock_met(connection: &mut PgConnection, lane: Lane, batch: &Batch) 
                join tidegate.ledger m
                  on m.lane = $1 and m.ids && numrange(p.first::numeric, p.last::numeric, '[]')) met
          join tidegate.ledger l on l.lane = $1 and l.ids = met.ids
-         order by {order}
+         order by lower(l.ids)
          for update of l"
     )))
     .bind(lane)
@@ -372,8 +360,7 @@ fn found(row: &sqlx::postgres::PgRow) -> Result<Found, sqlx::Error> {
         last: id(row, 1)?,
         digests: digests
             .filter(|_| version == Some(DIGEST_VERSION))
-            .map(|bytes| bytes.as_chunks::<DIGEST_BYTES>().0.iter().map(|digest| u64::from_le_bytes(*digest)).collect())
-            .or_else(|| sabotage::is("unknown_is_empty").then(HashSet::new)),
+            .map(|bytes| bytes.as_chunks::<DIGEST_BYTES>().0.iter().map(|digest| u64::from_le_bytes(*digest)).collect()),
         entries: row.try_get(4)?,
         lost: row.try_get(5)?,
     })

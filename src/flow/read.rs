@@ -12,7 +12,6 @@ use super::batch::{Batch, Filling, Origin};
 use crate::entry::EntryId;
 use crate::pipeline::Pipeline;
 use crate::retry::Fault;
-use crate::sabotage;
 use crate::shutdown::Stop;
 use crate::valkey::{Address, Command, Link, Reply, Wire, unexpected};
 
@@ -94,9 +93,8 @@ impl Reader {
 
     /// Creates the group where there is none: at the stream's start, so that nothing is skipped, and with the stream.
     pub async fn ensure_group(&self, link: &Link) -> Result<bool, Fault> {
-        let start = if sabotage::is("group_at_end") { "$" } else { "0" };
         let create =
-            Command::new("XGROUP").arg("CREATE").arg(&*self.stream).arg(&*self.group).arg(start).arg("MKSTREAM");
+            Command::new("XGROUP").arg("CREATE").arg(&*self.stream).arg(&*self.group).arg("0").arg("MKSTREAM");
         match link.commands().call(create).await {
             Ok(_) => Ok(true),
             Err(Fault::Valkey { code, .. }) if code == "BUSYGROUP" => Ok(false),
@@ -127,9 +125,6 @@ impl Reader {
 
     /// Tells the group that this consumer lives although it reads nothing.
     pub async fn keep_alive(&self, link: &Link) -> Result<(), Fault> {
-        if sabotage::is("silent_while_waiting") {
-            return Ok(());
-        }
         let command = self.command(1, None, BEYOND);
         link.commands().call(command).await.map(|_| ())
     }

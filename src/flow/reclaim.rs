@@ -17,7 +17,7 @@ use crate::entry::{EntryId, Malformed};
 use crate::pipeline::Pipeline;
 use crate::retry::Fault;
 use crate::valkey::{Command, Link, Reply, unexpected};
-use crate::{failpoint, sabotage};
+use crate::failpoint;
 
 /// Pending entries looked at in one step.
 const STEP: usize = 1_000;
@@ -116,11 +116,6 @@ impl Reclaimer {
                 }
                 continue;
             }
-            if sabotage::is("deletes_consumers") {
-                let delete = Command::new("XGROUP").arg("DELCONSUMER").arg(&*self.stream).arg(&*self.group);
-                link.commands().call(delete.arg(&consumer.name)).await?;
-                continue;
-            }
             let claimed = self.claim(link, &consumer.name, 1).await?;
             if claimed.batch.is_some() || !claimed.gone.is_empty() {
                 return Ok(claimed);
@@ -158,7 +153,7 @@ impl Reclaimer {
         let missing: Vec<EntryId> = chosen.iter().map(|p| p.id).filter(|id| !kept.contains(id)).collect();
         // Not claimed and still pending: a peer was quicker. Not claimed and not pending: gone, or settled meanwhile.
         let peers = still_pending(link, &self.stream, &self.group, &missing).await?;
-        let gone = missing.into_iter().filter(|id| !peers.contains(id) && !sabotage::is("gone_unseen")).collect();
+        let gone = missing.into_iter().filter(|id| !peers.contains(id)).collect();
         Ok(Claimed { batch: (!filling.is_empty()).then(|| filling.seal(true)), gone })
     }
 

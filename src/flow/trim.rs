@@ -4,14 +4,12 @@
 //! drawn, and drawn again at the cut, by one script on the server: a group that was rewound or created in between counts.
 //! What is about to be cut is compared with the ledger first, by [`super::caretaker`].
 
-use std::borrow::Cow;
 use std::time::Duration;
 
 use super::batch::{Batch, Filling, Origin};
 use super::read::push_entries;
 use crate::entry::EntryId;
 use crate::retry::Fault;
-use crate::sabotage;
 use crate::valkey::{Command, Link, unexpected};
 
 /// Ids are compared as texts, by length and then by digits: they are larger than the numbers of the script's language.
@@ -119,20 +117,6 @@ pub async fn raise_last_id(link: &Link, stream: &str, to: EntryId) -> Result<(),
     link.commands().call(Command::new("XSETID").arg(stream).arg(to.to_string())).await.map(|_| ())
 }
 
-/// As it is; or, sabotaged, without a look at what groups hold, or at whether they are there.
-fn as_sabotaged(script: &str) -> Cow<'_, str> {
-    if sabotage::is("trims_blind") {
-        return script
-            .replace("floor = least(floor, group['last-delivered-id'])", "")
-            .replace("if pending[1] > 0", "if false")
-            .into();
-    }
-    if sabotage::is("trims_without_groups") {
-        return script.replace("if not seen[ARGV[i]]", "if false").into();
-    }
-    script.into()
-}
-
 async fn script(
     link: &Link,
     stream: &str,
@@ -140,7 +124,7 @@ async fn script(
     retention: Duration,
     cut_at: String,
 ) -> Result<Line, Fault> {
-    let command = Command::new("EVAL").arg(as_sabotaged(LINE_AND_CUT)).arg(1).arg(stream);
+    let command = Command::new("EVAL").arg(LINE_AND_CUT).arg(1).arg(stream);
     let command = command.arg(retention.as_millis() as i64).arg(cut_at).args(groups.iter().map(String::as_str));
     let reply = link.commands().call(command).await?;
     let text = reply.as_text().ok_or_else(|| unexpected("EVAL"))?;

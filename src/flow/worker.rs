@@ -30,7 +30,7 @@ use crate::postgres::Database;
 use crate::retry::{Fault, Trouble, Verdict};
 use crate::shutdown::Stop;
 use crate::valkey::{self, Link};
-use crate::{failpoint, sabotage};
+use crate::failpoint;
 
 /// What share of a batch may turn out as poison before the table, and not the entries, is taken for the cause.
 const POISON_SHARE: f64 = 0.1;
@@ -330,12 +330,7 @@ impl Settler {
             self.account_for(&held.gone, stop).await?;
         }
         let Some(batch) = held.batch else { return Ok(()) };
-        #[cfg(feature = "sabotage")]
-        if sabotage::is("ack_first") {
-            self.hand_on(Receipt::Settled(held.link.clone(), Settled::unproven(&batch))).await?;
-        }
-        let no_limit = sabotage::is("no_poison_limit").then_some(usize::MAX);
-        let tolerated = no_limit.unwrap_or(POISON_FLOOR).max((batch.len() as f64 * POISON_SHARE) as usize);
+        let tolerated = POISON_FLOOR.max((batch.len() as f64 * POISON_SHARE) as usize);
         let mut work = vec![batch];
         let (mut poison, mut last_chance): (Vec<Batch>, bool) = (Vec::new(), false);
         loop {
@@ -416,16 +411,10 @@ impl Settler {
     async fn settle_unjudgeable(&mut self, link: &Arc<Link>, batch: Batch, stop: &Stop) -> Result<(), Interrupted> {
         let pipeline = self.parts.target.pipeline();
         let ids: Vec<EntryId> = batch.entries().iter().map(|e| e.id).collect();
-        let Ok(mut pending) = reclaim::still_pending(link, &pipeline.stream, &pipeline.group(), &ids).await else {
+        let Ok(pending) = reclaim::still_pending(link, &pipeline.stream, &pipeline.group(), &ids).await else {
             // They stay pending, if they are, and come again.
             return Ok(());
         };
-        if sabotage::is("drops_unjudged") {
-            pending.clear();
-        }
-        if sabotage::is("buries_unjudged") {
-            pending.extend(ids);
-        }
         let indices: Vec<usize> = (0..batch.len()).filter(|&i| pending.contains(&batch.entries()[i].id)).collect();
         let settled = batch.len() - indices.len();
         if settled > 0 {
@@ -566,12 +555,6 @@ impl Acker {
         match ack::ack(link, &pipeline.group(), &pipeline.stream, settled).await {
             Ok(Acked::Removed(_)) => {}
             Ok(Acked::Dropped) => {
-                #[cfg(feature = "sabotage")]
-                if sabotage::is("ack_anywhere")
-                    && let Ok(elsewhere) = Link::open(&self.parts.valkey, "tidegate:elsewhere").await
-                {
-                    let _ = ack::ack(&elsewhere, &pipeline.group(), &pipeline.stream, settled).await;
-                }
                 self.parts.metrics.ack_dropped();
                 info!(consumer = %self.consumer, entries = settled.ids().len(), "the connection changed: acknowledgement dropped");
             }

@@ -21,7 +21,6 @@ use crate::flow::{read, trim};
 use crate::pipeline::Pipeline;
 use crate::postgres::Database;
 use crate::retry::{Fault, Verdict, judge};
-use crate::sabotage;
 use crate::valkey::{Command, Link, Reply, unexpected};
 
 /// Entries compared with the ledger in one step.
@@ -277,10 +276,7 @@ async fn rewind(link: &Link, stream: &str, group: &str, since: EntryId) -> Resul
     let clients = clients.as_text().ok_or_else(|| unexpected("CLIENT LIST"))?;
     let field = |line: &str, name: &str| line.split(' ').find_map(|word| Some(word.strip_prefix(name)?.to_owned()));
     let ours = clients.lines().filter(|line| field(line, "name=").is_some_and(|name| names.contains(&name)));
-    let mut ids: Vec<String> = ours.filter_map(|line| field(line, "id=")).collect();
-    if sabotage::is("replay_keeps_connections") {
-        ids.clear();
-    }
+    let ids: Vec<String> = ours.filter_map(|line| field(line, "id=")).collect();
     let before = since.number().checked_sub(1).map_or(EntryId::MIN, EntryId::from_number);
     link.commands().call(Command::new("MULTI")).await?;
     for id in &ids {
