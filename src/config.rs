@@ -23,8 +23,9 @@ pub use self::address::hide;
 use self::keys::{KEYS, Key, RELATIONS, Setting};
 use self::layers::Given;
 pub use self::layers::Sources;
-use crate::pipeline::{Identifier, Merge, Pipeline, Table};
-use crate::produce::{OP_FIELD, TRACEPARENT_FIELD};
+use crate::client::{OP_FIELD, TRACEPARENT_FIELD};
+use crate::merge::Merge;
+use crate::model::pipeline::{Identifier, Pipeline, Table};
 use crate::{postgres, valkey};
 
 /// The whole configuration. Its `Debug` shows no secret.
@@ -158,16 +159,16 @@ pub enum LogFormat {
 
 impl Valkey {
     /// Where Valkey is; the fault, if nobody said.
-    pub fn address(&self) -> Result<valkey::Address, Faults> {
+    pub fn address(&self) -> Result<valkey::Endpoint, Faults> {
         let url = self.url.clone().ok_or_else(|| Faults(vec![missing_url("valkey")]))?;
-        Ok(valkey::Address { url, connect_timeout: self.connect_timeout, command_timeout: self.command_timeout })
+        Ok(valkey::Endpoint { url, connect_timeout: self.connect_timeout, command_timeout: self.command_timeout })
     }
 }
 
 impl Postgres {
     /// Where PostgreSQL is; the fault, if nobody said.
-    pub fn address(&self) -> Result<postgres::Address, Faults> {
-        Ok(postgres::Address {
+    pub fn address(&self) -> Result<postgres::Endpoint, Faults> {
+        Ok(postgres::Endpoint {
             url: self.url.clone().ok_or_else(|| Faults(vec![missing_url("postgres")]))?,
             connect_timeout: self.connect_timeout,
             statement_timeout: self.statement_timeout,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use super::address;
-use crate::pipeline::{Identifier, Table};
+use crate::model::pipeline::{Identifier, Table};
 
 /// One key.
 #[derive(Debug)]
@@ -151,7 +151,7 @@ pub(super) const KEYS: &[Key] = &[
         "`text` for people, `json` for collectors"),
     key("log.level", Kind::Filter, Is("info"), "filter",
         "a level, or levels by module, such as `info,tidegate::flow=debug`"),
-    key("pipelines.<name>.stream", Kind::Text, Counters(crate::keys::DEFAULT_STREAM), "text",
+    key("pipelines.<name>.stream", Kind::Text, Counters(crate::model::names::DEFAULT_STREAM), "text",
         "the stream to read"),
     key("pipelines.<name>.table", Kind::Table, Counters("public.counters"), "name",
         "the table to write, as `schema.table`; a table alone is in `public`"),
