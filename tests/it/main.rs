@@ -7,6 +7,7 @@ mod entries;
 mod failover;
 mod harness;
 mod outage;
+mod permissions;
 mod producing;
 mod proxy;
 mod replay;
