@@ -13,5 +13,6 @@ mod proxy;
 mod replay;
 mod repository;
 mod security;
+mod tables;
 mod trimming;
 mod verbs;
