@@ -82,6 +82,6 @@ mod tests {
         };
         let sql = statement(&pipeline, &KeyOrder::Bytes);
         assert!(sql.contains(r#"insert into "Select"."Table" as t ("Key", "Value")"#), "{sql}");
-        assert!(sql.contains(r#"set "Value" = coalesce(t."Value", 0) + excluded."Value")"#), "{sql}");
+        assert!(sql.contains(r#"set "Value" = coalesce(t."Value", 0) + excluded."Value""#), "{sql}");
     }
 }
