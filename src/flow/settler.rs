@@ -54,7 +54,7 @@ impl Settler {
         receiver: mpsc::Receiver<Held>,
         receipts: mpsc::Sender<Receipt>,
     ) -> Settler {
-        let (incident, search, handoffs) = (Incident::default(), Search::default(), HashMap::new());
+        let (incident, search, handoffs) = (setup.flushing.incident(), Search::default(), HashMap::new());
         Settler { setup, consumer, shared, receiver, receipts, incident, search, handoffs, next_handoff: 0 }
     }
 
@@ -148,7 +148,7 @@ impl Settler {
             Verdict::Split => {
                 // Searching for poison is work, no incident.
                 if first {
-                    self.incident = Incident::default();
+                    self.incident.forget();
                 }
                 debug!(consumer = %self.consumer, %fault, advice, entries, "the table refused a piece");
                 let pipeline = self.setup.lane.pipeline().clone();

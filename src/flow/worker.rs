@@ -26,7 +26,7 @@ use super::reclaim::Reclaimer;
 use super::settler::Settler;
 use super::taker::Taker;
 use crate::postgres::Database;
-use crate::retry::Incident;
+use crate::retry::Incidents;
 use crate::telemetry::contract::Metrics;
 use crate::valkey;
 
@@ -56,6 +56,10 @@ pub struct WorkerSetup {
     pub max_deliveries: u64,
     /// What the pipeline's table has refused lately; all workers of the pipeline share it.
     pub refusals: Arc<Mutex<Refusals>>,
+    /// The faults that the pipeline's settlers met, told once for all.
+    pub flushing: Incidents,
+    /// The faults that the pipeline's takers met, told once for all.
+    pub reading: Incidents,
     /// Where it counts.
     pub metrics: Arc<Metrics>,
     /// Rung when the group had to be created: somebody should look for what is lost.
@@ -83,7 +87,7 @@ pub fn assemble(setup: WorkerSetup, consumer: Arc<str>) -> (Taker, Settler, Acke
         shared: shared.clone(),
         sender: Some(sender),
         sent: 0,
-        incident: Incident::default(),
+        incident: setup.reading.incident(),
     };
     let acker = Acker { setup: setup.clone(), consumer: consumer.clone(), shared: shared.clone(), settled };
     let settler = Settler::new(setup, consumer, shared, receiver, receipts);

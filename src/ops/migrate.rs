@@ -10,7 +10,7 @@ use crate::lanes;
 use crate::model::names;
 use crate::postgres::schema::{self, Error};
 use crate::postgres::{Database, Endpoint};
-use crate::retry::Fault;
+use crate::retry::{judge, kind};
 
 /// What can be said on the command line.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -66,8 +66,12 @@ pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::
             Ok(Exit::Ok)
         }
         Err(error) => {
-            writeln!(std::io::stderr(), "tidegate migrate: {error}")?;
-            Ok(if matches!(error, Error::Fault(Fault::PostgresLost(_))) { Exit::Unavailable } else { Exit::Error })
+            let Error::Fault(fault) = &error else {
+                writeln!(std::io::stderr(), "tidegate migrate: {error}")?;
+                return Ok(Exit::Error);
+            };
+            writeln!(std::io::stderr(), "tidegate migrate: {error}: {}", judge(fault, 1).advice)?;
+            Ok(kind(fault).into())
         }
     }
 }

@@ -10,6 +10,8 @@ pub mod run;
 pub mod sandbox;
 pub mod stage;
 
+use crate::retry::FaultKind;
+
 /// How a process ends, for scripts and supervisors. The numbers are those of `sysexits.h` where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -36,6 +38,18 @@ pub enum Exit {
     Config = 78,
     /// Ended by Ctrl-C.
     Interrupted = 130,
+}
+
+impl From<FaultKind> for Exit {
+    fn from(kind: FaultKind) -> Exit {
+        match kind {
+            FaultKind::Unavailable => Exit::Unavailable,
+            FaultKind::Passing => Exit::Retry,
+            FaultKind::NoPermission => Exit::NoPermission,
+            FaultKind::Config => Exit::Config,
+            FaultKind::Other => Exit::Error,
+        }
+    }
 }
 
 impl From<Exit> for std::process::ExitCode {

@@ -25,7 +25,7 @@ use crate::client::{Added, NotAdded, Producer};
 use crate::merge::sum::parse_amount;
 use crate::model::entry::Malformed;
 use crate::model::pipeline::Pipeline;
-use crate::retry::{Fault, Verdict, judge};
+use crate::retry::{Fault, judge, kind};
 use crate::valkey::Endpoint;
 
 /// A line beyond this is skipped, and never held in memory as a whole.
@@ -82,9 +82,8 @@ pub async fn run(args: Args, address: Endpoint, pipeline: Pipeline) -> Exit {
     let producer = match Producer::connect(&address, &pipeline).await {
         Ok(producer) => producer,
         Err(fault) => {
-            eprintln!("tidegate produce: {fault}; nothing was sent");
-            let passes = judge(&fault, u32::MAX).verdict == Verdict::Retry;
-            return if passes { Exit::Retry } else { Exit::Config };
+            eprintln!("tidegate produce: {fault}: {}; nothing was sent", judge(&fault, 1).advice);
+            return kind(&fault).into();
         }
     };
     let progress = Progress::new(!args.quiet && io::stderr().is_terminal(), &sources);

@@ -4,7 +4,8 @@ use std::io::Write;
 
 use super::Exit;
 use crate::config::{Config, Faults};
-use crate::retry::{Verdict, judge};
+use crate::postgres::schema;
+use crate::retry::kind;
 use crate::service::{self, Ending, Options, Refusal};
 
 /// What can be said on the command line.
@@ -37,8 +38,7 @@ pub async fn run(args: Args, config: Config, reload: impl Fn() -> Result<Config,
                 | Refusal::Unregistered(_)
                 | Refusal::Config(_)
                 | Refusal::Evicting(_) => Exit::Config,
-                Refusal::Fault(fault, _) if judge(&fault, 1).verdict == Verdict::Halt => Exit::NoPermission,
-                Refusal::Fault(..) => Exit::Unavailable,
+                Refusal::Fault(fault, _) | Refusal::Migration(schema::Error::Fault(fault)) => kind(&fault).into(),
                 Refusal::Migration(_) | Refusal::Io(_) => Exit::Error,
             })
         }

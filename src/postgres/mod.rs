@@ -50,7 +50,9 @@ impl Endpoint {
         // The error of the URL may quote it, password and all: it is not passed on.
         Ok(PgConnectOptions::from_str(self.url.expose_secret())
             .map_err(|_| {
-                Fault::PostgresLost("postgres.url cannot be read: write postgres://user:password@host:port/db".into())
+                Fault::PostgresProtocol(
+                    "postgres.url cannot be read: write postgres://user:password@host:port/db".into(),
+                )
             })?
             .application_name("tidegate")
             .options([
@@ -125,7 +127,7 @@ impl Database {
         };
         match &outcome {
             // The others were to the same server: if it is gone, so are they.
-            Err(Fault::PostgresLost(_)) => self.idle().clear(),
+            Err(Fault::PostgresLost(_) | Fault::PostgresProtocol(_)) => self.idle().clear(),
             Err(fault) if !is_intact_after(fault) => {}
             _ => self.idle().push(connection),
         }
@@ -167,6 +169,11 @@ pub fn fault(error: sqlx::Error) -> Fault {
             }
         }
         sqlx::Error::Io(error) => Fault::PostgresLost(error.to_string()),
+        sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::Configuration(_)
+        | sqlx::Error::Decode(_)
+        | sqlx::Error::ColumnDecode { .. } => Fault::PostgresProtocol(error.to_string()),
         other => Fault::PostgresLost(other.to_string()),
     }
 }

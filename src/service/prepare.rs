@@ -21,7 +21,7 @@ use crate::lanes::{self, Identity, Record, Unregistered};
 use crate::model::names;
 use crate::model::pipeline::Shard;
 use crate::postgres::{Database, schema};
-use crate::retry::{Fault, Incident, Verdict};
+use crate::retry::{Fault, Incident, Incidents, Verdict};
 use crate::target::{self, Unfit};
 use crate::telemetry::contract::Metrics;
 use crate::valkey::{self, Link};
@@ -94,6 +94,8 @@ pub(super) struct Flow {
     pub(super) lane: Lane,
     pub(super) metrics: Arc<Metrics>,
     pub(super) refusals: Arc<Mutex<Refusals>>,
+    pub(super) flushing: Incidents,
+    pub(super) reading: Incidents,
 }
 
 /// Makes sure that the database is what the daemon needs; waits for one that is out of reach.
@@ -152,6 +154,8 @@ pub(super) async fn try_prepare(
                 lane: Lane::new(pipeline.clone(), &order, id, identity),
                 metrics: Arc::default(),
                 refusals: Arc::default(),
+                flushing: Incidents::default(),
+                reading: Incidents::default(),
             });
         }
     }
@@ -181,6 +185,8 @@ pub(super) fn worker_setup(config: &Config, places: &Places, flow: &Flow, regrou
         sweep_every: config.reclaim.sweep_every,
         max_deliveries: config.reclaim.max_deliveries,
         refusals: flow.refusals.clone(),
+        flushing: flow.flushing.clone(),
+        reading: flow.reading.clone(),
         metrics: flow.metrics.clone(),
         regrouped,
     }

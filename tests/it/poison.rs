@@ -145,3 +145,33 @@ async fn a_long_table_lock_and_many_restarts_bury_nobody() {
     lab.settle_everything().await;
     assert_eq!((lab.value("healthy").await, lab.number(DEAD).await), (Some(1), 0));
 }
+
+/// The figures of the issue: not run with the others, because it takes a minute a rate.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "takes three minutes: cargo test --test it -- --ignored a_minute_of_refusals"]
+async fn a_minute_of_refusals_buries_at_most_ten_and_rolls_back_less_than_twice_a_second() {
+    for every in [1_000, 100, 1] {
+        let lab = Lab::new().await;
+        lab.execute("alter table public.counters add constraint never check (value < 0)").await;
+        let mut command = lab.program(&["run"]);
+        // Compaction ends its looks with a rollback, which is not what is counted here.
+        command.env("TIDEGATE__RUN__WORKERS", "2").env("TIDEGATE__COMPACT__EVERY", "1h");
+        let (mut client, mut daemon) = (lab.client().await, Daemon::start(command));
+        daemon.wait_for("running").await;
+        let figure = "select xact_rollback from pg_stat_database where datname = current_database()";
+        let (started, mut added) = (Instant::now(), 0);
+        let mut tick = tokio::time::interval(Duration::from_millis(every));
+        while started.elapsed() < Duration::from_secs(60) {
+            tick.tick().await;
+            client.add(&format!("k{added}"), 1).await;
+            added += 1;
+        }
+        let (rollbacks, buried) = (lab.number(figure).await, lab.number(DEAD).await);
+        println!("every {every} ms: {added} added, {buried} buried, {rollbacks} rollbacks");
+        assert!(buried <= 10, "{buried} buried");
+        assert!(rollbacks < 120, "{rollbacks} rollbacks in a minute");
+        lab.execute("alter table public.counters drop constraint never").await;
+        let landed = "select coalesce(sum(value), 0)::bigint from public.counters";
+        eventually("the rest", added - buried, async || lab.number(landed).await).await;
+    }
+}

@@ -347,11 +347,11 @@ async fn a_connection_cut_under_the_verb_ends_it_and_doubles_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_out_of_reach_is_temporary_and_a_missing_file_is_no_input() {
+async fn a_server_out_of_reach_ends_with_69_and_a_missing_file_with_66() {
     let server = Valkey::start(&[]).await.expect("Valkey starts");
     let url = &server.url();
     let corner = Corner::new(url).await;
-    assert_eq!(corner.produce("valkey://127.0.0.1:1", b"a\n").await, Exit::Retry);
+    assert_eq!(corner.produce("valkey://127.0.0.1:1", b"a\n").await, Exit::Unavailable);
     let args = ops::produce::Args { files: vec!["no/such/file".into()], ..Default::default() };
     assert_eq!(ops::produce::run(args, address(url), corner.pipeline.clone()).await, Exit::NoInput);
 }

@@ -1,0 +1,56 @@
+//! Fault: what went wrong with a server, in the words of the one who said it.
+//!
+//! Takes what a server answered, or that it did not; gives a value that names no client library. It cannot fail.
+
+use std::fmt;
+
+/// What went wrong, in the words of the one who said it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// Valkey answered with an error.
+    Valkey {
+        /// The reply's first word, such as `NOGROUP`.
+        code: String,
+        /// The whole reply.
+        message: String,
+    },
+    /// Valkey did not answer in time, or closed the connection.
+    ValkeyLost(String),
+    /// What answered cannot be understood or trusted: a certificate, TLS to a plain port, another protocol.
+    ValkeyProtocol(String),
+    /// PostgreSQL answered with an error.
+    Postgres {
+        /// Its five-character code.
+        sqlstate: String,
+        /// Its primary message. The detail, which may quote rows, is left with the server.
+        message: String,
+        /// The schema it names, if it names one.
+        schema: Option<String>,
+        /// The constraint it names, if it names one.
+        constraint: Option<String>,
+    },
+    /// PostgreSQL did not answer in time or closed the connection: what was sent may or may not have happened.
+    PostgresLost(String),
+    /// What answered cannot be understood or trusted: a certificate, a server without TLS, another protocol. What was sent may or may
+    /// not have happened.
+    PostgresProtocol(String),
+    /// A batch cannot be summed: the total of one key leaves the range of `bigint`.
+    SumOverflow,
+    /// A flush met rows of concurrent flushes again and again.
+    StillRefused,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Fault::Valkey { message, .. } => write!(f, "Valkey: {message}"),
+            Fault::ValkeyLost(why) | Fault::ValkeyProtocol(why) => write!(f, "Valkey: {why}"),
+            Fault::Postgres { sqlstate, message, .. } => write!(f, "PostgreSQL: {message} ({sqlstate})"),
+            Fault::PostgresLost(why) | Fault::PostgresProtocol(why) => write!(f, "PostgreSQL: {why}"),
+            Fault::SumOverflow => f.write_str("the deltas of one key add up to more than a bigint holds"),
+            Fault::StillRefused => f.write_str("the ledger refused the batch again and again"),
+        }
+    }
+}
+
+impl std::error::Error for Fault {}

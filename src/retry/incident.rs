@@ -1,0 +1,208 @@
+//! Incident: a fault that lasts, from its first occurrence until it is overcome.
+//!
+//! Takes faults as they are met; gives when to try again, and whether the operator is told: once a pipeline and side, however
+//! many workers meet the same, and then now and then. It cannot fail. Time is an argument.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::fault::Fault;
+use super::table::{Judgement, Verdict, judge};
+
+/// The longest wait after a first failure.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+/// The longest wait after any failure: how late a worker notices, at worst, that a server is back.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// How often an operator is reminded of a fault that lasts.
+const REMIND_AFTER: Duration = Duration::from_secs(30);
+
+/// The waits between attempts: doubled from 50 ms to 5 s. Each is between half of that and all of it, at random, so that a fleet does
+/// not knock in step.
+#[derive(Debug, Clone)]
+pub struct Backoff {
+    longest: Duration,
+}
+
+/// The waits between attempts.
+pub fn backoff() -> Backoff {
+    Backoff { longest: BACKOFF_MIN }
+}
+
+impl Iterator for Backoff {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        let longest = self.longest;
+        self.longest = (longest * 2).min(BACKOFF_MAX);
+        Some(longest.mul_f64(rand::random_range(0.5..=1.0)))
+    }
+}
+
+/// The faults of one side of a pipeline, told once for all its workers. Its clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct Incidents(Arc<Mutex<Told>>);
+
+/// What has been told, since the first worker met a fault.
+#[derive(Debug, Default)]
+struct Told {
+    /// How many workers have met a fault and not overcome it.
+    failing: usize,
+    attempts: u32,
+    since: Option<Instant>,
+    /// When each verdict was told last.
+    said: Vec<(Verdict, Instant)>,
+}
+
+impl Incidents {
+    /// What one worker meets: it counts its own attempts and has its own waits.
+    pub fn incident(&self) -> Incident {
+        Incident { attempts: 0, waits: backoff(), all: self.clone() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Told> {
+        // Whoever held it did nothing but count.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A fault that lasts, as one worker meets it.
+#[derive(Debug)]
+pub struct Incident {
+    attempts: u32,
+    waits: Backoff,
+    all: Incidents,
+}
+
+/// What to do about a fault that was just met.
+#[derive(Debug, Clone, Copy)]
+pub struct Response {
+    /// What to do, and what to tell.
+    pub judgement: Judgement,
+    /// How long to wait before trying again.
+    pub wait: Duration,
+    /// Whether the operator is told: at first, when the verdict changes, and every now and then.
+    pub tell: bool,
+    /// How often in a row this worker met it.
+    pub attempts: u32,
+    /// How long ago the first worker met it.
+    pub lasted: Duration,
+}
+
+impl Default for Incident {
+    fn default() -> Incident {
+        Incidents::default().incident()
+    }
+}
+
+impl Incident {
+    /// A fault was met.
+    pub fn met(&mut self, fault: &Fault, now: Instant) -> Response {
+        let mut told = self.all.lock();
+        if self.attempts == 0 {
+            told.failing += 1;
+        }
+        self.attempts += 1;
+        told.attempts += 1;
+        let since = *told.since.get_or_insert(now);
+        let judgement = judge(fault, self.attempts);
+        let last = told.said.iter().position(|(verdict, _)| *verdict == judgement.verdict);
+        let tell = last.is_none_or(|last| now.saturating_duration_since(told.said[last].1) >= REMIND_AFTER);
+        if tell {
+            match last {
+                Some(last) => told.said[last].1 = now,
+                None => told.said.push((judgement.verdict, now)),
+            }
+        }
+        let wait = self.waits.next().unwrap_or(BACKOFF_MAX);
+        Response { judgement, wait, tell, attempts: self.attempts, lasted: now.saturating_duration_since(since) }
+    }
+
+    /// Whether this worker met a fault and has not overcome it.
+    pub fn lasts(&self) -> bool {
+        self.attempts > 0
+    }
+
+    /// It works again for this worker. Where it was the last one: how often all had failed and for how long, if that was told.
+    pub fn over(&mut self, now: Instant) -> Option<(u32, Duration)> {
+        if self.attempts == 0 {
+            return None;
+        }
+        let Told { attempts, since, said, .. } = self.leave()?;
+        let lasted = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        (!said.is_empty()).then_some((attempts, lasted))
+    }
+
+    /// What was met was no incident, such as the search for poison: it is forgotten without a word.
+    pub fn forget(&mut self) {
+        self.leave();
+    }
+
+    /// This worker fails no longer. Gives what was told, where it was the last one.
+    fn leave(&mut self) -> Option<Told> {
+        let mut told = self.all.lock();
+        if self.attempts > 0 {
+            told.failing -= 1;
+        }
+        (self.attempts, self.waits) = (0, backoff());
+        (told.failing == 0).then(|| std::mem::take(&mut *told))
+    }
+}
+
+impl Drop for Incident {
+    /// A worker that ends while it fails is not waited for by its peers.
+    fn drop(&mut self) {
+        self.leave();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn postgres(code: &str) -> Fault {
+        Fault::Postgres { sqlstate: code.into(), message: String::new(), schema: None, constraint: None }
+    }
+
+    #[test]
+    fn a_fault_that_lasts_is_told_once_and_then_now_and_then() {
+        let (mut incident, start) = (Incident::default(), Instant::now());
+        let lost = Fault::PostgresLost("reset".into());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        assert!(incident.met(&lost, start).tell);
+        assert!(!incident.met(&lost, after(1)).tell);
+        assert!(incident.met(&postgres("42P01"), after(2)).tell, "another verdict is news");
+        assert!(!incident.met(&lost, after(3)).tell, "and no news when it comes by turns");
+        let reminder = incident.met(&postgres("42P01"), after(2) + REMIND_AFTER);
+        assert_eq!((reminder.tell, reminder.lasted), (true, Duration::from_secs(2) + REMIND_AFTER));
+        assert_eq!(incident.over(after(60)), Some((5, Duration::from_secs(60))));
+        assert_eq!(incident.over(start), None);
+    }
+
+    #[test]
+    fn workers_of_one_pipeline_speak_once_and_each_counts_for_itself() {
+        let (incidents, start) = (Incidents::default(), Instant::now());
+        let lost = Fault::PostgresLost("reset".into());
+        let mut workers: Vec<Incident> = (0..8).map(|_| incidents.incident()).collect();
+        let responses: Vec<Response> = workers.iter_mut().map(|worker| worker.met(&lost, start)).collect();
+        assert_eq!(responses.iter().filter(|response| response.tell).count(), 1);
+        assert!(responses.iter().all(|response| response.attempts == 1 && response.wait <= BACKOFF_MIN));
+        let reminders =
+            workers.iter_mut().filter_map(|worker| worker.met(&lost, start + REMIND_AFTER).tell.then_some(()));
+        assert_eq!(reminders.count(), 1);
+        // A worker that ends while it fails does not keep the incident open.
+        drop(workers.pop());
+        let over: Vec<_> = workers.iter_mut().map(|worker| worker.over(start + 2 * REMIND_AFTER)).collect();
+        assert!(over[..6].iter().all(Option::is_none));
+        assert_eq!(over[6], Some((16, 2 * REMIND_AFTER)));
+        assert!(workers[0].met(&lost, start + 2 * REMIND_AFTER).tell, "the next one is a new one");
+    }
+
+    #[test]
+    fn waits_grow_and_none_is_longer_than_the_longest() {
+        for _ in 0..100 {
+            let waits: Vec<_> = backoff().take(20).collect();
+            assert!(waits.iter().all(|wait| *wait >= BACKOFF_MIN / 2 && *wait <= BACKOFF_MAX), "{waits:?}");
+            assert!(waits[19] >= BACKOFF_MAX / 2);
+        }
+    }
+}
