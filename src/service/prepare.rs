@@ -3,7 +3,7 @@
 //! Takes the configuration; gives the flows that can be started, each with its lane in the ledger. Fails with a [`Refusal`] that
 //! says what to do; waits for a PostgreSQL that is out of reach.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -12,6 +12,7 @@ use tracing::{info, warn};
 
 use crate::care::caretaker::CaretakerSetup;
 use crate::config::{Config, Faults};
+use crate::flow::bisect::Refusals;
 use crate::flow::flush::Lane;
 use crate::flow::read::{self, Limits};
 use crate::flow::reclaim;
@@ -92,6 +93,7 @@ impl Places {
 pub(super) struct Flow {
     pub(super) lane: Lane,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) refusals: Arc<Mutex<Refusals>>,
 }
 
 /// Makes sure that the database is what the daemon needs; waits for one that is out of reach.
@@ -146,7 +148,11 @@ pub(super) async fn try_prepare(
             let others_alive = others_are_alive(places, &shard, config.reclaim.dead_after).await;
             let register = async |c: &mut _| lanes::register(c, &identity, others_alive, record).await;
             let id = database.run(register).await.map_err(refused)??;
-            flows.push(Flow { lane: Lane::new(pipeline.clone(), &order, id, identity), metrics: Arc::default() });
+            flows.push(Flow {
+                lane: Lane::new(pipeline.clone(), &order, id, identity),
+                metrics: Arc::default(),
+                refusals: Arc::default(),
+            });
         }
     }
     Ok(flows)
@@ -174,6 +180,7 @@ pub(super) fn worker_setup(config: &Config, places: &Places, flow: &Flow, regrou
         dead_after: config.reclaim.dead_after,
         sweep_every: config.reclaim.sweep_every,
         max_deliveries: config.reclaim.max_deliveries,
+        refusals: flow.refusals.clone(),
         metrics: flow.metrics.clone(),
         regrouped,
     }
