@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
-use crate::config::{Config, Faults};
+use crate::config::{Config, Problems};
 use crate::failpoint;
 use crate::flow::caretaker::{self, Caretaker};
 use crate::flow::flush::{self, Target, Unfit};
@@ -69,7 +69,7 @@ pub enum Refusal {
     Evicting(String),
     /// A server's place is not configured.
     #[error("{0}")]
-    Config(#[from] Faults),
+    Config(#[from] Problems),
     /// A server refuses.
     #[error("{0}: {1}")]
     Fault(Fault, &'static str),
@@ -93,7 +93,7 @@ pub enum Ending {
 pub async fn run(
     config: Config,
     options: Options,
-    reload: impl Fn() -> Result<Config, Faults>,
+    reload: impl Fn() -> Result<Config, Problems>,
 ) -> Result<Ending, Refusal> {
     raise_file_limit();
     let (mut signals, mut hangups) = (Signals::listen()?, Hangups::listen()?);
@@ -211,7 +211,7 @@ impl Running {
     }
 
     /// What to go on with; nothing if that is not fit to be gone on with.
-    async fn next(&self, reload: impl Fn() -> Result<Config, Faults>, options: Options) -> Option<Prepared> {
+    async fn next(&self, reload: impl Fn() -> Result<Config, Problems>, options: Options) -> Option<Prepared> {
         let prepared = async {
             let config = reload()?;
             let places = Places::named_in(&config)?;
@@ -258,7 +258,7 @@ struct Places {
 }
 
 impl Places {
-    fn named_in(config: &Config) -> Result<Places, Faults> {
+    fn named_in(config: &Config) -> Result<Places, Problems> {
         let database = Database::new(config.postgres.address()?, config.postgres.connections);
         Ok(Places { valkey: config.valkey.address()?, database })
     }

@@ -82,7 +82,7 @@ pub(super) fn check_postgres(text: &str) -> Result<(), String> {
 }
 
 /// The url with every secret starred, the host left to see.
-pub fn hide(text: &str) -> String {
+pub(super) fn hide(text: &str) -> String {
     let Ok(mut url) = Url::parse(text) else { return "***".into() };
     if url.cannot_be_a_base() {
         return "***".into();
