@@ -4,11 +4,12 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use tidegate::entry::{EntryId, Generation, digest};
 use tidegate::flow::batch::{Batch, Filling, Origin};
 use tidegate::flow::ledger::NewRows;
+use tidegate::model::entry::{EntryId, Generation, digest};
+use tidegate::model::pipeline::Pipeline;
+use tidegate::model::row;
 use tidegate::ops::bench::load::Load;
-use tidegate::pipeline::Pipeline;
 use tidegate::valkey::Command;
 use tidegate::valkey::resp::{Piece, Scan};
 
@@ -48,7 +49,7 @@ fn fill(replies: &[Vec<u8>]) -> Batch {
     let mut filling = Filling::new(Origin { generation: Arc::new(generation), consumer: "c".into() }, 1 << 20);
     for reply in replies {
         scan(reply, |id, strings| filling.push(id, strings));
-        filling.close_span();
+        filling.close_run();
     }
     filling.seal(false)
 }
@@ -73,10 +74,12 @@ fn steps(criterion: &mut Criterion) {
             b.iter(|| batch.entries().iter().map(|entry| digest(batch.canonical(entry).0)).fold(0, u64::wrapping_add));
         });
         group.bench_function("decode", |b| {
-            b.iter(|| batch.entries().iter().filter_map(|entry| batch.canonical(entry).decode(&pipeline).ok()).count());
+            b.iter(|| {
+                batch.entries().iter().filter_map(|entry| row::decode(batch.canonical(entry), &pipeline).ok()).count()
+            });
         });
         group.bench_function("coalesce", |b| b.iter(|| batch.coalesce(&pipeline, 0..batch.len())));
-        group.bench_function("ledger rows to bind", |b| b.iter(|| NewRows::of(&batch, batch.spans())));
+        group.bench_function("ledger rows to bind", |b| b.iter(|| NewRows::of(&batch, batch.runs())));
         group.bench_function("split in halves", |b| {
             b.iter_batched(|| batch.clone(), |batch| drop(black_box(batch.halve())), BatchSize::LargeInput);
         });

@@ -52,24 +52,23 @@
 //! writing side, for Rust producers; [`ops`] is what an operator types. [`valkey`] and [`postgres`] are the two doors to the
 //! outside: no other module names their client libraries, but for the steps that write SQL.
 
-pub mod entry;
-pub mod pipeline;
+pub mod merge;
+pub mod model;
 
 pub mod flow;
+pub mod lanes;
 pub mod retry;
+pub mod target;
 
-pub mod produce;
-
+pub mod care;
+pub mod client;
 pub mod service;
 pub mod shutdown;
 
 pub mod config;
-pub mod keys;
-pub mod metrics;
 pub mod telemetry;
 
 pub mod postgres;
-pub mod schema;
 pub mod valkey;
 
 pub mod ops;

@@ -125,7 +125,7 @@ async fn produce(args: produce::Args, config: &Config) -> std::io::Result<Exit> 
 fn configured(file: Option<PathBuf>, flags: Vec<(String, String)>, needs: Needs) -> Result<Config, Exit> {
     match load(&Sources::from_process(file, flags), needs) {
         Ok(loaded) => {
-            telemetry::start(&loaded.config.log);
+            telemetry::log::start(&loaded.config.log);
             Ok(loaded.config)
         }
         Err(problems) => {

@@ -17,9 +17,9 @@ use clap::Parser;
 use contestants::{ALL, Contestant, Took};
 use sqlx::{Connection, PgConnection};
 use tidegate::config::{Needs, Sources, load};
+use tidegate::model::pipeline::Pipeline;
 use tidegate::ops::sandbox::{Postgres, Valkey};
-use tidegate::pipeline::Pipeline;
-use tidegate::schema;
+use tidegate::postgres::schema;
 use workload::Workload;
 
 /// Where the hand-written workers are.

@@ -3,8 +3,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tidegate::entry::{Canonical, EntryId, write_canonical};
-use tidegate::pipeline::Pipeline;
+use tidegate::model::entry::{Canonical, EntryId, write_canonical};
+use tidegate::model::pipeline::Pipeline;
+use tidegate::model::row;
 
 fuzz_target!(|input: (u64, u64, Vec<&[u8]>, &[u8])| {
     let (ms, seq, strings, anything) = input;
@@ -12,6 +13,6 @@ fuzz_target!(|input: (u64, u64, Vec<&[u8]>, &[u8])| {
     write_canonical(&mut bytes, EntryId { ms, seq }, strings.iter().copied());
     assert!(Canonical(&bytes).strings().eq(strings.iter().copied()));
     for bytes in [&bytes, anything] {
-        let _ = Canonical(bytes).decode(&Pipeline::counters());
+        let _ = row::decode(Canonical(bytes), &Pipeline::counters());
     }
 });

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use tidegate::entry::EntryId;
+use tidegate::model::entry::EntryId;
 use tidegate::valkey::resp::{Piece, Scan};
 
 /// What a scan finds: entries, the end of the reply or a refusal, and how much of the bytes it took; or that they are broken.

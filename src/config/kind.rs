@@ -12,7 +12,7 @@ use super::guess::nearest;
 use super::setting::Setting;
 use super::units::{is_number, parse_bytes, parse_duration, parse_whole, show_bytes, show_duration};
 use super::url;
-use crate::pipeline::{Identifier, Table};
+use crate::model::pipeline::{Identifier, Table};
 
 /// What a key accepts. A further kind is a variant here, and a [`Setting`] if no variant of that fits.
 #[derive(Debug)]

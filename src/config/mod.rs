@@ -37,7 +37,7 @@ pub use self::problem::{ProblemKind, Problems};
 pub use self::sections::*;
 pub use self::servers::Needs;
 use self::settings::Settings;
-use crate::pipeline::Pipeline;
+use crate::model::pipeline::Pipeline;
 
 /// The whole configuration. Its `Debug` shows no secret.
 #[derive(Debug, Clone)]

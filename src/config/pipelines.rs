@@ -10,8 +10,8 @@ use super::key::Section;
 use super::problem::Problem;
 use super::sections::PipelineSection;
 use super::settings::{Effective, Settings};
-use crate::pipeline::Pipeline;
-use crate::produce::{OP_FIELD, TRACEPARENT_FIELD};
+use crate::client::{OP_FIELD, TRACEPARENT_FIELD};
+use crate::model::pipeline::Pipeline;
 
 /// The pipelines, each with the place that first named it.
 pub(super) type Named = BTreeMap<String, String>;

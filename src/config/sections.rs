@@ -13,7 +13,8 @@ use super::kind::Kind::*;
 use super::setting::choice;
 use super::settings::Settings;
 use crate::flow::reclaim::ALONE_AFTER;
-use crate::pipeline::{Identifier, Merge, Table};
+use crate::merge::Merge;
+use crate::model::pipeline::{Identifier, Table};
 
 const fn ms(count: u64) -> Duration {
     Duration::from_millis(count)

@@ -32,16 +32,16 @@ impl Needs {
 
 impl ValkeySection {
     /// Where Valkey is. Fails if the url is not set.
-    pub fn address(&self) -> Result<valkey::Address, Problems> {
+    pub fn address(&self) -> Result<valkey::Endpoint, Problems> {
         let url = self.url.clone().ok_or_else(|| Problems(vec![missing("valkey")]))?;
-        Ok(valkey::Address { url, connect_timeout: self.connect_timeout, command_timeout: self.command_timeout })
+        Ok(valkey::Endpoint { url, connect_timeout: self.connect_timeout, command_timeout: self.command_timeout })
     }
 }
 
 impl PostgresSection {
     /// Where PostgreSQL is. Fails if the url is not set.
-    pub fn address(&self) -> Result<postgres::Address, Problems> {
-        Ok(postgres::Address {
+    pub fn address(&self) -> Result<postgres::Endpoint, Problems> {
+        Ok(postgres::Endpoint {
             url: self.url.clone().ok_or_else(|| Problems(vec![missing("postgres")]))?,
             connect_timeout: self.connect_timeout,
             statement_timeout: self.statement_timeout,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use super::units::show_duration;
-use crate::pipeline::{Identifier, Table};
+use crate::model::pipeline::{Identifier, Table};
 
 /// A value that its kind has accepted.
 #[derive(Clone, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use super::kind::Kind;
 use super::sections::{KEYS, RELATIONS};
 use super::*;
-use crate::pipeline::Table;
+use crate::model::pipeline::Table;
 
 /// Sources with this file, environment and flags; the directory holds the file for as long as it is needed.
 struct Case {

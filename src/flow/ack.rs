@@ -6,10 +6,10 @@
 
 use futures_util::future::try_join_all;
 
+use crate::failpoint;
 use crate::flow::flush::Settled;
 use crate::retry::Fault;
 use crate::valkey::{Command, Link, unexpected};
-use crate::failpoint;
 
 /// Ids in one XACK: keeps the server's other clients waiting for a few milliseconds at most.
 const CHUNK: usize = 10_000;

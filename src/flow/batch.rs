@@ -1,6 +1,6 @@
 //! A batch: what one transaction flushes. Pure.
 //!
-//! Takes entries in runs as they are read; gives them sorted by id and distinct by (id, digest), cut in spans that are
+//! Takes entries in runs as they are read; gives them sorted by id and distinct by (id, digest), cut in runs that are
 //! proven contiguous, and coalesced to one delta a key, sorted by key. It fails only where the sum of one key's deltas
 //! leaves the range of `bigint`.
 
@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::entry::{self, Canonical, EntryId, Generation, Malformed};
-use crate::pipeline::{Merge, Pipeline};
+use crate::model::entry::{self, Canonical, EntryId, Generation, Malformed};
+use crate::model::pipeline::Pipeline;
+use crate::model::row;
 use crate::retry::Fault;
 
 /// Where a batch was read: by whom, and in which life of which server.
@@ -31,7 +32,7 @@ pub struct Batch {
     bytes: Bytes,
     entries: Vec<Entry>,
     /// Index ranges over `entries`, ascending: in each, no id of the stream lies between two neighbours.
-    spans: Vec<Range<usize>>,
+    runs: Vec<Range<usize>>,
     careful: bool,
 }
 
@@ -78,9 +79,9 @@ impl Batch {
         self.entries.is_empty()
     }
 
-    /// The spans proven contiguous: index ranges over the entries.
-    pub fn spans(&self) -> &[Range<usize>] {
-        &self.spans
+    /// The runs proven contiguous: index ranges over the entries.
+    pub fn runs(&self) -> &[Range<usize>] {
+        &self.runs
     }
 
     /// Whether some of its entries may have been flushed already, so that the ledger must be asked first.
@@ -98,7 +99,7 @@ impl Batch {
         Canonical(&self.bytes[entry.bytes.clone()])
     }
 
-    /// Two halves, each with its own contiguous spans. None if there is nothing to halve.
+    /// Two halves, each with its own contiguous runs. None if there is nothing to halve.
     pub fn halve(mut self) -> Result<(Batch, Batch), Batch> {
         if self.len() < 2 {
             return Err(self);
@@ -108,32 +109,32 @@ impl Batch {
             origin: self.origin.clone(),
             bytes: self.bytes.clone(),
             entries: self.entries.split_off(middle),
-            spans: self.spans.iter().filter_map(|s| shifted(s.start.max(middle)..s.end, middle)).collect(),
+            runs: self.runs.iter().filter_map(|s| shifted(s.start.max(middle)..s.end, middle)).collect(),
             careful: self.careful,
         };
-        self.spans = self.spans.iter().filter_map(|s| shifted(s.start..s.end.min(middle), 0)).collect();
+        self.runs = self.runs.iter().filter_map(|s| shifted(s.start..s.end.min(middle), 0)).collect();
         Ok((self, high))
     }
 
-    /// The spans that `chosen` names go the careful way, as a batch of their own; the rest stays as it is.
+    /// The runs that `chosen` names go the careful way, as a batch of their own; the rest stays as it is.
     pub fn set_aside(self, chosen: &[usize]) -> (Batch, Batch) {
         let (mut rest, mut aside) = (self.emptied(), self.emptied());
         aside.careful = true;
-        for (index, span) in self.spans.iter().enumerate() {
+        for (index, run) in self.runs.iter().enumerate() {
             let part = if chosen.contains(&index) { &mut aside } else { &mut rest };
             let start = part.entries.len();
-            part.entries.extend_from_slice(&self.entries[span.clone()]);
-            part.spans.push(start..part.entries.len());
+            part.entries.extend_from_slice(&self.entries[run.clone()]);
+            part.runs.push(start..part.entries.len());
         }
         (rest, aside)
     }
 
-    /// The entries at these indices (ascending), each in a span of its own, to be handled carefully.
+    /// The entries at these indices (ascending), each in a run of its own, to be handled carefully.
     pub fn pick(&self, indices: &[usize]) -> Batch {
         let mut picked = self.emptied();
         picked.careful = true;
         picked.entries = indices.iter().map(|&i| self.entries[i].clone()).collect();
-        picked.spans = (0..indices.len()).map(|i| i..i + 1).collect();
+        picked.runs = (0..indices.len()).map(|i| i..i + 1).collect();
         picked
     }
 
@@ -158,12 +159,10 @@ impl Batch {
                 dead.push((index, death.clone()));
                 continue;
             }
-            match self.canonical(entry).decode(pipeline) {
+            match row::decode(self.canonical(entry), pipeline) {
                 Ok(delta) => {
                     let sum = sums.entry(delta.key).or_insert(0);
-                    *sum = match pipeline.merge {
-                        Merge::Sum => sum.checked_add(delta.amount).ok_or(Fault::SumOverflow)?,
-                    };
+                    *sum = pipeline.merge.fold(*sum, delta.amount).ok_or(Fault::SumOverflow)?;
                 }
                 Err(malformed) => dead.push((index, Arc::new(Death::from(malformed)))),
             }
@@ -180,15 +179,15 @@ impl Batch {
             origin: self.origin.clone(),
             bytes: self.bytes.clone(),
             entries: Vec::new(),
-            spans: Vec::new(),
+            runs: Vec::new(),
             careful: self.careful,
         }
     }
 }
 
-/// A span seen from a later start; none if nothing of it is left.
-fn shifted(span: Range<usize>, by: usize) -> Option<Range<usize>> {
-    (span.start < span.end).then(|| span.start - by..span.end - by)
+/// A run seen from a later start; none if nothing of it is left.
+fn shifted(run: Range<usize>, by: usize) -> Option<Range<usize>> {
+    (run.start < run.end).then(|| run.start - by..run.end - by)
 }
 
 /// What a batch asks for, as columns ready to be bound.
@@ -208,7 +207,7 @@ pub struct Filling {
     origin: Origin,
     bytes: Vec<u8>,
     entries: Vec<Entry>,
-    spans: Vec<Range<usize>>,
+    runs: Vec<Range<usize>>,
     open: usize,
     max_entry_bytes: usize,
 }
@@ -216,7 +215,7 @@ pub struct Filling {
 impl Filling {
     /// Starts with nothing. Entries above `max_entry_bytes` will be buried.
     pub fn new(origin: Origin, max_entry_bytes: usize) -> Filling {
-        Filling { origin, bytes: Vec::new(), entries: Vec::new(), spans: Vec::new(), open: 0, max_entry_bytes }
+        Filling { origin, bytes: Vec::new(), entries: Vec::new(), runs: Vec::new(), open: 0, max_entry_bytes }
     }
 
     /// Makes room for so many entries and bytes, so that nothing is moved while it fills.
@@ -225,7 +224,7 @@ impl Filling {
         self.bytes.reserve(bytes + bytes / 8);
     }
 
-    /// Adds an entry to the span that is open.
+    /// Adds an entry to the run that is open.
     pub fn push<'a>(&mut self, id: EntryId, strings: impl IntoIterator<Item = &'a [u8]>) {
         let start = self.bytes.len();
         entry::write_canonical(&mut self.bytes, id, strings);
@@ -242,10 +241,10 @@ impl Filling {
         }
     }
 
-    /// Closes the open span: nothing of the stream lies between its entries; nothing is known of what follows.
-    pub fn close_span(&mut self) {
+    /// Closes the open run: nothing of the stream lies between its entries; nothing is known of what follows.
+    pub fn close_run(&mut self) {
         if self.open < self.entries.len() {
-            self.spans.push(self.open..self.entries.len());
+            self.runs.push(self.open..self.entries.len());
             self.open = self.entries.len();
         }
     }
@@ -267,9 +266,9 @@ impl Filling {
 
     /// The batch. `careful`: entries may have been flushed before, as with all that was claimed.
     pub fn seal(mut self, careful: bool) -> Batch {
-        self.close_span();
+        self.close_run();
         let mut batch =
-            Batch { origin: self.origin, bytes: self.bytes.into(), entries: self.entries, spans: self.spans, careful };
+            Batch { origin: self.origin, bytes: self.bytes.into(), entries: self.entries, runs: self.runs, careful };
         // One reader's runs ascend, unless the group was rewound between two of them.
         if !batch.entries.is_sorted_by(|a, b| a.id < b.id) {
             reorder(&mut batch);
@@ -278,22 +277,22 @@ impl Filling {
     }
 }
 
-/// Sorts, makes distinct, and joins spans that overlap: two contiguous stretches that meet are one.
+/// Sorts, makes distinct, and joins runs that overlap: two contiguous new_runs that meet are one.
 fn reorder(batch: &mut Batch) {
     batch.careful = true;
-    let mut stretches: Vec<(EntryId, EntryId)> =
-        batch.spans.iter().map(|s| (batch.entries[s.start].id, batch.entries[s.end - 1].id)).collect();
-    stretches.sort_unstable();
+    let mut new_runs: Vec<(EntryId, EntryId)> =
+        batch.runs.iter().map(|s| (batch.entries[s.start].id, batch.entries[s.end - 1].id)).collect();
+    new_runs.sort_unstable();
     batch.entries.sort_by_key(|e| (e.id, e.digest));
     batch.entries.dedup_by_key(|e| (e.id, e.digest));
     let mut joined: Vec<(EntryId, EntryId)> = Vec::new();
-    for (first, last) in stretches {
+    for (first, last) in new_runs {
         match joined.last_mut() {
             Some(before) if first <= before.1 => before.1 = before.1.max(last),
             _ => joined.push((first, last)),
         }
     }
-    batch.spans = joined
+    batch.runs = joined
         .iter()
         .map(|(first, last)| {
             batch.entries.partition_point(|e| e.id < *first)..batch.entries.partition_point(|e| e.id <= *last)
@@ -319,7 +318,7 @@ pub(crate) mod tests {
                 let strings: [&[u8]; 4] = [b"id", key.as_bytes(), b"amount", amount.as_bytes()];
                 filling.push(EntryId { ms: *ms, seq: 0 }, strings);
             }
-            filling.close_span();
+            filling.close_run();
         }
         filling.seal(false)
     }
@@ -363,7 +362,7 @@ pub(crate) mod tests {
         let b =
             batch(&[&[(1, "a", "1"), (2, "a", "1"), (3, "a", "1")], &[(2, "a", "1"), (3, "a", "1"), (4, "a", "1")]]);
         assert_eq!(ids(&b), [1, 2, 3, 4]);
-        assert_eq!(b.spans(), std::slice::from_ref(&(0..4)));
+        assert_eq!(b.runs(), std::slice::from_ref(&(0..4)));
         assert!(b.is_careful());
     }
 
@@ -379,8 +378,8 @@ pub(crate) mod tests {
     fn a_span_that_is_set_aside_leaves_the_others_as_they_were() {
         let b = batch(&[&[(1, "a", "1"), (2, "a", "1")], &[(5, "a", "1")], &[(8, "a", "1")]]);
         let (rest, aside) = b.set_aside(&[1]);
-        assert_eq!((ids(&rest), rest.spans().to_vec(), rest.is_careful()), (vec![1, 2, 8], vec![0..2, 2..3], false));
-        assert_eq!((ids(&aside), aside.spans().len(), aside.is_careful()), (vec![5], 1, true));
+        assert_eq!((ids(&rest), rest.runs().to_vec(), rest.is_careful()), (vec![1, 2, 8], vec![0..2, 2..3], false));
+        assert_eq!((ids(&aside), aside.runs().len(), aside.is_careful()), (vec![5], 1, true));
     }
 
     proptest! {
@@ -393,12 +392,12 @@ pub(crate) mod tests {
                     ms += 1;
                     filling.push(EntryId { ms, seq: 0 }, [b"id".as_slice(), b"a", b"amount", b"1"]);
                 }
-                filling.close_span();
+                filling.close_run();
                 ms += 1;
             }
             let whole = filling.seal(false);
             let neighbours = |b: &Batch| -> Vec<(u64, u64)> {
-                b.spans().iter().flat_map(|s| b.entries()[s.clone()].windows(2).map(|w| (w[0].id.ms, w[1].id.ms))).collect()
+                b.runs().iter().flat_map(|s| b.entries()[s.clone()].windows(2).map(|w| (w[0].id.ms, w[1].id.ms))).collect()
             };
             let (all, proven) = (ids(&whole), neighbours(&whole));
             if let Ok((low, high)) = whole.halve() {
@@ -408,7 +407,7 @@ pub(crate) mod tests {
                 for pair in neighbours(&low).into_iter().chain(neighbours(&high)) {
                     prop_assert!(proven.contains(&pair));
                 }
-                let covered = |b: &Batch| b.spans().iter().map(|s| s.len()).sum::<usize>();
+                let covered = |b: &Batch| b.runs().iter().map(|s| s.len()).sum::<usize>();
                 prop_assert_eq!((covered(&low), covered(&high)), (low.len(), high.len()));
             }
         }

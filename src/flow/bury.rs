@@ -10,7 +10,7 @@ use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::query::Query;
 
 use super::batch::{Batch, Death};
-use super::ledger::Lane;
+use crate::lanes::LaneId;
 
 /// Dead letters as columns ready to be bound. `owner` and `strings` run in parallel: a string, and whose it is.
 #[derive(Debug, Default)]
@@ -78,7 +78,7 @@ pub fn insert(from: usize, condition: &str) -> String {
 }
 
 /// Buries all entries of a batch whose ids the ledger covers already. Their reason must have been set.
-pub async fn bury(connection: &mut PgConnection, lane: Lane, batch: &Batch) -> Result<(), sqlx::Error> {
+pub async fn bury(connection: &mut PgConnection, lane: LaneId, batch: &Batch) -> Result<(), sqlx::Error> {
     let dead: Vec<(usize, Arc<Death>)> =
         batch.entries().iter().enumerate().filter_map(|(i, e)| Some((i, e.death.clone()?))).collect();
     let sql = insert(3, "true");

@@ -1,14 +1,18 @@
-//! The life of a delta, in order: [`read`] or [`reclaim`], [`batch`], [`ledger`], [`flush`], [`bury`], [`ack`],
-//! [`trim`], [`compact`]; [`worker`] is the parent that can be read aloud.
+//! The life of a delta, in order. [`worker`] wires three actors: [`taker`] takes batches from Valkey ([`read`], [`reclaim`]),
+//! [`settler`] settles them in PostgreSQL ([`batch`], [`judge`], [`ledger`], [`statement`], [`flush`], [`bury`]), [`acker`]
+//! acknowledges ([`ack`]); [`handoff`] is what they pass on to each other.
 
 pub mod ack;
+pub mod acker;
 pub mod batch;
 pub mod bury;
-pub mod caretaker;
-pub mod compact;
 pub mod flush;
+pub mod handoff;
+pub mod judge;
 pub mod ledger;
 pub mod read;
 pub mod reclaim;
-pub mod trim;
+pub mod settler;
+pub mod statement;
+pub mod taker;
 pub mod worker;

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::batch::{Batch, Filling, Origin};
-use crate::entry::EntryId;
-use crate::pipeline::Pipeline;
+use crate::model::entry::EntryId;
+use crate::model::pipeline::Pipeline;
 use crate::retry::Fault;
 use crate::shutdown::Stop;
-use crate::valkey::{Address, Command, Link, Reply, Wire, unexpected};
+use crate::valkey::{Command, Endpoint, Link, Reply, Wire, unexpected};
 
 /// How many reads are under way at once: while one is received the server works on the next ones, also when this process has
 /// to wait for a core. Sixteen were 2 % faster still on two busy cores, and would keep the server's other clients waiting
@@ -54,7 +54,7 @@ pub struct Reader {
 
 /// What a reader reads on: a link, and a wire to the same server.
 #[derive(Debug)]
-pub struct Line {
+pub struct Session {
     /// For commands.
     pub link: Arc<Link>,
     wire: Wire,
@@ -63,12 +63,12 @@ pub struct Line {
     asked: VecDeque<usize>,
 }
 
-impl Line {
+impl Session {
     /// Connects both.
-    pub async fn open(address: &Address, name: &str) -> Result<Line, Fault> {
+    pub async fn open(address: &Endpoint, name: &str) -> Result<Session, Fault> {
         let link = Arc::new(Link::open(address, name).await?);
         let (wire, wire_id) = link.open_wire(name).await?;
-        Ok(Line { link, wire, wire_id, asked: VecDeque::new() })
+        Ok(Session { link, wire, wire_id, asked: VecDeque::new() })
     }
 
     /// Whether no read is under way: nothing is delivered to this consumer that it does not know of.
@@ -93,8 +93,7 @@ impl Reader {
 
     /// Creates the group where there is none: at the stream's start, so that nothing is skipped, and with the stream.
     pub async fn ensure_group(&self, link: &Link) -> Result<bool, Fault> {
-        let create =
-            Command::new("XGROUP").arg("CREATE").arg(&*self.stream).arg(&*self.group).arg("0").arg("MKSTREAM");
+        let create = Command::new("XGROUP").arg("CREATE").arg(&*self.stream).arg(&*self.group).arg("0").arg("MKSTREAM");
         match link.commands().call(create).await {
             Ok(_) => Ok(true),
             Err(Fault::Valkey { code, .. }) if code == "BUSYGROUP" => Ok(false),
@@ -107,14 +106,14 @@ impl Reader {
     ///
     /// While there is plenty, reads for the next batch are under way before this one is full. Where `only_asked`, it takes
     /// what has been asked for, and asks for nothing.
-    pub async fn fill(&mut self, line: &mut Line, stop: &Stop, only_asked: bool) -> Result<Option<Batch>, Fault> {
-        let origin = Origin { generation: line.link.generation().clone(), consumer: self.consumer.clone() };
+    pub async fn fill(&mut self, session: &mut Session, stop: &Stop, only_asked: bool) -> Result<Option<Batch>, Fault> {
+        let origin = Origin { generation: session.link.generation().clone(), consumer: self.consumer.clone() };
         let mut filling = Filling::new(origin, self.limits.max_entry_bytes);
         filling.make_room(self.last.0, self.last.1);
-        let wait = !(self.more || only_asked) && line.is_quiet();
-        let waited = if wait { self.wait(line, &mut filling, stop).await } else { Ok(true) };
+        let wait = !(self.more || only_asked) && session.is_quiet();
+        let waited = if wait { self.wait(session, &mut filling, stop).await } else { Ok(true) };
         self.more = match waited {
-            Ok(true) => self.take(line, &mut filling, only_asked).await,
+            Ok(true) => self.take(session, &mut filling, only_asked).await,
             waited => waited,
         }
         // What was read before a fault is good, and the next call meets the fault again.
@@ -133,10 +132,10 @@ impl Reader {
     ///
     /// A stop ends the wait by unblocking it, never by dropping it: a reply that nobody waits for would take its entries
     /// along.
-    async fn wait(&mut self, line: &mut Line, filling: &mut Filling, stop: &Stop) -> Result<bool, Fault> {
+    async fn wait(&mut self, session: &mut Session, filling: &mut Filling, stop: &Stop) -> Result<bool, Fault> {
         let (count, block) = (self.read_size(), self.block);
-        line.wire.send(&self.command(count, Some(block), ">"));
-        let Line { link, wire, wire_id, .. } = line;
+        session.wire.send(&self.command(count, Some(block), ">"));
+        let Session { link, wire, wire_id, .. } = session;
         let mut receiving = std::pin::pin!(self.receive(wire, filling, block));
         let got = tokio::select! {
             got = &mut receiving => got?,
@@ -154,28 +153,28 @@ impl Reader {
     /// be more.
     ///
     /// When the backlog ends, or a read fails, all that was asked for is received before it returns.
-    async fn take(&mut self, line: &mut Line, filling: &mut Filling, only_asked: bool) -> Result<bool, Fault> {
+    async fn take(&mut self, session: &mut Session, filling: &mut Filling, only_asked: bool) -> Result<bool, Fault> {
         let mut more = Ok(true);
         loop {
-            while matches!(more, Ok(true)) && !only_asked && line.asked.len() < READS_UNDER_WAY {
-                let (count, under_way) = (self.read_size(), line.asked.iter().sum::<usize>());
+            while matches!(more, Ok(true)) && !only_asked && session.asked.len() < READS_UNDER_WAY {
+                let (count, under_way) = (self.read_size(), session.asked.iter().sum::<usize>());
                 // What is under way must fit into one batch.
                 if under_way > 0 && !self.fits(under_way + count, 0, 0) {
                     break;
                 }
-                line.wire.send(&self.command(count, None, ">"));
-                line.asked.push_back(count);
+                session.wire.send(&self.command(count, None, ">"));
+                session.asked.push_back(count);
             }
-            let Some(&count) = line.asked.front() else { return more };
+            let Some(&count) = session.asked.front() else { return more };
             if !filling.is_empty() && !self.fits(count, filling.len(), filling.bytes()) {
                 return more;
             }
-            let received = self.receive(&mut line.wire, filling, Duration::ZERO).await;
-            line.asked.pop_front();
+            let received = self.receive(&mut session.wire, filling, Duration::ZERO).await;
+            session.asked.pop_front();
             match received {
                 Ok(got) if got == count => {}
                 Ok(_) => more = more.and(Ok(false)),
-                Err(fault) if line.wire.is_lost() => return Err(fault),
+                Err(fault) if session.wire.is_lost() => return Err(fault),
                 Err(fault) => more = more.and(Err(fault)),
             }
         }
@@ -196,7 +195,7 @@ impl Reader {
     async fn receive(&mut self, wire: &mut Wire, filling: &mut Filling, block: Duration) -> Result<usize, Fault> {
         let (had, weighed) = (filling.len(), filling.bytes());
         let received = wire.run(block, |id, strings| filling.push(id, strings)).await;
-        filling.close_span();
+        filling.close_run();
         if let Some(average) = (filling.bytes() - weighed).checked_div(filling.len() - had) {
             self.bytes_per_entry = average.max(1);
         }
@@ -217,7 +216,7 @@ impl Reader {
 pub async fn evicts_anything(link: &Link) -> Result<Option<String>, Fault> {
     let info = link.commands().call(Command::new("INFO").arg("memory")).await?;
     let text = info.as_text().ok_or_else(|| unexpected("INFO"))?;
-    let policy = text.lines().find_map(|line| line.strip_prefix("maxmemory_policy:")).unwrap_or_default().trim();
+    let policy = text.lines().find_map(|session| session.strip_prefix("maxmemory_policy:")).unwrap_or_default().trim();
     Ok(policy.starts_with("allkeys-").then(|| policy.to_owned()))
 }
 
@@ -276,13 +275,13 @@ async fn group_fields(link: &Link, stream: &str, group: &str) -> Result<Option<H
 /// How many entries the first read asks for at the most, before their size is known.
 const FIRST_READ: usize = 100;
 
-/// Adds an array of `[id, [name, value, …]]` as one span.
-pub(super) fn push_entries(entries: Reply, filling: &mut Filling, command: &str) -> Result<(), Fault> {
+/// Adds an array of `[id, [name, value, …]]` as one run.
+pub(crate) fn push_entries(entries: Reply, filling: &mut Filling, command: &str) -> Result<(), Fault> {
     for entry in entries.into_array().ok_or_else(|| unexpected(command))? {
         let (id, fields) = parse_entry(entry).ok_or_else(|| unexpected(command))?;
         filling.push(id, fields.strings());
     }
-    filling.close_span();
+    filling.close_run();
     Ok(())
 }
 

@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use super::batch::{Batch, Death, Filling, Origin};
 use super::read::parse_entry;
-use crate::entry::{EntryId, Malformed};
-use crate::pipeline::Pipeline;
+use crate::failpoint;
+use crate::model::entry::{EntryId, Malformed};
+use crate::model::pipeline::Pipeline;
 use crate::retry::Fault;
 use crate::valkey::{Command, Link, Reply, unexpected};
-use crate::failpoint;
 
 /// Pending entries looked at in one step.
 const STEP: usize = 1_000;
@@ -176,7 +176,7 @@ impl Reclaimer {
         Ok(kept)
     }
 
-    /// Reads the claimed entries; a span ends wherever the stream has an entry in between that is not among them.
+    /// Reads the claimed entries; a run ends wherever the stream has an entry in between that is not among them.
     async fn read(&self, link: &Link, kept: &mut HashSet<EntryId>, chosen: &[Pending]) -> Result<Filling, Fault> {
         let origin = Origin { generation: link.generation().clone(), consumer: self.consumer.clone() };
         let mut filling = Filling::new(origin, self.max_entry_bytes);
@@ -203,7 +203,7 @@ impl Reclaimer {
                 if wanted.contains_key(&id) {
                     push(&mut filling, id, &fields);
                 } else {
-                    filling.close_span();
+                    filling.close_run();
                     dense = false;
                 }
             }
@@ -211,12 +211,12 @@ impl Reclaimer {
                 (true, _) => (None, stride),
                 (false, true) => (seen.next(), (stride * 2).min(STEP)),
                 (false, false) => {
-                    filling.close_span();
+                    filling.close_run();
                     (ids.get(ids.partition_point(|id| *id <= seen)).copied(), FIRST_STRIDE)
                 }
             };
         }
-        filling.close_span();
+        filling.close_run();
         // Claimed, then deleted before it could be read: the next look at this consumer's own list meets it again.
         kept.retain(|id| found.contains(id));
         Ok(filling)

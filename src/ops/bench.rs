@@ -25,9 +25,9 @@ use self::workers::Workers;
 use super::Exit;
 use super::stage::{Servers, Stage, Trouble};
 use crate::config::Config;
-use crate::entry::EntryId;
 use crate::flow::read;
-use crate::schema;
+use crate::model::entry::EntryId;
+use crate::postgres::schema;
 use crate::shutdown::Signals;
 use crate::valkey::{Command, Connection, Link};
 

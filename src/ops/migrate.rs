@@ -6,8 +6,8 @@ use std::io::Write;
 
 use super::Exit;
 use crate::config::Config;
+use crate::postgres::schema::{self, Error};
 use crate::retry::Fault;
-use crate::schema::{self, Error};
 
 /// What can be said on the command line.
 #[derive(Debug, Clone, Default, clap::Args)]

@@ -1,7 +1,7 @@
 //! `tidegate produce`: lines in, increments out.
 //!
 //! Takes lines `id` or `id amount` from files or standard input, as they come and in their order; gives one increment
-//! for each ([`crate::produce`]), and a summary. A line that makes no sense, or that its counter refuses, is reported and
+//! for each ([`crate::client`]), and a summary. A line that makes no sense, or that its counter refuses, is reported and
 //! passed over. It stops where going on would be wrong: when nobody can say whether a line was counted, when Valkey takes
 //! none, or when told to; then it says which lines are in doubt and where the rest begins.
 
@@ -21,11 +21,12 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::Exit;
-use crate::entry::{Malformed, parse_amount};
-use crate::pipeline::Pipeline;
-use crate::produce::{Added, NotAdded, Producer};
+use crate::client::{Added, NotAdded, Producer};
+use crate::merge::sum::parse_amount;
+use crate::model::entry::Malformed;
+use crate::model::pipeline::Pipeline;
 use crate::retry::{Fault, Verdict, judge};
-use crate::valkey::Address;
+use crate::valkey::Endpoint;
 
 /// A line beyond this is skipped, and never held in memory as a whole.
 pub const MAX_LINE_BYTES: usize = 1 << 20;
@@ -69,7 +70,7 @@ pub struct Args {
 ///
 /// 0: every line was added. 65: some lines are bad or were refused. 66: a file cannot be read. 75: Valkey was out of
 /// reach, or some lines may or may not have been added. 78: Valkey refuses the credentials. 130: Ctrl-C.
-pub async fn run(args: Args, address: Address, pipeline: Pipeline) -> Exit {
+pub async fn run(args: Args, address: Endpoint, pipeline: Pipeline) -> Exit {
     let sources = match args.files.iter().map(|path| Source::find(path)).collect::<Result<Vec<_>, _>>() {
         Ok(sources) if sources.is_empty() => vec![Source::stdin()],
         Ok(sources) => sources,
@@ -679,7 +680,7 @@ mod tests {
     }
 
     fn added() -> Result<Added, NotAdded> {
-        Ok(Added { value: 1, entry: crate::entry::EntryId::MIN })
+        Ok(Added { value: 1, entry: crate::model::entry::EntryId::MIN })
     }
 
     #[test]

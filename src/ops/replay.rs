@@ -14,11 +14,14 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use super::Exit;
+use crate::care::trim;
 use crate::config::Config;
-use crate::entry::EntryId;
-use crate::flow::ledger::{self, Lane};
-use crate::flow::{read, trim};
-use crate::pipeline::Pipeline;
+use crate::flow::judge;
+use crate::flow::ledger;
+use crate::flow::read;
+use crate::lanes::{self, LaneId};
+use crate::model::entry::EntryId;
+use crate::model::pipeline::Pipeline;
 use crate::postgres::Database;
 use crate::retry::{Fault, Verdict, judge};
 use crate::valkey::{Command, Link, Reply, unexpected};
@@ -171,7 +174,7 @@ async fn replay(
         return Ok(refused(Exit::BadInput, &words));
     }
     let source = &config.valkey.source;
-    let lane = database.run(async |c| ledger::lane(c, source, pipeline).await).await?;
+    let lane = database.run(async |c| lanes::lane(c, source, pipeline).await).await?;
     let account = account(link, database, lane, stream, since, delivered).await?;
     let written = writeln!(
         out,
@@ -244,17 +247,17 @@ struct Account {
 async fn account(
     link: &Link,
     database: &Database,
-    lane: Lane,
+    lane: LaneId,
     stream: &str,
     since: EntryId,
     up_to: EntryId,
 ) -> Result<Account, Fault> {
     let (mut account, mut from) = (Account::default(), Some(since));
     while let Some(start) = from.filter(|start| *start <= up_to) {
-        let page = trim::stretch(link, stream, start, up_to, STEP).await?;
+        let page = trim::page(link, stream, start, up_to, STEP).await?;
         let (Some(first), Some(last)) = (page.entries().first(), page.entries().last()) else { break };
         let rows = database.run(async |c| ledger::rows_within(c, lane, first.id, last.id).await).await?;
-        let findings = ledger::examine(&page, &rows);
+        let findings = judge::examine(&page, &rows);
         account.known += findings.known.len();
         account.new += findings.new.len();
         account.unjudgeable += findings.unjudgeable.len();

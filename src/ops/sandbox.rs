@@ -19,8 +19,8 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::pipeline::Identifier;
-use crate::postgres::Address;
+use crate::model::pipeline::Identifier;
+use crate::postgres::Endpoint;
 
 /// The limit for a server to answer.
 const STARTED_WITHIN: Duration = Duration::from_secs(30);
@@ -191,7 +191,7 @@ impl Valkey {
         self.server.process = Some(Process::start(folder, "TERM", &command, None)?);
         let deadline = Instant::now() + STARTED_WITHIN;
         while !answers_as(self.server.port, self.server.pid().unwrap_or(0)).await {
-            let ended = self.server.last_words().contains("Address already in use");
+            let ended = self.server.last_words().contains("Endpoint already in use");
             if ended || Instant::now() > deadline {
                 return Err(Error::Silent { what: "valkey-server", log: self.server.last_words() });
             }
@@ -310,7 +310,7 @@ impl Postgres {
             state.lines().last().is_some_and(|line| line.trim() == "ready")
         };
         while !ready(folder) || self.address("postgres").connect().await.is_err() {
-            let ended = self.server.last_words().contains("Address already in use");
+            let ended = self.server.last_words().contains("Endpoint already in use");
             if ended || Instant::now() > deadline {
                 return Err(Error::Silent { what: "PostgreSQL", log: self.server.last_words() });
             }
@@ -364,8 +364,8 @@ impl Postgres {
         self.address(database).connect().await.map_err(refused)
     }
 
-    fn address(&self, database: &str) -> Address {
-        Address {
+    fn address(&self, database: &str) -> Endpoint {
+        Endpoint {
             url: SecretString::from(self.url(database)),
             connect_timeout: STARTED_WITHIN,
             statement_timeout: STARTED_WITHIN,

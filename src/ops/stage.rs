@@ -14,9 +14,9 @@ use tokio::process::{Child, Command};
 
 use super::sandbox::{Postgres, Valkey};
 use crate::config::{Config, Needs, Sources, load};
-use crate::pipeline::{Identifier, Pipeline, Table};
+use crate::model::pipeline::{Identifier, Pipeline, Table};
 use crate::postgres::Database;
-use crate::schema;
+use crate::postgres::schema;
 use crate::valkey;
 
 /// Whatever went wrong, for people to read.
@@ -67,7 +67,7 @@ pub struct Stage {
     /// The configuration of its workers.
     pub config: Config,
     /// Where Valkey is.
-    pub valkey: valkey::Address,
+    pub valkey: valkey::Endpoint,
     /// PostgreSQL, over one connection.
     pub database: Database,
     /// The pipeline.

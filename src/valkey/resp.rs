@@ -4,7 +4,7 @@
 //! allocation, and nothing is scanned twice but the entry that was cut off. It fails on anything that is not such a reply
 //! in RESP3, and then nothing behind it can be trusted.
 
-use crate::entry::EntryId;
+use crate::model::entry::EntryId;
 
 /// A string of Valkey holds no more than this.
 const LONGEST_STRING: u64 = 512 << 20;

@@ -20,8 +20,8 @@ use tokio_rustls::TlsConnector;
 
 use super::resp::{Piece, Scan, Strings};
 use super::{Command, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_TRIES, Reply, UNCONFIRMED_LIMIT, server_error};
-use crate::entry::EntryId;
 use crate::failpoint;
+use crate::model::entry::EntryId;
 use crate::retry::Fault;
 
 /// What one read of the socket takes at the least, and at the most once bytes come in plenty.

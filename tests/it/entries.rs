@@ -73,7 +73,7 @@ async fn a_bad_entry_is_buried_with_every_byte_and_harms_no_neighbour() {
     let lab = Lab::new().await;
     let mut client = lab.client().await;
     // 3 KB that do not compress: more than an index of PostgreSQL takes.
-    let noise = (0..200u64).flat_map(|n| tidegate::entry::digest(&n.to_le_bytes()).to_string().into_bytes());
+    let noise = (0..200u64).flat_map(|n| tidegate::model::entry::digest(&n.to_le_bytes()).to_string().into_bytes());
     let long_key: String = noise.map(char::from).collect();
     let padding = "x".repeat(1 << 20);
     let max = i64::MAX.to_string();

@@ -2,8 +2,6 @@
 
 #![expect(unreachable_pub, reason = "everything here is for this one binary")]
 
-#[cfg(feature = "sabotage")]
-mod controls;
 mod crash;
 mod entries;
 mod failover;

@@ -4,12 +4,12 @@
 use std::io::Write;
 use std::time::Duration;
 
-use tidegate::keys;
+use tidegate::client::{NotAdded, Producer};
+use tidegate::model::names;
+use tidegate::model::pipeline::Pipeline;
 use tidegate::ops::{self, Exit, sandbox::Valkey};
-use tidegate::pipeline::Pipeline;
-use tidegate::produce::{NotAdded, Producer};
 use tidegate::retry::Fault;
-use tidegate::valkey::{Address, Command, Connection, Reply};
+use tidegate::valkey::{Command, Connection, Endpoint, Reply};
 use tokio::io::AsyncWriteExt;
 use url::Url;
 
@@ -19,8 +19,8 @@ use crate::proxy::{Proxy, Then, Way};
 /// No test waits longer for anything.
 const LIMIT: Duration = Duration::from_secs(10);
 
-fn address(url: &str) -> Address {
-    Address { url: url.to_owned().into(), connect_timeout: LIMIT, command_timeout: LIMIT }
+fn address(url: &str) -> Endpoint {
+    Endpoint { url: url.to_owned().into(), connect_timeout: LIMIT, command_timeout: LIMIT }
 }
 
 /// One test's own corner of the server.
@@ -57,7 +57,7 @@ impl Corner {
 
     /// A counter as text, if it is there.
     async fn counter(&self, name: &str) -> Option<String> {
-        let reply = self.call(Command::new("GET").arg(keys::counter(&self.id(name)))).await;
+        let reply = self.call(Command::new("GET").arg(names::counter(&self.id(name)))).await;
         reply.as_text().map(str::to_owned)
     }
 
@@ -164,8 +164,8 @@ async fn a_counter_of_another_type_refuses_and_no_entry_is_made() {
     let url = &server.url();
     let corner = Corner::new(url).await;
     let producer = corner.producer(url).await;
-    corner.call(Command::new("RPUSH").arg(keys::counter(&corner.id("list"))).arg("x")).await;
-    corner.set(&keys::counter(&corner.id("text")), "seven").await;
+    corner.call(Command::new("RPUSH").arg(names::counter(&corner.id("list"))).arg("x")).await;
+    corner.set(&names::counter(&corner.id("text")), "seven").await;
     for (name, code) in [("list", "WRONGTYPE"), ("text", "ERR")] {
         match producer.add(&corner.id(name), 1).await {
             Err(NotAdded::CounterRefused(Fault::Valkey { code: said, .. })) => assert_eq!(said, code),
@@ -183,7 +183,7 @@ async fn a_counter_at_its_end_refuses_and_its_neighbours_go_on() {
     let corner = Corner::new(url).await;
     let producer = corner.producer(url).await;
     let most = i64::MAX.to_string();
-    corner.set(&keys::counter(&corner.id("full")), &most).await;
+    corner.set(&names::counter(&corner.id("full")), &most).await;
     let increments = [("a", 1), ("full", 1), ("full", -1), ("b", 1)].map(|(name, amount)| (corner.id(name), amount));
     let outcomes = producer.add_many(&increments).await;
     assert!(matches!(&outcomes[1], Err(why @ NotAdded::CounterRefused(_)) if why.happened_not()), "{outcomes:?}");
@@ -199,7 +199,7 @@ async fn a_stream_of_another_type_refuses_and_the_counters_are_as_they_were() {
     let corner = Corner::new(url).await;
     let producer = corner.producer(url).await;
     corner.set(&corner.pipeline.stream, "no stream").await;
-    let old = keys::counter(&corner.id("old"));
+    let old = names::counter(&corner.id("old"));
     corner.call(Command::new("SET").arg(old.as_str()).arg("41").arg("EX").arg(1000)).await;
     let outcomes = producer.add_many(&[(corner.id("old"), 1), (corner.id("new"), i64::MIN)]).await;
     for outcome in outcomes {
@@ -311,7 +311,7 @@ async fn bad_and_refused_lines_are_passed_over_and_told_by_the_exit_code() {
     let server = Valkey::start(&[]).await.expect("Valkey starts");
     let url = &server.url();
     let corner = Corner::new(url).await;
-    corner.call(Command::new("RPUSH").arg(keys::counter(&corner.id("list"))).arg("x")).await;
+    corner.call(Command::new("RPUSH").arg(names::counter(&corner.id("list"))).arg("x")).await;
     let (a, list) = (corner.id("a"), corner.id("list"));
     let lines =
         [format!("{a} x\n{a} 1 2\n{a} 1\n").as_bytes(), b"\xff\n", format!("{list}\n{a}\n").as_bytes()].concat();

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::Command as Blocking;
 
+use tidegate::model::pipeline::Identifier;
 use tidegate::ops::sandbox::Postgres;
-use tidegate::pipeline::Identifier;
 
 use crate::harness::{GROUP, Lab, STREAM, eventually, migrate, output, within_limit};
 use crate::proxy::{Proxy, Then, Way};

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use sqlx::{Connection, PgConnection, Row};
-use tidegate::entry::{self, EntryId};
+use tidegate::model::entry::{self, EntryId};
 
 use crate::harness::{Client, Resp, STREAM};
 use crate::journal::{COUNTERS, Journal, Meant, Outcome, key};

@@ -59,7 +59,7 @@ impl Meant {
 
     fn scramble(&self) -> u32 {
         let bytes = [self.round, self.writer, self.n].map(u32::to_le_bytes).concat();
-        tidegate::entry::digest(&bytes) as u32
+        tidegate::model::entry::digest(&bytes) as u32
     }
 
     /// INCRBY and XADD in one MULTI; a bad one has nothing that INCRBY could take.

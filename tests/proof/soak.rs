@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use sqlx::{Connection, PgConnection};
+use tidegate::model::pipeline::Identifier;
 use tidegate::ops::sandbox::{Postgres, Valkey};
-use tidegate::pipeline::Identifier;
 use tokio::task::JoinSet;
 
 use crate::books::{Books, Verdicts};

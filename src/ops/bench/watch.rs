@@ -7,7 +7,7 @@ use hdrhistogram::Histogram;
 use sqlx::Row;
 
 use super::{LANDED_WITHIN, LOOK_EVERY};
-use crate::entry::EntryId;
+use crate::model::entry::EntryId;
 use crate::ops::stage::{Stage, Trouble};
 
 /// The longest latency that is told apart, in microseconds.

@@ -30,7 +30,7 @@ use secrecy::{ExposeSecret, SecretString};
 use socket2::TcpKeepalive;
 use tokio::task::AbortHandle;
 
-use crate::entry::Generation;
+use crate::model::entry::Generation;
 use crate::retry::Fault;
 
 use wire::Place;
@@ -47,7 +47,7 @@ const UNCONFIRMED_LIMIT: Duration = Duration::from_secs(30);
 
 /// Where Valkey is and how long to wait for it.
 #[derive(Debug, Clone)]
-pub struct Address {
+pub struct Endpoint {
     /// `valkey://`, `valkeys://`, `redis://`, `rediss://`, or a `-sentinel` form of these.
     pub url: SecretString,
     /// The limit for opening a connection.
@@ -67,7 +67,7 @@ pub struct Connection {
 
 impl Connection {
     /// Connects, in RESP3, and gives the connection a name that `CLIENT LIST` shows.
-    pub async fn open(address: &Address, name: &str) -> Result<Connection, Fault> {
+    pub async fn open(address: &Endpoint, name: &str) -> Result<Connection, Fault> {
         let mut config = FredConfig::from_url(address.url.expose_secret()).map_err(lost)?;
         config.version = RespVersion::RESP3;
         config.fail_fast = true;
@@ -164,7 +164,7 @@ impl Drop for Connection {
 #[derive(Debug)]
 pub struct Link {
     commands: Connection,
-    address: Address,
+    address: Endpoint,
     generation: Arc<Generation>,
 }
 
@@ -173,7 +173,7 @@ static EPOCH: AtomicU64 = AtomicU64::new(1);
 
 impl Link {
     /// Connects to the primary.
-    pub async fn open(address: &Address, name: &str) -> Result<Link, Fault> {
+    pub async fn open(address: &Endpoint, name: &str) -> Result<Link, Fault> {
         let commands = Connection::open(address, name).await?;
         let server = Server::told_by(&commands.call(Server::question()).await?)?;
         let generation = Arc::new(Generation {

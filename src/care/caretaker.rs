@@ -12,16 +12,18 @@ use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
 use super::compact;
-use super::flush::Target;
-use super::ledger::{self, Extent};
 use super::trim::{self, Line};
-use crate::entry::EntryId;
-use crate::metrics::Metrics;
-use crate::postgres::Database;
-use crate::retry::{Fault, Trouble, Verdict};
-use crate::shutdown::Stop;
-use crate::valkey::{self, Link};
 use crate::failpoint;
+use crate::flow::flush::Lane;
+use crate::flow::judge;
+use crate::flow::ledger::{self, Extent};
+use crate::lanes;
+use crate::model::entry::EntryId;
+use crate::postgres::Database;
+use crate::retry::{Fault, Incident, Verdict};
+use crate::shutdown::Stop;
+use crate::telemetry::contract::Metrics;
+use crate::valkey::{self, Link};
 
 /// Entries compared with the ledger, then cut, in one step: a few milliseconds of the server's time.
 const STEP: usize = 1_000;
@@ -36,9 +38,9 @@ const REMIND_AFTER: Duration = Duration::from_secs(30);
 
 /// What a caretaker is made of.
 #[derive(Debug, Clone)]
-pub struct Parts {
+pub struct CaretakerSetup {
     /// Where Valkey is.
-    pub valkey: valkey::Address,
+    pub valkey: valkey::Endpoint,
     /// PostgreSQL.
     pub database: Database,
     /// The Valkey deployment's name.
@@ -46,7 +48,7 @@ pub struct Parts {
     /// The stream.
     pub stream: String,
     /// All configured pipelines that read it, with their counters.
-    pub targets: Vec<(Target, Arc<Metrics>)>,
+    pub lanes: Vec<(Lane, Arc<Metrics>)>,
     /// How long settled entries stay.
     pub retention: Duration,
     /// How often it trims.
@@ -62,30 +64,30 @@ pub struct Parts {
 /// See the module.
 #[derive(Debug)]
 pub struct Caretaker {
-    parts: Parts,
+    setup: CaretakerSetup,
     groups: Vec<String>,
-    trouble: Trouble,
+    incident: Incident,
     alarm: Option<Instant>,
 }
 
 impl Caretaker {
     /// For one stream.
-    pub fn new(parts: Parts) -> Caretaker {
-        let groups = parts.targets.iter().map(|(target, _)| target.pipeline().group()).collect();
-        Caretaker { parts, groups, trouble: Trouble::default(), alarm: None }
+    pub fn new(setup: CaretakerSetup) -> Caretaker {
+        let groups = setup.lanes.iter().map(|(lane, _)| lane.pipeline().group()).collect();
+        Caretaker { setup, groups, incident: Incident::default(), alarm: None }
     }
 
     /// Takes care until it is told to stop.
     pub async fn run(mut self, stop: Stop) {
         while !stop.is_asked() {
-            let cared = match Link::open(&self.parts.valkey, "tidegate:caretaker").await {
+            let cared = match Link::open(&self.setup.valkey, "tidegate:caretaker").await {
                 Ok(link) => self.care(&link, &stop).await,
                 Err(fault) => Err(fault),
             };
             let Err(fault) = cared else { break };
-            let response = self.trouble.met(&fault, Instant::now());
+            let response = self.incident.met(&fault, Instant::now());
             if response.tell && response.attempts > 1 {
-                let (stream, advice) = (&self.parts.stream, response.judgement.advice);
+                let (stream, advice) = (&self.setup.stream, response.judgement.advice);
                 match response.judgement.verdict {
                     Verdict::Halt => error!(%stream, %fault, advice, "the stream is not trimmed"),
                     _ => warn!(%stream, %fault, advice, "the stream is not trimmed for now"),
@@ -103,10 +105,10 @@ impl Caretaker {
         self.look_upstream(link, stop).await?;
         // Not at once: the workers have yet to create the groups.
         let later = |every| tokio::time::interval_at(tokio::time::Instant::now() + every, every);
-        let (mut trim, mut compact) = (later(self.parts.trim_every), later(self.parts.compact_every));
+        let (mut trim, mut compact) = (later(self.setup.trim_every), later(self.setup.compact_every));
         trim.set_missed_tick_behavior(MissedTickBehavior::Delay);
         compact.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let regrouped = self.parts.regrouped.clone();
+        let regrouped = self.setup.regrouped.clone();
         loop {
             tokio::select! {
                 () = stop.asked() => return Ok(()),
@@ -114,17 +116,17 @@ impl Caretaker {
                 _ = trim.tick() => self.trim(link, stop).await?,
                 _ = compact.tick() => self.compact(link, stop).await?,
             }
-            self.trouble.over(Instant::now());
+            self.incident.over(Instant::now());
         }
     }
 
     /// Cuts what is settled by everybody and older than the retention, as far as the ledger vouches for it.
     async fn trim(&mut self, link: &Link, stop: &Stop) -> Result<(), Fault> {
         // An outage must not eat the retention that its repair may need.
-        let fails = |(_, metrics): &(Target, Arc<Metrics>)| metrics.is_failing();
-        while !stop.is_asked() && !self.parts.targets.iter().any(fails) {
-            let (stream, groups) = (self.parts.stream.clone(), self.groups.clone());
-            let at = match trim::line(link, &stream, &groups, self.parts.retention).await? {
+        let fails = |(_, metrics): &(Lane, Arc<Metrics>)| metrics.is_failing();
+        while !stop.is_asked() && !self.setup.lanes.iter().any(fails) {
+            let (stream, groups) = (self.setup.stream.clone(), self.groups.clone());
+            let at = match trim::line(link, &stream, &groups, self.setup.retention).await? {
                 Line::Nothing => return Ok(()),
                 Line::Missing(group) => {
                     self.raise_alarm(|| {
@@ -135,19 +137,19 @@ impl Caretaker {
                 Line::At { at, .. } => at,
             };
             let Some(below) = at.number().checked_sub(1).map(EntryId::from_number) else { return Ok(()) };
-            let entries = trim::stretch(link, &stream, EntryId::MIN, below, STEP).await?;
+            let entries = trim::page(link, &stream, EntryId::MIN, below, STEP).await?;
             let (Some(first), Some(last)) = (entries.entries().first(), entries.entries().last()) else {
                 self.alarm = None;
                 return Ok(());
             };
-            for (target, _) in &self.parts.targets {
-                let lane = target.lane();
+            for (lane, _) in &self.setup.lanes {
+                let id = lane.id();
                 let rows =
-                    self.parts.database.run(async |c| ledger::rows_within(c, lane, first.id, last.id).await).await?;
+                    self.setup.database.run(async |c| ledger::rows_within(c, id, first.id, last.id).await).await?;
                 // What a row covers and can no longer judge was settled all the same: buried, or dropped.
-                let unknown = ledger::examine(&entries, &rows).new.len();
+                let unknown = judge::examine(&entries, &rows).new.len();
                 if unknown > 0 {
-                    let (pipeline, from) = (target.pipeline().name.clone(), first.id);
+                    let (pipeline, from) = (lane.pipeline().name.clone(), first.id);
                     self.raise_alarm(|| {
                         error!(%stream, %pipeline, entries = unknown, from = %from, to = %last.id, "entries that nobody has pending are not in the ledger: the stream is not trimmed (was a consumer deleted, or were entries acknowledged by hand?)");
                     });
@@ -155,12 +157,12 @@ impl Caretaker {
                 }
             }
             let up_to = last.id.next().unwrap_or(EntryId::MAX);
-            let source = self.parts.source.clone();
-            self.parts.database.run(async |c| ledger::raise_trim_line(c, &source, &stream, up_to).await).await?;
+            let source = self.setup.source.clone();
+            self.setup.database.run(async |c| lanes::raise_trim_line(c, &source, &stream, up_to).await).await?;
             failpoint::reached("trim.raised");
-            let cut = trim::cut(link, &stream, &groups, self.parts.retention, up_to);
+            let cut = trim::cut(link, &stream, &groups, self.setup.retention, up_to);
             if let Line::At { cut, .. } = failpoint::during("trim.cut", cut).await? {
-                self.parts.targets.iter().for_each(|(_, metrics)| metrics.trimmed(cut));
+                self.setup.lanes.iter().for_each(|(_, metrics)| metrics.trimmed(cut));
             }
             if entries.len() < STEP {
                 return Ok(());
@@ -171,15 +173,15 @@ impl Caretaker {
 
     /// Merges the ledger's rows of what the stream has no longer.
     async fn compact(&mut self, link: &Link, stop: &Stop) -> Result<(), Fault> {
-        let Line::At { floor, .. } = trim::line(link, &self.parts.stream, &self.groups, self.parts.retention).await?
+        let Line::At { floor, .. } = trim::line(link, &self.setup.stream, &self.groups, self.setup.retention).await?
         else {
             return Ok(());
         };
-        let margin = self.parts.compact_margin;
-        for (target, _) in &self.parts.targets {
-            let lane = target.lane();
+        let margin = self.setup.compact_margin;
+        for (lane, _) in &self.setup.lanes {
+            let id = lane.id();
             while !stop.is_asked() {
-                if self.parts.database.transact(async |c| compact::compact(c, lane, floor, margin).await).await? == 0 {
+                if self.setup.database.transact(async |c| compact::compact(c, id, floor, margin).await).await? == 0 {
                     break;
                 }
             }
@@ -193,34 +195,33 @@ impl Caretaker {
     /// line last, so that neither is what is trimmed meanwhile. To compare only the highest ids would not do: they agree
     /// again as soon as traffic resumes.
     async fn look_upstream(&mut self, link: &Link, stop: &Stop) -> Result<(), Fault> {
-        for (target, metrics) in self.parts.targets.clone() {
-            let lane = target.lane();
-            let retained = self.parts.database.run(async |c| ledger::retained(c, lane).await).await?;
+        for (lane, metrics) in self.setup.lanes.clone() {
+            let id = lane.id();
+            let retained = self.setup.database.run(async |c| ledger::retained(c, id).await).await?;
             let (mut intact, mut lost) = (0, 0);
             let mut rest = &retained[..];
             while !rest.is_empty() && intact < INTACT_IS_ENOUGH && !stop.is_asked() {
                 let (group, behind) = rest.split_at(group_length(rest));
                 rest = behind;
                 let (last, first) = (group[0].last, group[group.len() - 1].first);
-                let rows = self.parts.database.run(async |c| ledger::rows_within(c, lane, first, last).await).await?;
+                let rows = self.setup.database.run(async |c| ledger::rows_within(c, id, first, last).await).await?;
                 let present = self.digests_between(link, first, last).await?;
                 intact += present.len();
                 for row in &rows {
                     let missing = row.digests.as_ref().map_or(0, |d| d.difference(&present).count());
                     if missing > row.lost.unsigned_abs() as usize {
-                        lost +=
-                            self.parts.database.run(async |c| ledger::mark_lost(c, lane, row, missing).await).await?;
+                        lost += self.setup.database.run(async |c| ledger::mark_lost(c, id, row, missing).await).await?;
                     }
                 }
             }
             if lost > 0 {
                 metrics.lost_upstream(lost);
                 error!(
-                    stream = %self.parts.stream, pipeline = %target.pipeline().name, entries = lost,
+                    stream = %self.setup.stream, pipeline = %lane.pipeline().name, entries = lost,
                     "entries that were flushed are gone from the stream: Valkey lost them (a failover or restart without its tail?); PostgreSQL keeps what was flushed"
                 );
             }
-            let highest = self.parts.database.run(async |c| ledger::highest(c, lane).await).await?;
+            let highest = self.setup.database.run(async |c| ledger::highest(c, id).await).await?;
             if let Some(highest) = highest {
                 self.keep_ids_ascending(link, highest).await?;
             }
@@ -231,7 +232,7 @@ impl Caretaker {
     async fn digests_between(&self, link: &Link, first: EntryId, last: EntryId) -> Result<HashSet<u64>, Fault> {
         let (mut digests, mut from) = (HashSet::new(), Some(first));
         while let Some(start) = from.filter(|start| *start <= last) {
-            let page = trim::stretch(link, &self.parts.stream, start, last, STEP).await?;
+            let page = trim::page(link, &self.setup.stream, start, last, STEP).await?;
             digests.extend(page.entries().iter().map(|e| e.digest));
             from = page.entries().last().filter(|_| page.len() == STEP).and_then(|e| e.id.next());
         }
@@ -240,7 +241,7 @@ impl Caretaker {
 
     /// If the stream gives ids that the ledger has used already, it is told to start above them.
     async fn keep_ids_ascending(&mut self, link: &Link, highest: EntryId) -> Result<(), Fault> {
-        let stream = &self.parts.stream;
+        let stream = &self.setup.stream;
         let Some((last, now_ms)) = trim::last_id(link, stream).await? else { return Ok(()) };
         if last >= highest {
             return Ok(());

@@ -4,6 +4,8 @@
 //! do not need a thousand of them. A connection whose state is in doubt is dropped whole, so that an open transaction can
 //! never be handed to the next user; that is why this is not a pool of the client library.
 
+pub mod schema;
+
 use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,7 +22,7 @@ const ANSWER_MARGIN: Duration = Duration::from_secs(5);
 
 /// Where PostgreSQL is and how long anything may take there.
 #[derive(Debug, Clone)]
-pub struct Address {
+pub struct Endpoint {
     /// `postgres://` or `postgresql://`.
     pub url: SecretString,
     /// The limit for opening a connection.
@@ -33,7 +35,7 @@ pub struct Address {
     pub idle_in_transaction_timeout: Duration,
 }
 
-impl Address {
+impl Endpoint {
     /// Opens a connection.
     pub async fn connect(&self) -> Result<PgConnection, Fault> {
         let (options, limit) = (self.options()?, self.connect_timeout);
@@ -69,19 +71,19 @@ impl Address {
 /// Connections that are opened when they are needed, taken in turn, and dropped when they are in doubt. Its clones share them.
 #[derive(Debug, Clone)]
 pub struct Database {
-    address: Address,
+    address: Endpoint,
     turns: Arc<Semaphore>,
     idle: Arc<Mutex<Vec<PgConnection>>>,
 }
 
 impl Database {
     /// Connects at first use, `connections` times at the most.
-    pub fn new(address: Address, connections: usize) -> Database {
+    pub fn new(address: Endpoint, connections: usize) -> Database {
         Database { address, turns: Arc::new(Semaphore::new(connections)), idle: Arc::default() }
     }
 
     /// Where it connects to.
-    pub fn address(&self) -> &Address {
+    pub fn address(&self) -> &Endpoint {
         &self.address
     }
 

@@ -10,8 +10,8 @@ use sqlx::migrate::{MigrateError, Migration, Migrator};
 use sqlx::{Connection, Row};
 
 use crate::failpoint;
-use crate::pipeline::Pipeline;
-use crate::postgres::{self, Address};
+use crate::model::pipeline::Pipeline;
+use crate::postgres::{self, Endpoint};
 use crate::retry::Fault;
 
 /// A migration may wait for another one, or rewrite a table: far longer than a flush may take.
@@ -38,7 +38,7 @@ fn migrator() -> Migrator {
 }
 
 /// The migrations that the database lacks, in order.
-pub async fn missing(address: &Address) -> Result<Vec<Migration>, Error> {
+pub async fn missing(address: &Endpoint) -> Result<Vec<Migration>, Error> {
     let mut connection = address.connect().await?;
     let known: bool = sqlx::query_scalar("select to_regclass('tidegate.migrations') is not null")
         .fetch_one(&mut connection)
@@ -60,8 +60,8 @@ pub async fn missing(address: &Address) -> Result<Vec<Migration>, Error> {
 }
 
 /// Applies what is missing; gives how many.
-pub async fn apply(address: &Address) -> Result<usize, Error> {
-    let address = Address { statement_timeout: STATEMENT_TIMEOUT, lock_timeout: STATEMENT_TIMEOUT, ..address.clone() };
+pub async fn apply(address: &Endpoint) -> Result<usize, Error> {
+    let address = Endpoint { statement_timeout: STATEMENT_TIMEOUT, lock_timeout: STATEMENT_TIMEOUT, ..address.clone() };
     let count = missing(&address).await?.len();
     if count > 0 {
         let mut connection = address.connect().await?;
@@ -72,7 +72,7 @@ pub async fn apply(address: &Address) -> Result<usize, Error> {
 }
 
 /// Gives a pipeline's ledgers its new name; gives how many there are.
-pub async fn rename(address: &Address, source: &str, old: &str, new: &str) -> Result<u64, Error> {
+pub async fn rename(address: &Endpoint, source: &str, old: &str, new: &str) -> Result<u64, Error> {
     let mut connection = address.connect().await?;
     let done = sqlx::query("update tidegate.lanes set pipeline = $3 where source = $1 and pipeline = $2")
         .bind(source)

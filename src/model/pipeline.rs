@@ -4,8 +4,10 @@
 //! from an entry: what a producer writes can select a row, and can never select a table or a column.
 
 use std::fmt;
+use std::sync::Arc;
 
-use crate::keys;
+use super::names;
+use crate::merge::Merge;
 
 /// One stream flowing into one table.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,7 +37,7 @@ impl Pipeline {
     pub fn counters() -> Pipeline {
         Pipeline {
             name: "counters".into(),
-            stream: keys::DEFAULT_STREAM.into(),
+            stream: names::DEFAULT_STREAM.into(),
             table: Table { schema: Identifier::known("public"), name: Identifier::known("counters") },
             key: Identifier::known("id"),
             value: Identifier::known("value"),
@@ -46,21 +48,26 @@ impl Pipeline {
         }
     }
 
+    /// Its shards: one, as long as a pipeline has one stream.
+    pub fn shards(&self) -> Vec<Shard> {
+        vec![Shard { pipeline: Arc::new(self.clone()), number: 0, stream: self.stream.clone() }]
+    }
+
     /// Its consumer group.
     pub fn group(&self) -> String {
-        keys::group(&self.name)
+        names::group(&self.name)
     }
 }
 
-/// How a delta meets the value that is there.
-///
-/// A merge has two halves that must agree: one in memory, where a batch is coalesced to one delta a key
-/// ([`crate::flow::batch`]), and one in SQL, where that delta meets the row ([`crate::flow::flush`]).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Merge {
-    /// `value + delta`: order does not matter, repetition does. The ledger is there for the repetition.
-    #[default]
-    Sum,
+/// One stream of a pipeline: what a ledger lane stands for, and what one worker reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shard {
+    /// The pipeline.
+    pub pipeline: Arc<Pipeline>,
+    /// Which of its streams, from 0.
+    pub number: u16,
+    /// The stream's key in Valkey.
+    pub stream: String,
 }
 
 /// A table, always named with its schema, so that no `search_path` can redirect it.

@@ -6,9 +6,9 @@
 
 use std::time::Duration;
 
-use super::batch::{Batch, Filling, Origin};
-use super::read::push_entries;
-use crate::entry::EntryId;
+use crate::flow::batch::{Batch, Filling, Origin};
+use crate::flow::read::push_entries;
+use crate::model::entry::EntryId;
 use crate::retry::Fault;
 use crate::valkey::{Command, Link, unexpected};
 
@@ -83,7 +83,7 @@ pub async fn cut(
 }
 
 /// The first entries of the stream within `first..=last`, `count` at the most.
-pub async fn stretch(link: &Link, stream: &str, first: EntryId, last: EntryId, count: usize) -> Result<Batch, Fault> {
+pub async fn page(link: &Link, stream: &str, first: EntryId, last: EntryId, count: usize) -> Result<Batch, Fault> {
     let command = Command::new("XRANGE").arg(stream).arg(first.to_string()).arg(last.to_string());
     let reply = link.commands().call(command.arg("COUNT").arg(count as i64)).await?;
     let origin = Origin { generation: link.generation().clone(), consumer: "caretaker".into() };

@@ -185,7 +185,7 @@ pub fn backoff() -> ExponentialBackoff {
 
 /// A fault that lasts: how often it was met, when to try again, when to speak of it again.
 #[derive(Debug)]
-pub struct Trouble {
+pub struct Incident {
     attempts: u32,
     since: Option<Instant>,
     said: Option<(Verdict, Instant)>,
@@ -205,13 +205,13 @@ pub struct Response {
     pub attempts: u32,
 }
 
-impl Default for Trouble {
-    fn default() -> Trouble {
-        Trouble { attempts: 0, since: None, said: None, waits: backoff() }
+impl Default for Incident {
+    fn default() -> Incident {
+        Incident { attempts: 0, since: None, said: None, waits: backoff() }
     }
 }
 
-impl Trouble {
+impl Incident {
     /// A fault was met.
     pub fn met(&mut self, fault: &Fault, now: Instant) -> Response {
         self.attempts += 1;
@@ -234,7 +234,7 @@ impl Trouble {
         if self.attempts == 0 {
             return None;
         }
-        let Trouble { attempts, since, said, .. } = std::mem::take(self);
+        let Incident { attempts, since, said, .. } = std::mem::take(self);
         said.map(|_| (attempts, since.map_or(Duration::ZERO, |since| now - since)))
     }
 }
@@ -353,14 +353,14 @@ mod tests {
 
     #[test]
     fn a_fault_that_lasts_is_told_once_and_then_now_and_then() {
-        let (mut trouble, start) = (Trouble::default(), Instant::now());
+        let (mut incident, start) = (Incident::default(), Instant::now());
         let lost = Fault::PostgresLost("reset".into());
-        assert!(trouble.met(&lost, start).tell);
-        assert!(!trouble.met(&lost, start + Duration::from_secs(1)).tell);
-        assert!(trouble.met(&postgres("42P01"), start + Duration::from_secs(2)).tell, "another verdict is news");
-        assert!(trouble.met(&postgres("42P01"), start + Duration::from_secs(2) + REMIND_AFTER).tell);
-        assert_eq!(trouble.over(start + Duration::from_secs(60)), Some((4, Duration::from_secs(60))));
-        assert_eq!(trouble.over(start), None);
+        assert!(incident.met(&lost, start).tell);
+        assert!(!incident.met(&lost, start + Duration::from_secs(1)).tell);
+        assert!(incident.met(&postgres("42P01"), start + Duration::from_secs(2)).tell, "another verdict is news");
+        assert!(incident.met(&postgres("42P01"), start + Duration::from_secs(2) + REMIND_AFTER).tell);
+        assert_eq!(incident.over(start + Duration::from_secs(60)), Some((4, Duration::from_secs(60))));
+        assert_eq!(incident.over(start), None);
     }
 
     #[test]

@@ -10,9 +10,9 @@ use std::time::Duration;
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Row};
 
-use super::ledger::Lane;
-use crate::entry::EntryId;
 use crate::failpoint;
+use crate::lanes::LaneId;
+use crate::model::entry::EntryId;
 
 /// Rows merged in one transaction.
 const STEP: i64 = 2_000;
@@ -22,12 +22,12 @@ const WORTHWHILE: u64 = 100;
 /// Merges a step of rows; gives how many. None: nothing is left that is worth it, for now.
 pub async fn compact(
     connection: &mut PgConnection,
-    lane: Lane,
+    lane: LaneId,
     floor: EntryId,
     margin: Duration,
 ) -> Result<u64, sqlx::Error> {
     let mut transaction = connection.begin_with("begin isolation level read committed").await?;
-    // Everything up to the first row that is too young or too high: the merged row must not span one that stays.
+    // Everything up to the first row that is too young or too high: the merged row must not run one that stays.
     let row = sqlx::query(
         "with edge as (
              select min(lower(ids)) as id from tidegate.ledger

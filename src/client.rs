@@ -22,11 +22,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::Mutex;
 
-use crate::entry::EntryId;
-use crate::keys;
-use crate::pipeline::Pipeline;
+use crate::model::entry::EntryId;
+use crate::model::names;
+use crate::model::pipeline::Pipeline;
 use crate::retry::{Fault, Verdict, judge};
-use crate::valkey::{Address, Command, Connection, unexpected};
+use crate::valkey::{Command, Connection, Endpoint, unexpected};
 
 /// The field that makes an increment unlike every other one: two equal ones under one entry id differ by it.
 pub const OP_FIELD: &str = "op";
@@ -94,7 +94,7 @@ pub struct Producer {
 
 #[derive(Debug)]
 struct Shared {
-    address: Address,
+    address: Endpoint,
     stream: String,
     key_field: String,
     value_field: String,
@@ -148,7 +148,7 @@ impl Producer {
     ///
     /// # Errors
     /// [`Fault::Valkey`] with the server's words, [`Fault::ValkeyLost`] when it cannot be reached in time.
-    pub async fn connect(address: &Address, pipeline: &Pipeline) -> Result<Producer, Fault> {
+    pub async fn connect(address: &Endpoint, pipeline: &Pipeline) -> Result<Producer, Fault> {
         let shared = Shared {
             address: address.clone(),
             stream: pipeline.stream.clone(),
@@ -206,7 +206,7 @@ impl Producer {
         let sequence = self.shared.sequence.fetch_add(pairs.len() as u64, Ordering::Relaxed);
         let sound = pairs.iter().map(|(id, amount)| (id.as_ref(), amount)).filter(|(id, _)| is_text(id));
         for (sequence, (id, amount)) in (sequence..).zip(sound) {
-            keys.push(keys::counter(id));
+            keys.push(names::counter(id));
             arguments.extend([id.to_owned(), amount.to_string(), format!("{}-{sequence}", self.shared.origin)]);
         }
         let answer = if connection.is_lost() {
@@ -240,7 +240,7 @@ impl Shared {
     }
 }
 
-/// What [`crate::entry`] takes for a row's key.
+/// What [`crate::model::entry`] takes for a row's key.
 fn is_text(id: &str) -> bool {
     !id.contains('\0')
 }

@@ -1,0 +1,7 @@
+//! What flows: entries ([`entry`]), the rows they ask for ([`row`]), where they go ([`pipeline`]), and the names that both
+//! servers know ([`names`]). Pure.
+
+pub mod entry;
+pub mod names;
+pub mod pipeline;
+pub mod row;

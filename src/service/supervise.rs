@@ -1,0 +1,48 @@
+//! Supervise: keeps one worker alive. The only place of the daemon, beside its parent, that spawns.
+
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use tracing::error;
+
+use crate::flow::worker::{self, WorkerSetup};
+use crate::model::names;
+use crate::retry::backoff;
+use crate::shutdown::Stop;
+
+/// A worker that dies this often in a row is not started again.
+const DEATHS_IN_A_ROW: u32 = 10;
+/// A worker that lived this long did not die "in a row".
+const LIVED_WELL: Duration = Duration::from_secs(60);
+
+/// Keeps one worker alive: starts it again, under a new name, when one of its parts panics.
+pub(super) async fn supervise(slot: usize, parts: WorkerSetup, stop: Stop) {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let (mut deaths, mut waits) = (0, backoff());
+    while !stop.is_asked() {
+        let started = Instant::now();
+        let consumer = names::consumer(&host, std::process::id(), slot, rand::random::<u64>() >> 16);
+        let (taker, settler, acker) = worker::assemble(parts.clone(), consumer.as_str().into());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(taker.run(stop.clone()));
+        tasks.spawn(settler.run(stop.clone()));
+        tasks.spawn(acker.run(stop.clone()));
+        let mut died = None;
+        while let Some(ended) = tasks.join_next().await {
+            died = died.or(ended.err());
+        }
+        if stop.is_asked() {
+            return;
+        }
+        if started.elapsed() > LIVED_WELL {
+            (deaths, waits) = (0, backoff());
+        }
+        deaths += 1;
+        let cause = died.map_or_else(|| "a task ended".into(), |died| died.to_string());
+        error!(%consumer, %cause, deaths, "a worker died; what it held stays pending and is reclaimed");
+        if deaths >= DEATHS_IN_A_ROW {
+            return;
+        }
+        tokio::time::sleep(waits.next().unwrap_or_default()).await;
+    }
+}

@@ -1,0 +1,4 @@
+//! What a process says of itself: metrics ([`contract`]) and log lines ([`log`]).
+
+pub mod contract;
+pub mod log;
