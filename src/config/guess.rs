@@ -1,8 +1,10 @@
-//! "Did you mean": what somebody most likely meant by a name that does not exist.
+//! "Did you mean": the existing name that is nearest to one that does not exist.
+//!
+//! Takes a name; gives the nearest candidate, or none if no candidate is near. Pure.
 
 use super::sections::KEYS;
 
-/// The known path that somebody who wrote `path` most likely meant.
+/// The path of the key that `path` most likely means.
 pub(super) fn did_you_mean(path: &str) -> Option<String> {
     let pipeline = path.strip_prefix("pipelines.").and_then(|rest| rest.split('.').next()).unwrap_or("counters");
     let known = || KEYS.iter().map(|key| key.path(pipeline));

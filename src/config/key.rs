@@ -48,7 +48,7 @@ pub(super) fn find(path: &str) -> Option<&'static Key> {
         Some((_, leaf)) => format!("pipelines.<name>.{leaf}"),
         None => path.to_owned(),
     };
-    // `pipelines.<name>` itself is not a path that anybody may write.
+    // The pattern itself is not a path.
     KEYS.iter().find(|key| key.name == general && !path.contains('<'))
 }
 

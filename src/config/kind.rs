@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_duration_without_a_unit_is_asked_for_one() {
+    fn a_duration_without_a_unit_is_refused_with_an_example() {
         let timeout = |text: &str| read("reclaim.dead_after", text);
         for bad in ["30", "1.5", "0", "-3"] {
             assert!(timeout(bad).expect_err(bad).contains("write the unit, such as \"30s\""), "{bad}");
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misspelt_level_is_not_taken_for_a_module() {
+    fn a_misspelt_level_is_not_read_as_a_module() {
         let level = |text: &str| read("log.level", text);
         for good in ["info", "WARN", "off", "info,tidegate::flow=debug", "warn,sqlx=off"] {
             assert!(level(good).is_ok(), "{good}: {:?}", level(good).err());

@@ -32,7 +32,7 @@ impl Problems {
         self.0.iter()
     }
 
-    /// [`ProblemKind::Unreadable`] if any file could not be read: nobody knows what it would have said.
+    /// [`ProblemKind::Unreadable`] if any file could not be read: its content is unknown.
     pub fn kind(&self) -> ProblemKind {
         let unreadable = self.iter().any(|problem| problem.kind == ProblemKind::Unreadable);
         if unreadable { ProblemKind::Unreadable } else { ProblemKind::Invalid }

@@ -1,4 +1,7 @@
-//! The urls of the two servers: from their keys or from files of their own, and needed or not.
+//! The urls of the two servers, each from its key or from a file of its own.
+//!
+//! Takes the settings and what a verb needs; gives endpoints. Fails if a needed url is missing, set twice, or if its file
+//! cannot be read.
 
 use std::path::Path;
 

@@ -1,4 +1,7 @@
 //! An accepted value, and how a struct's field is made of it.
+//!
+//! A further type of field implements [`Field`]; a further kind of value is a variant of [`Setting`]. Never shows a text: it
+//! may be a secret.
 
 use std::fmt;
 use std::path::PathBuf;

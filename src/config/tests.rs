@@ -12,7 +12,7 @@ use super::sections::{KEYS, RELATIONS};
 use super::*;
 use crate::model::pipeline::Table;
 
-/// Sources with this file, environment and flags; the directory holds the file for as long as it is needed.
+/// Sources for a test. The directory has the file, and is removed with the case.
 struct Case {
     directory: TempDir,
     sources: Sources,
@@ -41,7 +41,7 @@ impl Case {
     }
 
     fn load(&self, needs: Needs) -> Result<Loaded, Vec<String>> {
-        // The directory is another each time: sentences are compared without it.
+        // The directory has another name each time: sentences are compared without it.
         let prefix = format!("{}/", self.directory.path().display());
         load(&self.sources, needs)
             .map_err(|problems| problems.iter().map(|f| f.to_string().replace(&prefix, "")).collect())
@@ -96,7 +96,7 @@ fn without_any_source_the_defaults_hold_and_fit_each_other() {
 }
 
 #[test]
-fn each_layer_outranks_the_one_below_and_says_so() {
+fn each_layer_overrides_the_one_below_and_is_shown_as_the_origin() {
     let base = || file("[valkey]\nurl = 'valkey://file'\n").env("DATABASE_URL", "postgres://db");
     assert_eq!(base().row("batch.read_count").origin, "default");
     assert!(base().row("valkey.url").origin.ends_with("tidegate.toml:2"));
@@ -115,7 +115,7 @@ fn each_layer_outranks_the_one_below_and_says_so() {
 }
 
 #[test]
-fn the_file_is_the_flag_s_or_else_the_variable_s() {
+fn the_file_of_the_flag_comes_before_the_file_of_the_variable() {
     let named = file("run.workers = 3");
     let path = named.sources.file.clone().expect("a file");
     let by_variable = Case::new().env("TIDEGATE_CONFIG", &path.display().to_string());
@@ -126,7 +126,7 @@ fn the_file_is_the_flag_s_or_else_the_variable_s() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_the_only_complaint() {
+fn a_file_that_cannot_be_read_is_the_only_problem_and_has_its_own_kind() {
     let mut case = Case::new();
     case.sources.file = Some("/nowhere/tidegate.toml".into());
     let problems = case.load(Needs::BOTH).expect_err("refused");
@@ -139,7 +139,7 @@ fn a_file_that_cannot_be_read_is_the_only_complaint() {
 }
 
 #[test]
-fn all_problems_of_all_layers_are_told_at_once_with_their_places() {
+fn all_problems_of_all_layers_are_reported_at_once_with_their_places() {
     let case = file("[batch]\nmax_entries = 0\n\n[bacth]\nx = 1\n\n[reclaim]\ndead_after = 5\n")
         .env("TIDEGATE__LOG__FORMAT", "xml")
         .flag("run.workers", "many");
@@ -149,14 +149,14 @@ fn all_problems_of_all_layers_are_told_at_once_with_their_places() {
 }
 
 #[test]
-fn a_problem_is_one_line_and_its_display_is_one_line_each() {
+fn each_problem_is_one_line() {
     let problems = load(&file("a = 1\nb = 2\n").sources, Needs::NONE).expect_err("refused");
     assert_eq!(problems.to_string().lines().count(), 2);
     assert_eq!(problems.iter().count(), 2);
 }
 
 #[test]
-fn slips_in_the_syntax_are_told_with_their_lines_and_without_quoting_secrets() {
+fn syntax_errors_are_reported_with_their_lines_and_without_quoting_secrets() {
     let problems = file("[valkey]\nurl = \"valkey://u:hunter2@h\nsource = main\n[batch\n").problems();
     assert!(problems.len() >= 2, "{problems:?}");
     assert!(problems[0].starts_with("tidegate.toml:2: is not TOML"), "{problems:?}");
@@ -203,14 +203,14 @@ fn whole_numbers_are_taken_in_every_notation_of_toml_and_as_plain_digits_elsewhe
 }
 
 #[test]
-fn a_bare_number_for_a_duration_is_asked_for_its_unit() {
+fn a_duration_without_a_unit_is_refused_with_an_example() {
     for case in [file("reclaim.dead_after = 30"), Case::new().env("TIDEGATE__RECLAIM__DEAD_AFTER", "30")] {
         assert!(case.problem().contains("reclaim.dead_after is 30 without a unit; write the unit, such as \"30s\""));
     }
 }
 
 #[test]
-fn an_unknown_key_is_refused_with_what_was_probably_meant() {
+fn an_unknown_key_is_refused_with_a_suggestion() {
     assert_eq!(
         file("[batch]\nmax_entrys = 5\n").problem(),
         "tidegate.toml:2: unknown key batch.max_entrys; did you mean batch.max_entries?"
@@ -228,7 +228,7 @@ fn an_unknown_key_is_refused_with_what_was_probably_meant() {
 }
 
 #[test]
-fn an_unknown_variable_is_refused_with_what_was_probably_meant() {
+fn an_unknown_variable_is_refused_with_a_suggestion() {
     let meant = |variable: &str| Case::new().env(variable, "5").problem();
     assert_eq!(
         meant("TIDEGATE__BATCH__MAX_ENTRYS"),
@@ -244,7 +244,7 @@ fn an_unknown_variable_is_refused_with_what_was_probably_meant() {
 }
 
 #[test]
-fn variables_that_are_not_ours_are_left_alone() {
+fn variables_of_other_programs_are_ignored() {
     let case = Case::new()
         .env("TIDEGATE_SERVICE_HOST", "10.0.0.1")
         .env("TIDEGATE_PORT_9090_TCP", "tcp://10.0.0.1:9090")
@@ -260,7 +260,7 @@ fn a_variable_that_is_not_utf8_is_refused() {
 }
 
 #[test]
-fn a_refused_value_counts_even_where_a_stronger_layer_outranks_it() {
+fn an_invalid_value_is_a_problem_even_if_a_stronger_layer_overrides_it() {
     let case = file("run.workers = 0").flag("run.workers", "2");
     assert!(case.problem().starts_with("tidegate.toml:1: run.workers is 0"));
 }
@@ -294,7 +294,7 @@ fn every_relation_is_checked_and_names_both_keys_both_values_and_both_origins() 
 }
 
 #[test]
-fn at_the_edge_the_equal_is_accepted_where_it_may_be() {
+fn equal_values_are_accepted_where_the_relation_says_at_most() {
     let text = "[postgres]\nstatement_timeout = '900ms'\nlock_timeout = '900ms'\nidle_in_transaction_timeout = '999ms'\n\
         [reclaim]\ndead_after = '1s'\nsweep_every = '1s'\ngone_after = '1s'\n[batch]\nmax_entries = 10\nread_count = 10\nmax_bytes = 1024\n\
         max_entry_bytes = 1024\n[dead_letters]\nmax_bytes = 1024\n[compact]\nmargin = '1s'\n[stop]\ngrace = '901ms'\n[trim]\nretention = '0s'\n";
@@ -302,13 +302,13 @@ fn at_the_edge_the_equal_is_accepted_where_it_may_be() {
 }
 
 #[test]
-fn nothing_is_judged_by_a_value_that_was_refused() {
-    // By the default of 30 s this margin would be too short; what was meant cannot be known.
+fn no_relation_is_checked_against_a_value_that_was_refused() {
+    // With the default of 30 s this margin would be too short, but the value that was meant is unknown.
     assert!(file("reclaim.dead_after = 1\ncompact.margin = '5s'").problem().contains("write the unit"));
 }
 
 #[test]
-fn a_missing_url_is_a_problem_for_those_who_need_it() {
+fn a_missing_url_is_a_problem_for_the_verbs_that_need_it() {
     let case = Case::new().env("DATABASE_URL", "postgres://db/app");
     assert!(case.load(Needs::POSTGRES).is_ok());
     assert!(case.load(Needs::NONE).is_ok());
@@ -355,7 +355,7 @@ fn a_password_may_have_any_percent_encoded_character() {
         let urls = [format!("valkey://user:{password}@h:6379/0"), format!("postgres://user:{password}@h/db")];
         let case = Case::new().env("VALKEY_URL", &urls[0]).env("DATABASE_URL", &urls[1]);
         let Config { valkey, postgres, .. } = case.load(Needs::BOTH).expect(&password).config;
-        // As it was written: whoever connects decodes it.
+        // The url stays as it was written; the client decodes it.
         assert_eq!(valkey.address().expect("set").url.expose_secret(), urls[0]);
         assert_eq!(postgres.address().expect("set").url.expose_secret(), urls[1]);
         assert_eq!(case.row("valkey.url").value, "valkey://user:***@h:6379/0");
@@ -364,7 +364,7 @@ fn a_password_may_have_any_percent_encoded_character() {
 }
 
 #[test]
-fn a_url_and_its_file_together_are_a_problem_unless_one_is_emptied() {
+fn a_url_and_its_file_together_are_a_problem_unless_one_is_empty() {
     let case = file("[valkey]\nurl_file = '/run/secrets/valkey'\n").env("VALKEY_URL", "valkey://u:hunter2@h");
     let problem = case.problem();
     assert!(
@@ -406,7 +406,7 @@ fn the_counters_pipeline_can_be_changed_key_by_key() {
 }
 
 #[test]
-fn another_pipeline_must_say_its_stream_and_table_and_replaces_counters() {
+fn another_pipeline_needs_a_stream_and_a_table_and_replaces_counters() {
     let problems = file("[pipelines.orders]\nvalue_column = 'total'\n").problems();
     assert_eq!(problems.len(), 2, "{problems:?}");
     assert!(problems[0].starts_with("tidegate.toml:1: pipelines.orders.stream is missing; write"), "{problems:?}");
@@ -417,21 +417,21 @@ fn another_pipeline_must_say_its_stream_and_table_and_replaces_counters() {
 }
 
 #[test]
-fn a_pipeline_named_with_nothing_in_it_is_not_ignored() {
+fn an_empty_pipeline_section_is_not_ignored() {
     assert_eq!(file("[pipelines.orders]\n").problems().len(), 2);
     assert_eq!(file("[pipelines.counters]\n").config().pipelines, [Pipeline::counters()]);
     assert_eq!(file("[pipelines]\n").config().pipelines, [Pipeline::counters()]);
 }
 
 #[test]
-fn a_misspelt_pipeline_is_guessed() {
+fn a_misspelt_pipeline_name_gets_a_suggestion() {
     let problem = Case::new().env("TIDEGATE__PIPELINES__CUONTERS__STREAM", "x").problem();
     assert!(problem.contains("pipelines.cuonters.table is missing"), "{problem}");
     assert!(problem.contains("did you mean the pipeline counters?"), "{problem}");
 }
 
 #[test]
-fn a_variable_finds_a_pipeline_whose_name_it_cannot_spell() {
+fn a_variable_finds_a_pipeline_with_hyphens_and_capitals_in_its_name() {
     let text = "[pipelines.Order-Totals]\nstream = 's'\ntable = 't'\n";
     let variable = "TIDEGATE__PIPELINES__ORDER_TOTALS__STREAM";
     let config = file(text).env(variable, "other").config();
@@ -450,7 +450,7 @@ fn two_pipelines_with_one_stream_and_one_table_are_refused() {
 }
 
 #[test]
-fn a_field_has_one_role_and_none_that_producers_fill() {
+fn a_field_has_one_role_and_is_not_one_that_producers_fill() {
     assert!(file("[pipelines.counters]\nvalue_field = 'id'\n").problem().contains("uses one field twice"));
     for field in ["op", "traceparent"] {
         let problem = file(&format!("[pipelines.counters]\nkey_field = '{field}'\n")).problem();
@@ -483,7 +483,7 @@ fn describe_has_one_row_for_every_key_of_every_pipeline() {
 }
 
 #[test]
-fn every_key_can_be_set_by_the_variable_that_the_document_says() {
+fn every_key_can_be_set_by_the_variable_of_its_name() {
     for key in KEYS {
         let path = key.path("counters");
         let variable = format!("TIDEGATE__{}", path.to_uppercase().replace('.', "__"));
@@ -539,7 +539,7 @@ fn a_file_has_a_limit() {
 }
 
 #[test]
-fn the_environment_of_the_process_is_taken_only_as_far_as_it_concerns_us() {
+fn only_variables_that_concern_tidegate_are_taken_from_the_process() {
     let sources = Sources::from_process(Some(Path::new("f.toml").into()), vec![("run.workers".into(), "1".into())]);
     assert_eq!(sources.file.as_deref(), Some(Path::new("f.toml")));
     assert_eq!(sources.flags.len(), 1);
@@ -549,7 +549,7 @@ fn the_environment_of_the_process_is_taken_only_as_far_as_it_concerns_us() {
 
 proptest! {
     #[test]
-    fn whatever_is_given_there_is_a_configuration_or_a_sentence_for_people(
+    fn any_input_gives_a_configuration_or_sentences(
         file in r#"(\[?\[?(batch|run|trim|pipelines|[a-z.]{0,9})\]?\]?\n|[a-z_.]{0,14} ?= ?("[^"\n]{0,9}"|[0-9]{0,20}|true|\[\]|\{\})\n){0,6}"#,
         variables in prop::collection::btree_map("TIDEGATE(__[A-Z_]{0,12}){0,4}|VALKEY_URL|DATABASE_URL", ".{0,30}", 0..5),
         flags in prop::collection::vec(("[a-z_.]{0,20}", ".{0,20}"), 0..3),
