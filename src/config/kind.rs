@@ -206,6 +206,7 @@ mod tests {
     use super::super::key::{Key, find};
     use super::super::sections::{KEYS, RELATIONS};
     use super::*;
+    use crate::flow::reclaim::ALONE_AFTER;
     use proptest::prelude::*;
 
     fn read(path: &str, text: &str) -> Result<Setting, String> {
@@ -241,6 +242,13 @@ mod tests {
             let sentence = workers(bad).expect_err(bad);
             assert!(sentence.contains("a whole number from 1 to 256"), "{bad}: {sentence}");
         }
+    }
+
+    #[test]
+    fn an_entry_is_tried_alone_before_its_deliveries_can_bury_it() {
+        let deliveries = |count: i64| read("reclaim.max_deliveries", &count.to_string());
+        assert!(deliveries(ALONE_AFTER).is_err());
+        assert!(deliveries(ALONE_AFTER + 1).is_ok());
     }
 
     #[test]
