@@ -17,11 +17,12 @@ use super::judge::{self, Findings};
 use super::ledger::{self, NewRows};
 use super::statement::{DURABLE, statement};
 use crate::failpoint;
-use crate::lanes::LaneId;
+use crate::lanes::{Identity, LaneId};
 use crate::model::entry::{DIGEST_VERSION, EntryId, Generation};
 use crate::model::pipeline::Pipeline;
 use crate::postgres::Database;
 use crate::retry::Fault;
+use crate::target::KeyOrder;
 use crate::telemetry::contract::Tally;
 
 /// How often a careful flush that meets concurrent ones starts over before it says so.
@@ -31,14 +32,15 @@ const RESTARTS: u32 = 20;
 #[derive(Debug, Clone)]
 pub struct Lane {
     id: LaneId,
+    identity: Identity,
     pipeline: Pipeline,
     statement: Arc<str>,
 }
 
 impl Lane {
     /// Prepares the flush of a pipeline.
-    pub fn new(pipeline: Pipeline, lane: LaneId) -> Lane {
-        Lane { id: lane, statement: statement(&pipeline).into(), pipeline }
+    pub fn new(pipeline: Pipeline, order: &KeyOrder, id: LaneId, identity: Identity) -> Lane {
+        Lane { id, identity, statement: statement(&pipeline, order).into(), pipeline }
     }
 
     /// Its place in the ledger.
@@ -200,7 +202,9 @@ async fn apply(
         .bind(rows.entries)
         .bind(DIGEST_VERSION)
         .bind(coalesced.keys)
-        .bind(coalesced.amounts);
+        .bind(coalesced.amounts)
+        .bind(&lane.identity.names()[..])
+        .bind(&lane.identity.mapping);
     let sent = letters.bind(query).execute(connection);
     if buries {
         failpoint::during("bury.sent", sent).await?
@@ -212,7 +216,7 @@ async fn apply(
 
 /// Buries entries that the ledger covers and cannot judge. The batch comes back where that fails.
 pub async fn bury_covered(database: &Database, lane: &Lane, batch: Batch) -> Result<Settled, Failed> {
-    let buried = database.run(async |c| bury::bury(c, lane.id, &batch).await);
+    let buried = database.run(async |c| bury::bury(c, lane.id, &lane.identity, &batch).await);
     match failpoint::during("bury.covered", buried).await {
         Ok(()) => {
             let tally = Tally { buried: batch.len() as u64, ..Tally::default() };

@@ -5,6 +5,7 @@
 //! CPU time and memory as the operating system tells them.
 
 pub mod load;
+mod recovery;
 mod report;
 mod watch;
 mod workers;
@@ -20,6 +21,7 @@ use sqlx::AssertSqlSafe;
 use tokio::time::MissedTickBehavior;
 
 use self::load::{LONGEST_ID, Load};
+use self::recovery::Recovery;
 use self::watch::Watch;
 use self::workers::Workers;
 use super::Exit;
@@ -54,8 +56,10 @@ pub enum Phase {
     Drain,
     /// How soon entries land at a steady rate
     Steady,
-    /// One, then the other
+    /// Drain, then steady
     Both,
+    /// How soon the entries of a killed worker process are settled by its peers
+    Recovery,
 }
 
 /// How keys are drawn.
@@ -88,6 +92,9 @@ pub struct Args {
     /// For how long, in seconds
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub seconds: u64,
+    /// How often a worker process is killed while recovery is measured
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub rounds: u16,
     /// Different keys
     #[arg(long, default_value = "1000", value_parser = number)]
     pub keys: u64,
@@ -118,6 +125,13 @@ pub struct Args {
     /// One JSON object instead of a table
     #[arg(long)]
     pub json: bool,
+}
+
+impl Args {
+    /// How many worker processes run: a killed one needs a peer.
+    fn processes(&self) -> u8 {
+        if self.phase == Phase::Recovery { self.processes.max(2) } else { self.processes }
+    }
 }
 
 /// A whole number above zero, perhaps with underscores, perhaps with k or M behind.
@@ -217,18 +231,33 @@ async fn measure(args: &Args, stage: &Stage) -> Result<Exit, Trouble> {
         id_bytes: args.id_bytes.clone(),
         seed: args.seed.unwrap_or_else(|| rand::random::<u64>() >> 12),
     };
-    let (mut drains, mut steady) = (Vec::new(), None);
-    if args.phase != Phase::Steady {
+    let (mut drains, mut steady, mut recovery) = (Vec::new(), None, None);
+    if matches!(args.phase, Phase::Drain | Phase::Both) {
         for _ in 0..args.runs {
             drains.push(drain(args, stage, &load).await?);
         }
     }
-    if args.phase != Phase::Drain {
+    if matches!(args.phase, Phase::Steady | Phase::Both) {
         steady = Some(hold(args, stage, &load).await?);
     }
-    let exact = drains.iter().all(|drain| drain.exact) && steady.as_ref().is_none_or(|steady| steady.exact);
-    report::tell(args, stage, &load, &drains, steady.as_ref(), exact).await?;
+    if args.phase == Phase::Recovery {
+        recovery = Some(recovery::recover(args, stage, &load).await?);
+    }
+    let exact = drains.iter().all(|drain| drain.exact)
+        && steady.as_ref().is_none_or(|steady| steady.exact)
+        && recovery.as_ref().is_none_or(|recovery| recovery.exact);
+    let measured = Measured { drains, steady, recovery, exact };
+    report::tell(args, stage, &load, &measured).await?;
     Ok(if exact { Exit::Ok } else { Exit::Drift })
+}
+
+/// What was measured.
+#[derive(Debug)]
+struct Measured {
+    drains: Vec<Drain>,
+    steady: Option<Steady>,
+    recovery: Option<Recovery>,
+    exact: bool,
 }
 
 /// One backlog drained.

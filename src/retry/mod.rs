@@ -122,6 +122,14 @@ fn judge_postgres(code: &str, ours: bool, constraint: Option<&str>, attempt: u32
         ("57014", _) => shrink("the statement ran out of time again and again; smaller batches are tried"),
         (_, "57") => retry("PostgreSQL is starting, stopping or was told to end the session"),
         (_, "08") => retry("the connection to PostgreSQL broke"),
+        ("TG002", _) => halt(
+            "the ledger's lane is not this pipeline's any more: PostgreSQL was restored to an earlier time, or another daemon runs \
+             with another configuration. Restart this daemon, which registers anew; after a restore run `tidegate replay`",
+        ),
+        ("TG003", _) => halt(
+            "the table drops rows: a trigger returns null, a rule or a policy hides them? Remove it; nothing was acknowledged, and \
+             flushing goes on by itself",
+        ),
         // Tidegate's own tables: never an entry's fault.
         (_, "21" | "22" | "23" | "54" | "P0") if ours => halt(
             "one of Tidegate's own tables refused a row: has its schema been changed? compare with `tidegate migrate --dry-run`",

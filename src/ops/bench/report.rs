@@ -3,20 +3,13 @@
 use serde_json::{Value, json};
 
 use super::load::Load;
-use super::{Args, Drain, Steady};
+use super::{Args, Drain, Measured};
 use crate::ops::stage::{Stage, Trouble, say};
 use crate::valkey::{Command, Connection};
 
 /// Tells it, in a table or as JSON.
-pub(super) async fn tell(
-    args: &Args,
-    stage: &Stage,
-    load: &Load,
-    drains: &[Drain],
-    steady: Option<&Steady>,
-    exact: bool,
-) -> Result<(), Trouble> {
-    let report = report(args, stage, load, drains, steady, exact).await?;
+pub(super) async fn tell(args: &Args, stage: &Stage, load: &Load, measured: &Measured) -> Result<(), Trouble> {
+    let report = report(args, stage, load, measured).await?;
     if args.json {
         say(&report.to_string());
         return Ok(());
@@ -26,7 +19,7 @@ pub(super) async fn tell(
         "{} keys, {}; {} process(es) with {} worker(s), batches of {}; seed {seed}",
         args.keys,
         report["load"]["distribution"].as_str().unwrap_or_default(),
-        args.processes,
+        args.processes(),
         stage.config.run.workers,
         stage.config.batch.max_entries
     ));
@@ -68,7 +61,17 @@ pub(super) async fn tell(
         }
         line("workers' CPU", &steady["cpu_percent"], "% of a core");
     }
-    say(if exact { "\nevery row is exact" } else { "\nROWS DIFFER from what was added" });
+    if let Some(recovery) = report.get("recovery").filter(|recovery| !recovery.is_null()) {
+        say(&format!(
+            "\nrecovery at {} entries/s: a worker process is killed (SIGKILL) {} times; from the kill until everything added before is settled",
+            args.rate, args.rounds
+        ));
+        for figure in ["median", "p95", "max"] {
+            line(figure, &recovery["seconds"][figure], "s");
+        }
+        line("entries that killed processes held", &recovery["entries_held"], "");
+    }
+    say(if measured.exact { "\nevery row is exact" } else { "\nROWS DIFFER from what was added" });
     Ok(())
 }
 
@@ -76,14 +79,8 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or("unknown")
 }
 
-async fn report(
-    args: &Args,
-    stage: &Stage,
-    load: &Load,
-    drains: &[Drain],
-    steady: Option<&Steady>,
-    exact: bool,
-) -> Result<Value, Trouble> {
+async fn report(args: &Args, stage: &Stage, load: &Load, measured: &Measured) -> Result<Value, Trouble> {
+    let Measured { drains, steady, recovery, .. } = measured;
     let entries = args.entries as f64;
     let of = |figure: &dyn Fn(&Drain) -> Option<f64>| {
         let mut figures: Vec<f64> = drains.iter().filter_map(figure).collect();
@@ -105,7 +102,7 @@ async fn report(
             "bytes_per_entry": median(&|drain| Some(drain.bytes_per_entry)),
         })
     });
-    let steady = steady.map(|steady| {
+    let steady = steady.as_ref().map(|steady| {
         let at = |percentile| steady.latency.value_at_quantile(percentile) as f64 / 1_000.0;
         json!({
             "rate": args.rate,
@@ -115,6 +112,15 @@ async fn report(
                 "max": steady.latency.max() as f64 / 1_000.0,
             },
             "cpu_percent": steady.cpu_share.map(|share| share * 100.0),
+        })
+    });
+    let recovery = recovery.as_ref().map(|recovery| {
+        let at = |percentile| recovery.times.value_at_quantile(percentile) as f64 / 1_000_000.0;
+        json!({
+            "rounds": recovery.times.len(),
+            "rate": args.rate,
+            "entries_held": recovery.held,
+            "seconds": { "median": at(0.5), "p95": at(0.95), "max": recovery.times.max() as f64 / 1_000_000.0 },
         })
     });
     let info = Connection::open(&stage.valkey, "tidegate:bench").await?;
@@ -131,12 +137,13 @@ async fn report(
             "id_bytes": [load.id_bytes.start(), load.id_bytes.end()],
             "seed": load.seed,
         },
-        "processes": args.processes,
+        "processes": args.processes(),
         "workers": stage.config.run.workers,
         "batch_max_entries": stage.config.batch.max_entries,
         "drain": drain,
         "steady": steady,
-        "exact": exact,
+        "recovery": recovery,
+        "exact": measured.exact,
         "versions": {
             "tidegate": env!("CARGO_PKG_VERSION"),
             "valkey": version("valkey_version:").or_else(|| version("redis_version:")),

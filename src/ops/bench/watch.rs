@@ -46,6 +46,11 @@ impl Watch {
         !self.waiting.is_empty()
     }
 
+    /// Whether an entry that was sent before this moment has not become visible yet.
+    pub(super) fn is_waiting_since_before(&self, moment: Instant) -> bool {
+        self.waiting.values().any(|sent| *sent <= moment)
+    }
+
     pub(super) fn expect(&mut self, (id, sent): (EntryId, Instant)) {
         match self.seen.range(..=id).next_back() {
             Some((_, (last, visible))) if *last >= id => self.record(sent, *visible),

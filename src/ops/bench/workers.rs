@@ -11,6 +11,7 @@ use crate::ops::stage::{Stage, Trouble};
 
 /// Worker processes.
 pub(super) struct Workers {
+    /// In the order in which they were started.
     children: Vec<Child>,
     rows: Vec<Arc<AtomicU64>>,
 }
@@ -18,19 +19,25 @@ pub(super) struct Workers {
 impl Workers {
     pub(super) fn start(processes: u8, stage: &Stage) -> Result<Workers, Trouble> {
         let rows: Vec<Arc<AtomicU64>> = (0..processes).map(|_| Arc::default()).collect();
-        let start = |rows: &Arc<AtomicU64>| {
-            let rows = rows.clone();
-            stage.worker(move |event| {
-                if event["level"] == "ERROR" {
-                    eprintln!("{event}");
-                }
-                if let Some(count) = event["rows"].as_u64() {
-                    rows.store(count, Ordering::Relaxed);
-                }
-            })
-        };
-        let children = rows.iter().map(start).collect::<Result<_, _>>()?;
+        let children = rows.iter().map(|rows| start_one(stage, rows.clone())).collect::<Result<_, _>>()?;
         Ok(Workers { children, rows })
+    }
+
+    /// Kills the process that has lived longest (SIGKILL); gives its id.
+    pub(super) async fn kill_one(&mut self) -> Result<u32, Trouble> {
+        let mut child = self.children.remove(0);
+        self.rows.remove(0);
+        let process = child.id().ok_or("a worker process had ended")?;
+        child.kill().await?;
+        Ok(process)
+    }
+
+    /// Starts a process for the one that was killed.
+    pub(super) fn replace_the_dead(&mut self, stage: &Stage) -> Result<(), Trouble> {
+        let rows = Arc::<AtomicU64>::default();
+        self.children.push(start_one(stage, rows.clone())?);
+        self.rows.push(rows);
+        Ok(())
     }
 
     pub(super) fn all_live(&mut self) -> Result<(), Trouble> {
@@ -62,6 +69,18 @@ impl Workers {
         }
         Ok(self.rows.iter().map(|rows| rows.load(Ordering::Relaxed)).sum())
     }
+}
+
+/// Starts a worker process that tells how many rows it has written.
+fn start_one(stage: &Stage, rows: Arc<AtomicU64>) -> std::io::Result<Child> {
+    stage.worker(move |event| {
+        if event["level"] == "ERROR" {
+            eprintln!("{event}");
+        }
+        if let Some(count) = event["rows"].as_u64() {
+            rows.store(count, Ordering::Relaxed);
+        }
+    })
 }
 
 /// User and system time of a process, as Linux tells it in hundredths of a second.
