@@ -86,6 +86,10 @@ impl Settler {
                     let (rest, aside) = batch.set_aside(&runs);
                     work.extend([aside, rest].into_iter().filter(|part| !part.is_empty()));
                 }
+                Err(Failed { batch, why: Why::LaneGone(fault) }) => {
+                    self.register_again(&fault, stop).await?;
+                    work.push(batch);
+                }
                 Err(Failed { batch, why: Why::Fault(fault) }) => {
                     match self.met(&fault, batch.len(), stop).await? {
                         Verdict::Split => match batch.halve() {
@@ -167,8 +171,41 @@ impl Settler {
                     self.met(&fault, batch.len(), stop).await?;
                     doubtful = batch;
                 }
+                Err(Failed { batch, why: Why::LaneGone(fault) }) => {
+                    self.register_again(&fault, stop).await?;
+                    doubtful = batch;
+                }
                 Err(Failed { batch, why: Why::Refused(_) }) => doubtful = batch,
             }
+        }
+    }
+
+    /// PostgreSQL does not know the lane as this pipeline's. After a restore to an earlier time it is registered again; where another
+    /// daemon has taken the pipeline over, this one halts.
+    async fn register_again(&mut self, fault: &Fault, stop: &Stop) -> Result<(), Interrupted> {
+        let lane = &self.setup.lane;
+        match lane.register_again(&self.setup.database).await {
+            Ok(Ok(())) => {
+                let (pipeline, id) = (&lane.pipeline().name, lane.id());
+                warn!(%pipeline, lane = id, %fault, "PostgreSQL does not know this pipeline any more (was it restored to an earlier time?): registered again; run `tidegate replay` for what it lost");
+                Ok(())
+            }
+            Ok(Err(unregistered)) => {
+                let response = self.incident.met(fault, Instant::now());
+                if response.tell {
+                    error!(consumer = %self.consumer, %fault, %unregistered, "flushing is halted: another daemon runs this pipeline with another configuration");
+                }
+                self.begins_to_fail(response.attempts == 1);
+                pause(response.wait, stop).await
+            }
+            Err(fault) => self.met(&fault, 1, stop).await.map(drop),
+        }
+    }
+
+    fn begins_to_fail(&self, first: bool) {
+        if first {
+            self.shared.failing.store(true, Ordering::Relaxed);
+            self.setup.metrics.begins_to_fail();
         }
     }
 
@@ -214,10 +251,7 @@ impl Settler {
             _ if response.tell => warn!(%consumer, %fault, advice, entries, "flushing is interrupted"),
             _ => {}
         }
-        if first {
-            self.shared.failing.store(true, Ordering::Relaxed);
-            self.setup.metrics.begins_to_fail();
-        }
+        self.begins_to_fail(first);
         pause(response.wait, stop).await?;
         Ok(response.judgement.verdict)
     }
@@ -229,10 +263,7 @@ impl Settler {
         if response.tell {
             error!(consumer = %self.consumer, %fault, entries, "flushing is halted: the table refuses so many entries that the cause must lie in it; nothing was buried");
         }
-        if first {
-            self.shared.failing.store(true, Ordering::Relaxed);
-            self.setup.metrics.begins_to_fail();
-        }
+        self.begins_to_fail(first);
         pause(response.wait, stop).await
     }
 
