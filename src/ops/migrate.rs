@@ -37,9 +37,9 @@ fn parse_rename(text: &str) -> Result<(String, String), String> {
 pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::Result<Exit> {
     let address = match config.postgres.address() {
         Ok(address) => address,
-        Err(faults) => {
-            writeln!(std::io::stderr(), "{faults}")?;
-            return Ok(Exit::Config);
+        Err(problems) => {
+            writeln!(std::io::stderr(), "{problems}")?;
+            return Ok(Exit::from(&problems));
         }
     };
     let result = if let Some((old, new)) = &args.rename_pipeline {

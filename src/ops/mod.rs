@@ -10,6 +10,8 @@ pub mod run;
 pub mod sandbox;
 pub mod stage;
 
+use crate::config::{ProblemKind, Problems};
+
 /// How a process ends, for scripts and supervisors. The numbers are those of `sysexits.h` where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -36,6 +38,16 @@ pub enum Exit {
     Config = 78,
     /// Ended by Ctrl-C.
     Interrupted = 130,
+}
+
+impl From<&Problems> for Exit {
+    /// A file that cannot be read is not the same as one that is not valid: the next step is another.
+    fn from(problems: &Problems) -> Exit {
+        match problems.kind() {
+            ProblemKind::Unreadable => Exit::NoInput,
+            ProblemKind::Invalid => Exit::Config,
+        }
+    }
 }
 
 impl From<Exit> for std::process::ExitCode {

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::Exit;
-use crate::config::{Config, Faults};
+use crate::config::{Config, Problems};
 use crate::retry::{Verdict, judge};
 use crate::service::{self, Ending, Options, Refusal};
 
@@ -22,7 +22,7 @@ pub struct Args {
 }
 
 /// Runs the verb.
-pub async fn run(args: Args, config: Config, reload: impl Fn() -> Result<Config, Faults>) -> std::io::Result<Exit> {
+pub async fn run(args: Args, config: Config, reload: impl Fn() -> Result<Config, Problems>) -> std::io::Result<Exit> {
     let options =
         Options { until_empty: args.until_empty, migrate: args.migrate, accept_eviction: args.accept_eviction };
     match service::run(config, options, reload).await {

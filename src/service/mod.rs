@@ -17,7 +17,7 @@ use self::prepare::{Flow, Places, caretaker_setup, prepare, raise_file_limit, tr
 pub use self::prepare::{Options, Refusal};
 use self::supervise::supervise;
 use crate::care::caretaker::Caretaker;
-use crate::config::{Config, Faults};
+use crate::config::{Config, Problems};
 use crate::failpoint;
 use crate::lanes::Record;
 use crate::model::pipeline::Pipeline;
@@ -42,7 +42,7 @@ pub enum Ending {
 pub async fn run(
     config: Config,
     options: Options,
-    reload: impl Fn() -> Result<Config, Faults>,
+    reload: impl Fn() -> Result<Config, Problems>,
 ) -> Result<Ending, Refusal> {
     raise_file_limit();
     let (mut signals, mut hangups) = (Signals::listen()?, Hangups::listen()?);
@@ -160,7 +160,7 @@ impl Running {
     }
 
     /// What to go on with; nothing if that is not fit to be gone on with.
-    async fn next(&self, reload: impl Fn() -> Result<Config, Faults>, options: Options) -> Option<Prepared> {
+    async fn next(&self, reload: impl Fn() -> Result<Config, Problems>, options: Options) -> Option<Prepared> {
         let prepared = async {
             let config = reload()?;
             let places = Places::named_in(&config)?;

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use crate::care::caretaker::CaretakerSetup;
-use crate::config::{Config, Faults};
+use crate::config::{Config, Problems};
 use crate::flow::bisect::Refusals;
 use crate::flow::flush::Lane;
 use crate::flow::read::{self, Limits};
@@ -60,7 +60,7 @@ pub enum Refusal {
     Evicting(String),
     /// A server's place is not configured.
     #[error("{0}")]
-    Config(#[from] Faults),
+    Config(#[from] Problems),
     /// A server refuses.
     #[error("{0}: {1}")]
     Fault(Fault, &'static str),
@@ -83,7 +83,7 @@ pub(super) struct Places {
 }
 
 impl Places {
-    pub(super) fn named_in(config: &Config) -> Result<Places, Faults> {
+    pub(super) fn named_in(config: &Config) -> Result<Places, Problems> {
         let database = Database::new(config.postgres.address()?, config.postgres.connections);
         Ok(Places { valkey: config.valkey.address()?, database })
     }

@@ -101,6 +101,16 @@ async fn check_tells_every_fault_and_hides_every_secret() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_verb_ends_with_66_if_a_configuration_file_cannot_be_read() {
+    let lab = Lab::new().await;
+    for verb in ["check", "run", "migrate", "produce"] {
+        let (code, _, stderr) = output(&mut lab.program(&[verb, "--config", "missing.toml"])).await;
+        assert_eq!(code, 66, "{verb}: {stderr}");
+        assert!(stderr.contains("missing.toml: cannot be read"), "{verb}: {stderr}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_password_is_refused_with_the_remedy_and_never_shown() {
     let lab = Lab::new().await;
     lab.client().await.call(&["CONFIG", "SET", "requirepass", "right"]).await;
