@@ -10,7 +10,6 @@ use crate::lanes;
 use crate::model::names;
 use crate::postgres::schema::{self, Error};
 use crate::postgres::{Database, Endpoint};
-use crate::retry::Fault;
 
 /// What can be said on the command line.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -67,7 +66,10 @@ pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::
         }
         Err(error) => {
             writeln!(std::io::stderr(), "tidegate migrate: {error}")?;
-            Ok(if matches!(error, Error::Fault(Fault::PostgresLost(_))) { Exit::Unavailable } else { Exit::Error })
+            Ok(match &error {
+                Error::Fault(fault) => fault.into(),
+                Error::Migration(_) => Exit::Error,
+            })
         }
     }
 }
