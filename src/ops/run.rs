@@ -34,7 +34,7 @@ pub async fn run(args: Args, config: Config, reload: impl Fn() -> Result<Config,
         Ok(Ending::LeftPending) => Ok(Exit::Retry),
         Ok(Ending::NoWorkers) => Ok(Exit::Error),
         Ok(Ending::Lost(entries)) => {
-            writeln!(std::io::stderr(), "tidegate run: {entries} entries were deleted before they could be flushed")?;
+            writeln!(std::io::stderr(), "tidegate run: Valkey lost {entries} entries: see the log for which")?;
             Ok(Exit::Drift)
         }
         Ok(Ending::Buried(entries)) => {
