@@ -10,7 +10,8 @@ pub mod run;
 pub mod sandbox;
 pub mod stage;
 
-use crate::retry::FaultKind;
+use crate::config::{ProblemKind, Problems};
+use crate::retry::{Fault, FaultKind, kind};
 
 /// How a process ends, for scripts and supervisors. The numbers are those of `sysexits.h` where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,9 +41,20 @@ pub enum Exit {
     Interrupted = 130,
 }
 
-impl From<FaultKind> for Exit {
-    fn from(kind: FaultKind) -> Exit {
-        match kind {
+impl From<&Problems> for Exit {
+    /// A file that cannot be read is not the same as one that is not valid: the next step is another.
+    fn from(problems: &Problems) -> Exit {
+        match problems.kind() {
+            ProblemKind::Unreadable => Exit::NoInput,
+            ProblemKind::Invalid => Exit::Config,
+        }
+    }
+}
+
+impl From<&Fault> for Exit {
+    /// The same fault ends each verb in the same way: [`kind`] decides.
+    fn from(fault: &Fault) -> Exit {
+        match kind(fault) {
             FaultKind::Unavailable => Exit::Unavailable,
             FaultKind::Passing => Exit::Retry,
             FaultKind::NoPermission => Exit::NoPermission,

@@ -25,7 +25,7 @@ use crate::client::{Added, NotAdded, Producer};
 use crate::merge::sum::parse_amount;
 use crate::model::entry::Malformed;
 use crate::model::pipeline::Pipeline;
-use crate::retry::{Fault, judge, kind};
+use crate::retry::{Fault, judge};
 use crate::valkey::Endpoint;
 
 /// A line beyond this is skipped, and never held in memory as a whole.
@@ -83,7 +83,7 @@ pub async fn run(args: Args, address: Endpoint, pipeline: Pipeline) -> Exit {
         Ok(producer) => producer,
         Err(fault) => {
             eprintln!("tidegate produce: {fault}: {}; nothing was sent", judge(&fault, 1).advice);
-            return kind(&fault).into();
+            return Exit::from(&fault);
         }
     };
     let progress = Progress::new(!args.quiet && io::stderr().is_terminal(), &sources);

@@ -72,6 +72,12 @@ pub async fn eventually<T: std::fmt::Debug + PartialEq>(what: &str, expected: T,
     }
 }
 
+/// A port on which nobody listens.
+pub async fn free_port() -> u16 {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+    listener.local_addr().expect("an address").port()
+}
+
 /// Runs a program to its end: exit code, stdout, stderr.
 pub async fn output(command: &mut Command) -> (i32, String, String) {
     let output = within_limit("the end of the program", command.output()).await.expect("it runs");
@@ -121,6 +127,7 @@ impl Lab {
             ("POSTGRES__LOCK_TIMEOUT", "600ms"),
             ("POSTGRES__IDLE_IN_TRANSACTION_TIMEOUT", "600ms"),
             ("RECLAIM__DEAD_AFTER", "1s"),
+            ("RECLAIM__GONE_AFTER", "500ms"),
             ("RECLAIM__SWEEP_EVERY", "200ms"),
             ("TRIM__EVERY", "200ms"),
             ("COMPACT__EVERY", "200ms"),
@@ -149,9 +156,18 @@ impl Lab {
 
     /// A fresh daemon settles everything that is left, and ends well.
     pub async fn settle_everything(&self) -> Daemon {
+        self.settle_and_end_with(0).await
+    }
+
+    /// A fresh daemon settles everything that is left, some of it as dead letters, and its exit code says so.
+    pub async fn settle_and_bury(&self) -> Daemon {
+        self.settle_and_end_with(65).await
+    }
+
+    async fn settle_and_end_with(&self, code: i32) -> Daemon {
         let mut daemon = Daemon::start(self.program(&["run", "--until-empty"]));
         let status = daemon.exit().await;
-        assert!(status.success(), "{status}: {}", daemon.last_lines());
+        assert_eq!(status.code(), Some(code), "{status}: {}", daemon.last_lines());
         daemon
     }
 
