@@ -5,12 +5,12 @@
 mod crash;
 mod entries;
 mod failover;
-mod harness;
 mod outage;
 mod producing;
-mod proxy;
 mod replay;
 mod repository;
 mod security;
 mod trimming;
 mod verbs;
+
+use tidegate_lab::{harness, proxy};

@@ -11,9 +11,9 @@ use std::process::Command;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 
-use crate::contestants::Contestant;
-use crate::workload::Workload;
-use crate::{SETTINGS, Score, Stage};
+use super::contestants::Contestant;
+use super::workload::Workload;
+use super::{SETTINGS, Score, Stage};
 
 /// Where results begin on a page, and where they end.
 const BEGIN: &str = "<!-- results: written by `make bench-compare` -->";

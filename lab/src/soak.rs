@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::books::{Books, Verdicts};
 use crate::faults::{Dice, Fault, Stage};
-use crate::harness::{Client, GROUP, Resp, STREAM, migrate};
+use tidegate_lab::harness::{Client, GROUP, Resp, STREAM, migrate};
 use crate::journal::{Journal, WRITERS, Writer};
 
 /// Worker processes.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use sqlx::{Connection, PgConnection, Row};
 use tidegate::model::entry::{self, EntryId};
 
-use crate::harness::{Client, Resp, STREAM};
+use tidegate_lab::harness::{Client, Resp, STREAM};
 use crate::journal::{COUNTERS, Journal, Meant, Outcome, key};
 
 /// Entries asked for at once.
