@@ -11,8 +11,8 @@
 //! Looking at the types beforehand only narrows the gap. A script looks and acts in one step. It is sent whole each
 //! time, so there is nothing to load and nothing that a failover forgets: `EVALSHA` was not measurably faster.
 //!
-//! The Valkey user needs `+eval +get +incrby +xadd +set +del +client|setname` on `counter:*` and the stream (`SET` and
-//! `DEL` only put a counter back whose entry was refused). Where scripts are forbidden every increment is
+//! The Valkey user needs `+eval +get +incrby +xadd +set +del` on `counter:*` and the stream (`SET` and `DEL` only put a
+//! counter back whose entry was refused); docs/permissions.md has the line to paste. Where scripts are forbidden every increment is
 //! [`NotAdded::Unavailable`] and nothing happens. In a Valkey Cluster counter and stream would have to share a slot, and
 //! do not: use one primary.
 
@@ -234,7 +234,9 @@ impl Shared {
         if let Some(connection) = slot.as_ref().filter(|connection| !connection.is_lost()) {
             return Ok(Arc::clone(connection));
         }
-        let connection = Arc::new(Connection::open(&self.address, "tidegate-produce").await?);
+        let connection = Arc::new(Connection::open_unnamed(&self.address).await?);
+        // The name helps whoever reads CLIENT LIST; a user without the right to set one produces all the same.
+        let _ = connection.call(Command::new("CLIENT").arg("SETNAME").arg("tidegate-produce")).await;
         *slot = Some(Arc::clone(&connection));
         Ok(connection)
     }

@@ -1,54 +1,220 @@
 //! Lanes: a lane is a shard's place in the ledger, a small number that stands for (source, pipeline, stream).
 //!
-//! Takes a pipeline; gives its lane, registered or found, and keeps the trim line of a stream's lanes. Fails with what
-//! PostgreSQL says.
+//! Takes a shard's [`Identity`]; gives its lane, registered or found, and keeps the trim line of a stream's lanes. Fails with what
+//! PostgreSQL says; refuses ([`Unregistered`]) where the ledger belongs to another configuration.
 
+use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
 use crate::model::entry::EntryId;
-use crate::model::pipeline::Pipeline;
+use crate::model::pipeline::Shard;
 
 /// The number that stands for one (source, pipeline, stream) in the ledger.
 pub type LaneId = i32;
 
-/// Registers the lane of a pipeline, or finds it.
-pub async fn lane(connection: &mut PgConnection, source: &str, pipeline: &Pipeline) -> Result<LaneId, sqlx::Error> {
-    sqlx::query_scalar(
-        "with added as (
-             insert into tidegate.lanes (source, pipeline, stream, target) values ($1, $2, $3, $4)
-             on conflict (source, pipeline, stream) do nothing returning lane)
-         select lane from added
-         union all
-         select lane from tidegate.lanes where source = $1 and pipeline = $2 and stream = $3
-         limit 1",
-    )
-    .bind(source)
-    .bind(&pipeline.name)
-    .bind(&pipeline.stream)
-    .bind(pipeline.table.to_string())
-    .fetch_one(connection)
-    .await
+/// A number that no lane has.
+const UNREGISTERED: LaneId = 0;
+
+/// What a lane stands for. Each flush proves that its lane is still this.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The Valkey deployment.
+    pub source: String,
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The stream's key.
+    pub stream: String,
+    /// The table, as `schema.table`.
+    pub target: String,
+    /// Columns, fields and merge operator, as [`crate::model::pipeline::Pipeline::mapping`] writes them.
+    pub mapping: String,
 }
 
-/// A pipeline of another name that has flushed the same stream of the same source into the same table.
-///
-/// To start under a new name would find an empty ledger and apply again all that the stream retains.
-pub async fn namesake(
+impl Identity {
+    /// Of a shard that is read from this deployment.
+    pub fn of(source: &str, shard: &Shard) -> Identity {
+        Identity {
+            source: source.to_owned(),
+            pipeline: shard.pipeline.name.clone(),
+            stream: shard.stream.clone(),
+            target: shard.pipeline.table.to_string(),
+            mapping: shard.pipeline.mapping(),
+        }
+    }
+
+    /// What [`verify_lane`](../../migrations/0002_verify.sql) compares: source, pipeline, stream, target.
+    pub fn names(&self) -> [&str; 4] {
+        [&self.source, &self.pipeline, &self.stream, &self.target]
+    }
+}
+
+/// Why a lane cannot be registered: the ledger tells of another configuration.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unregistered {
+    /// Another pipeline has flushed this stream into this table. Under a new name the ledger would be empty.
+    #[error(
+        "pipeline {pipeline} would read {stream} into {target}, as {before} did: under a new name the ledger is empty and \
+         everything retained would be applied again. If it is a new name for the same pipeline, stop all daemons and run `tidegate \
+         migrate --rename-pipeline {before}={pipeline}`"
+    )]
+    Renamed {
+        /// The new name.
+        pipeline: String,
+        /// The stream.
+        stream: String,
+        /// The table.
+        target: String,
+        /// The name in the ledger.
+        before: String,
+    },
+    /// The pipeline has flushed this stream into another table.
+    #[error(
+        "pipeline {pipeline} has flushed {stream} into {before} until now, and is configured for {now}. If the table was renamed, \
+         run `tidegate migrate --retarget {pipeline}`, which keeps the ledger; if it is another table, give the pipeline another \
+         name: then everything that the stream retains is applied to it"
+    )]
+    Retargeted {
+        /// The pipeline.
+        pipeline: String,
+        /// The stream.
+        stream: String,
+        /// The table in the ledger.
+        before: String,
+        /// The table of the configuration.
+        now: String,
+    },
+    /// Two pipelines have swapped their streams.
+    #[error(
+        "pipeline {pipeline} has flushed {before} into {target} until now, and would read {stream}, which pipeline {other} has \
+         read: have two pipelines swapped their streams? Everything that {stream} retains would be added to {target}. Put the \
+         streams back, or give the pipeline another name"
+    )]
+    Swapped {
+        /// The pipeline.
+        pipeline: String,
+        /// The stream of the configuration.
+        stream: String,
+        /// The table.
+        target: String,
+        /// The pipeline's stream in the ledger.
+        before: String,
+        /// Whose stream it is in the ledger.
+        other: String,
+    },
+    /// Another daemon is at work on this pipeline with other columns or fields.
+    #[error(
+        "pipeline {pipeline} is being flushed by other daemons with {before}; this configuration has {now}. Stop them all first, or \
+         give all daemons the same configuration"
+    )]
+    Remapped {
+        /// The pipeline.
+        pipeline: String,
+        /// The mapping in the ledger.
+        before: String,
+        /// The mapping of the configuration.
+        now: String,
+    },
+}
+
+/// Whether a registration is written, or only checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Record {
+    /// Written.
+    Yes,
+    /// Only checked: nothing is changed yet.
+    No,
+}
+
+/// Registers a lane, or finds it. `others_alive`: whether other daemons are at work on the pipeline.
+pub async fn register(
+    connection: &mut PgConnection,
+    identity: &Identity,
+    others_alive: bool,
+    record: Record,
+) -> Result<Result<LaneId, Unregistered>, sqlx::Error> {
+    let (pipeline, stream) = (identity.pipeline.clone(), identity.stream.clone());
+    let (target, mapping) = (identity.target.clone(), identity.mapping.clone());
+    // All lanes of the source: of this pipeline, of this stream, or both.
+    let rows = sqlx::query(
+        "select lane, pipeline, stream, target, mapping from tidegate.lanes
+         where source = $1 and (pipeline = $2 or stream = $3) order by lane",
+    )
+    .bind(&identity.source)
+    .bind(&pipeline)
+    .bind(&stream)
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut others_stream = None;
+    let (mut own, mut former_stream) = (None, None);
+    for row in &rows {
+        let text = |column| row.try_get::<String, _>(column);
+        let (its_pipeline, its_stream, its_target) = (text("pipeline")?, text("stream")?, text("target")?);
+        match (its_pipeline == pipeline, its_stream == stream) {
+            (true, true) => own = Some((row.try_get::<LaneId, _>("lane")?, its_target, row.try_get("mapping")?)),
+            (false, _) if its_target == target => {
+                return Ok(Err(Unregistered::Renamed { pipeline, stream, target, before: its_pipeline }));
+            }
+            (false, _) => others_stream = Some(its_pipeline),
+            (true, false) if its_target == target => former_stream = Some(its_stream),
+            (true, false) => {}
+        }
+    }
+    match (own, former_stream, others_stream) {
+        (Some((_, before, _)), ..) if before != target => {
+            Ok(Err(Unregistered::Retargeted { pipeline, stream, before, now: target }))
+        }
+        (Some((_, _, Some(before))), ..) if before != mapping && others_alive => {
+            Ok(Err(Unregistered::Remapped { pipeline, before, now: mapping }))
+        }
+        (None, Some(before), Some(other)) => Ok(Err(Unregistered::Swapped { pipeline, stream, target, before, other })),
+        (own, ..) if record == Record::No => Ok(Ok(own.map_or(UNREGISTERED, |(lane, ..)| lane))),
+        // One statement, so that of two daemons that start at once the later one wins, and stops the other's flushes.
+        _ => sqlx::query_scalar(
+            "insert into tidegate.lanes (source, pipeline, stream, target, mapping) values ($1, $2, $3, $4, $5)
+             on conflict (source, pipeline, stream) do update set mapping = excluded.mapping
+             returning lane",
+        )
+        .bind(&identity.source)
+        .bind(pipeline)
+        .bind(stream)
+        .bind(target)
+        .bind(mapping)
+        .fetch_one(connection)
+        .await
+        .map(Ok),
+    }
+}
+
+/// The lane of a shard, if it is registered.
+pub async fn find(connection: &mut PgConnection, identity: &Identity) -> Result<Option<LaneId>, sqlx::Error> {
+    sqlx::query_scalar("select lane from tidegate.lanes where source = $1 and pipeline = $2 and stream = $3")
+        .bind(&identity.source)
+        .bind(&identity.pipeline)
+        .bind(&identity.stream)
+        .fetch_optional(connection)
+        .await
+}
+
+/// Gives a pipeline's lanes its new name; gives their streams.
+pub async fn rename(
     connection: &mut PgConnection,
     source: &str,
-    pipeline: &Pipeline,
-) -> Result<Option<String>, sqlx::Error> {
-    sqlx::query_scalar(
-        "select pipeline from tidegate.lanes
-         where source = $1 and stream = $3 and target = $4 and pipeline <> $2
-         order by lane limit 1",
-    )
-    .bind(source)
-    .bind(&pipeline.name)
-    .bind(&pipeline.stream)
-    .bind(pipeline.table.to_string())
-    .fetch_optional(connection)
-    .await
+    old: &str,
+    new: &str,
+) -> Result<Vec<String>, sqlx::Error> {
+    let rename = "update tidegate.lanes set pipeline = $3 where source = $1 and pipeline = $2 returning stream";
+    sqlx::query_scalar(rename).bind(source).bind(old).bind(new).fetch_all(connection).await
+}
+
+/// Gives a pipeline's lanes their new table; gives their streams.
+pub async fn retarget(
+    connection: &mut PgConnection,
+    source: &str,
+    pipeline: &str,
+    target: &str,
+) -> Result<Vec<String>, sqlx::Error> {
+    let retarget = "update tidegate.lanes set target = $3 where source = $1 and pipeline = $2 returning stream";
+    sqlx::query_scalar(retarget).bind(source).bind(pipeline).bind(target).fetch_all(connection).await
 }
 
 /// Gives everything below `line` up to the trimmer, in all lanes of the stream. To be called before each cut: what is

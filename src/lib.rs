@@ -55,22 +55,33 @@
 pub mod merge;
 pub mod model;
 
+#[cfg(feature = "daemon")]
 pub mod flow;
+#[cfg(feature = "daemon")]
 pub mod lanes;
 pub mod retry;
+#[cfg(feature = "daemon")]
 pub mod target;
 
+#[cfg(feature = "daemon")]
 pub mod care;
 pub mod client;
+#[cfg(feature = "daemon")]
 pub mod service;
+#[cfg(feature = "daemon")]
 pub mod shutdown;
 
+#[cfg(feature = "daemon")]
 pub mod config;
+#[cfg(feature = "daemon")]
 pub mod telemetry;
 
+#[cfg(feature = "daemon")]
 pub mod postgres;
 pub mod valkey;
 
+#[cfg(feature = "daemon")]
 pub mod ops;
 
+#[cfg_attr(not(feature = "daemon"), allow(dead_code, reason = "the producing side has fewer crash points"))]
 mod failpoint;

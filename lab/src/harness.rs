@@ -275,6 +275,12 @@ impl Daemon {
         lines.filter_map(|event| event[field].as_u64()).sum()
     }
 
+    /// Every line so far, as text.
+    pub fn all_lines(&mut self) -> Vec<String> {
+        self.count("");
+        self.seen.iter().map(|line| line.to_string()).collect()
+    }
+
     pub fn last_lines(&mut self) -> String {
         self.count("");
         let last = self.seen.len().saturating_sub(15);

@@ -10,7 +10,7 @@ use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::query::Query;
 
 use super::batch::{Batch, Death};
-use crate::lanes::LaneId;
+use crate::lanes::{Identity, LaneId};
 
 /// Dead letters as columns ready to be bound. `owner` and `strings` run in parallel: a string, and whose it is.
 #[derive(Debug, Default)]
@@ -78,11 +78,17 @@ pub fn insert(from: usize, condition: &str) -> String {
 }
 
 /// Buries all entries of a batch whose ids the ledger covers already. Their reason must have been set.
-pub async fn bury(connection: &mut PgConnection, lane: LaneId, batch: &Batch) -> Result<(), sqlx::Error> {
+pub async fn bury(
+    connection: &mut PgConnection,
+    lane: LaneId,
+    identity: &Identity,
+    batch: &Batch,
+) -> Result<(), sqlx::Error> {
     let dead: Vec<(usize, Arc<Death>)> =
         batch.entries().iter().enumerate().filter_map(|(i, e)| Some((i, e.death.clone()?))).collect();
-    let sql = insert(3, "true");
+    let sql = insert(5, "tidegate.verify_lane($1, $3::text[], $4)");
     let query = sqlx::query(AssertSqlSafe(sql)).bind(lane).bind(batch.origin().consumer.to_string());
+    let query = query.bind(identity.names().to_vec()).bind(identity.mapping.clone());
     Letters::of(batch, &dead).bind(query).execute(connection).await?;
     Ok(())
 }

@@ -69,10 +69,13 @@ pub struct Reclaimer {
 
 /// A consumer, as the group knows it.
 #[derive(Debug)]
-struct Consumer {
-    name: String,
-    pending: i64,
-    idle: Duration,
+pub struct Consumer {
+    /// Its name.
+    pub name: String,
+    /// How many entries it holds.
+    pub pending: i64,
+    /// How long ago it last asked for entries.
+    pub idle: Duration,
 }
 
 /// A pending entry.
@@ -104,7 +107,7 @@ impl Reclaimer {
 
     /// Claims a step of what dead consumers hold. Nothing claimed and nothing gone: there is nothing left for now.
     pub async fn claim_from_the_dead(&mut self, link: &Link) -> Result<Claimed, Fault> {
-        let consumers = self.consumers(link).await?;
+        let consumers = consumers(link, &self.stream, &self.group).await?;
         self.cursors.retain(|name, _| consumers.iter().any(|c| c.name == *name));
         for consumer in consumers {
             if *consumer.name == *self.consumer || consumer.idle < self.dead_after {
@@ -234,21 +237,6 @@ impl Reclaimer {
         reply.into_array().ok_or_else(|| unexpected("XRANGE"))
     }
 
-    async fn consumers(&self, link: &Link) -> Result<Vec<Consumer>, Fault> {
-        let command = Command::new("XINFO").arg("CONSUMERS").arg(&*self.stream).arg(&*self.group);
-        let consumers = link.commands().call(command).await?.into_array().ok_or_else(|| unexpected("XINFO"))?;
-        let parse = |consumer: Reply| {
-            let fields: HashMap<String, Reply> =
-                consumer.into_map()?.filter_map(|(name, value)| Some((name.as_text()?.to_owned(), value))).collect();
-            Some(Consumer {
-                name: fields.get("name")?.as_text()?.to_owned(),
-                pending: fields.get("pending")?.as_int()?,
-                idle: Duration::from_millis(fields.get("idle")?.as_int()?.max(0).unsigned_abs()),
-            })
-        };
-        consumers.map(|consumer| parse(consumer).ok_or_else(|| unexpected("XINFO CONSUMERS"))).collect()
-    }
-
     async fn pending(&self, link: &Link, owner: &str, from: EntryId) -> Result<Vec<Pending>, Fault> {
         let command = Command::new("XPENDING").arg(&*self.stream).arg(&*self.group);
         let command = command.arg(from.to_string()).arg("+").arg(STEP as i64).arg(owner);
@@ -265,6 +253,22 @@ impl Reclaimer {
         let command = command.arg(&*self.group).arg(consumer).arg(idle.as_millis() as i64);
         link.commands().call(command).await.map(|_| ())
     }
+}
+
+/// The consumers of a group.
+pub async fn consumers(link: &Link, stream: &str, group: &str) -> Result<Vec<Consumer>, Fault> {
+    let command = Command::new("XINFO").arg("CONSUMERS").arg(stream).arg(group);
+    let consumers = link.commands().call(command).await?.into_array().ok_or_else(|| unexpected("XINFO"))?;
+    let parse = |consumer: Reply| {
+        let fields: HashMap<String, Reply> =
+            consumer.into_map()?.filter_map(|(name, value)| Some((name.as_text()?.to_owned(), value))).collect();
+        Some(Consumer {
+            name: fields.get("name")?.as_text()?.to_owned(),
+            pending: fields.get("pending")?.as_int()?,
+            idle: Duration::from_millis(fields.get("idle")?.as_int()?.max(0).unsigned_abs()),
+        })
+    };
+    consumers.map(|consumer| parse(consumer).ok_or_else(|| unexpected("XINFO CONSUMERS"))).collect()
 }
 
 /// Which of these ids the group still has marked as pending, under whatever name.

@@ -1,19 +1,30 @@
 //! Statement: the one SQL statement that flushes a batch of a pipeline.
 //!
-//! Takes a pipeline; gives its statement's text, with every name quoted. It cannot fail.
+//! Takes a pipeline and how its table orders keys; gives its statement's text, with every name quoted. It cannot fail.
 
 use super::bury;
 use crate::model::pipeline::Pipeline;
+use crate::target::KeyOrder;
 
 /// Makes this transaction's COMMIT durable whatever the role, database or pooler has set; a stronger setting stays.
-pub(super) const DURABLE: &str = "select set_config('synchronous_commit', 'on', true)
+const DURABLE: &str = "select set_config('synchronous_commit', 'on', true)
      where current_setting('synchronous_commit') in ('off', 'local', 'remote_write')";
+
+/// What a careful transaction begins with: it is durable, and lane $1 is this pipeline's, or it ends here. Before anything is judged:
+/// the rows of another pipeline's lane would tell of other entries.
+pub(super) fn preamble() -> String {
+    format!(
+        "with durable as ({DURABLE}) select tidegate.verify_lane($1, $2::text[], $3), (select count(*) from durable)"
+    )
+}
 
 /// The statement that flushes: ledger rows, then the table, then dead letters; all of it or nothing.
 ///
 /// The table and the letters wait for `complete`, which waits for the ledger rows: a conflicting flush is met there, before
-/// any row of the table is locked. Keys come sorted, and are inserted, so locked, in that order.
-pub(crate) fn statement(pipeline: &Pipeline) -> String {
+/// any row of the table is locked. It also proves that the lane still is this pipeline's, and in the end that every key reached
+/// its row. Keys are distinct and sorted, and are inserted, so locked, in that order; where the table has an order of its own,
+/// PostgreSQL makes them so.
+pub(crate) fn statement(pipeline: &Pipeline, order: &KeyOrder) -> String {
     let (key, value) = (pipeline.key.quoted(), pipeline.value.quoted());
     let table = format!("{}.{}", pipeline.table.schema.quoted(), pipeline.table.name.quoted());
     let merged = pipeline.merge.sql(&value);
@@ -24,7 +35,21 @@ pub(crate) fn statement(pipeline: &Pipeline) -> String {
         }
         None => (String::new(), "", String::new()),
     };
-    let letters = bury::insert(10, "(select ok from complete)");
+    let deltas = "unnest($8::text[], $9::int8[]) as d (key, delta)";
+    let keyed = match order {
+        KeyOrder::Bytes => format!("select d.key, d.delta from {deltas}"),
+        KeyOrder::Typed(sql_type) => {
+            format!("select d.key::{sql_type} as key, sum(d.delta)::int8 as delta from {deltas} group by 1 order by 1")
+        }
+    };
+    let wanted = match order {
+        KeyOrder::Bytes => "cardinality($8::text[])",
+        KeyOrder::Typed(_) => "(select count(*) from keyed)",
+    };
+    let (materialized, letters) = (
+        if *order == KeyOrder::Bytes { "not materialized" } else { "materialized" },
+        bury::insert(12, "(select ok from complete)"),
+    );
     format!(
         "with durable as ({DURABLE}),
          ledgered as (
@@ -34,15 +59,17 @@ pub(crate) fn statement(pipeline: &Pipeline) -> String {
              on conflict on constraint ledger_no_overlap do nothing
              returning 1),
          complete as materialized (
-             select tidegate.all_or_nothing(
-                 (select count(*) from ledgered), cardinality($3::text[])) as ok),
+             select case when tidegate.verify_lane($1, $10::text[], $11) then tidegate.all_or_nothing(
+                 (select count(*) from ledgered), cardinality($3::text[])) end as ok),
+         keyed as {materialized} ({keyed}),
          merged as (
              insert into {table} as t ({key}, {value}{stamp})
-             select d.key, d.delta{now} from unnest($8::text[], $9::int8[]) as d (key, delta)
+             select k.key, k.delta{now} from keyed k
              where (select ok from complete)
-             on conflict ({key}) do update set {merged}{restamp}),
+             on conflict ({key}) do update set {merged}{restamp}
+             returning 1),
          buried as ({letters})
-         select ok, (select count(*) from durable) from complete"
+         select tidegate.all_reached((select count(*) from merged), {wanted}), (select count(*) from durable) from complete"
     )
 }
 
@@ -61,8 +88,8 @@ mod tests {
             updated_at: None,
             ..Pipeline::counters()
         };
-        let sql = statement(&pipeline);
+        let sql = statement(&pipeline, &KeyOrder::Bytes);
         assert!(sql.contains(r#"insert into "Select"."Table" as t ("Key", "Value")"#), "{sql}");
-        assert!(sql.contains(r#"set "Value" = coalesce(t."Value", 0) + excluded."Value")"#), "{sql}");
+        assert!(sql.contains(r#"set "Value" = coalesce(t."Value", 0) + excluded."Value""#), "{sql}");
     }
 }

@@ -14,6 +14,13 @@ pub enum Merge {
 }
 
 impl Merge {
+    /// Its name in the configuration.
+    pub fn name(self) -> &'static str {
+        match self {
+            Merge::Sum => "sum",
+        }
+    }
+
     /// Folds two deltas of one key into one; none if the result leaves the operator's range.
     pub fn fold(self, a: i64, b: i64) -> Option<i64> {
         match self {

@@ -15,9 +15,20 @@ pub fn group(pipeline: &str) -> String {
     format!("tidegate:{pipeline}")
 }
 
+/// This machine's name.
+#[cfg(feature = "daemon")]
+pub fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// What the names of all consumers of one process begin with.
+pub fn consumers_of(host: &str, process: u32) -> String {
+    format!("{host}-{process}-")
+}
+
 /// The name of one reader of one incarnation of one process.
 ///
 /// Never used twice: a name that comes back would inherit what its predecessor left pending, as if it still held it.
 pub fn consumer(host: &str, process: u32, worker: usize, incarnation: u64) -> String {
-    format!("{host}-{process}-{worker}-{incarnation:012x}")
+    format!("{}{worker}-{incarnation:012x}", consumers_of(host, process))
 }

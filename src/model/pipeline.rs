@@ -53,6 +53,19 @@ impl Pipeline {
         vec![Shard { pipeline: Arc::new(self.clone()), number: 0, stream: self.stream.clone() }]
     }
 
+    /// What defines a flush beside names and table, for the ledger and for people: columns, fields, merge operator.
+    pub fn mapping(&self) -> String {
+        let updated_at = self.updated_at.as_ref().map_or("-", Identifier::as_str);
+        format!(
+            "key={} value={} updated_at={updated_at} key_field={:?} value_field={:?} merge={}",
+            self.key,
+            self.value,
+            self.key_field,
+            self.value_field,
+            self.merge.name()
+        )
+    }
+
     /// Its consumer group.
     pub fn group(&self) -> String {
         names::group(&self.name)

@@ -6,7 +6,10 @@ use std::io::Write;
 
 use super::Exit;
 use crate::config::Config;
+use crate::lanes;
+use crate::model::names;
 use crate::postgres::schema::{self, Error};
+use crate::postgres::{Database, Endpoint};
 use crate::retry::Fault;
 
 /// What can be said on the command line.
@@ -18,6 +21,9 @@ pub struct Args {
     /// Carry the ledger of a renamed pipeline over to its new name, before the daemon starts under it
     #[arg(long, value_name = "OLD=NEW", value_parser = parse_rename)]
     pub rename_pipeline: Option<(String, String)>,
+    /// Carry the ledger of a pipeline over to the table that the configuration names, after the table was renamed
+    #[arg(long, value_name = "PIPELINE", conflicts_with = "rename_pipeline")]
+    pub retarget: Option<String>,
 }
 
 fn parse_rename(text: &str) -> Result<(String, String), String> {
@@ -37,9 +43,9 @@ pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::
         }
     };
     let result = if let Some((old, new)) = &args.rename_pipeline {
-        schema::rename(&address, &config.valkey.source, old, new)
-            .await
-            .map(|lanes| format!("{lanes} ledgers carried over from {old} to {new}\n"))
+        rename(&address, config, old, new).await
+    } else if let Some(pipeline) = &args.retarget {
+        retarget(&address, config, pipeline).await
     } else if args.dry_run {
         schema::missing(&address).await.map(|migrations| {
             let sql: String = migrations
@@ -64,4 +70,28 @@ pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::
             Ok(if matches!(error, Error::Fault(Fault::PostgresLost(_))) { Exit::Unavailable } else { Exit::Error })
         }
     }
+}
+
+/// Gives a pipeline's lanes its new name.
+async fn rename(address: &Endpoint, config: &Config, old: &str, new: &str) -> Result<String, Error> {
+    let source = &config.valkey.source;
+    let database = Database::new(address.clone(), 1);
+    let streams = database.run(async |c| lanes::rename(c, source, old, new).await).await?;
+    let mut text = format!("{} ledgers carried over from {old} to {new}\n", streams.len());
+    for stream in streams {
+        // Until then the old group, which nobody reads with any more, holds back trimming.
+        text += &format!("when the daemon runs under its new name: XGROUP DESTROY {stream} {}\n", names::group(old));
+    }
+    Ok(text)
+}
+
+/// Gives a pipeline's lanes the table that the configuration names.
+async fn retarget(address: &Endpoint, config: &Config, name: &str) -> Result<String, Error> {
+    let Some(pipeline) = config.pipelines.iter().find(|pipeline| pipeline.name == name) else {
+        return Ok(format!("there is no pipeline {name} in the configuration: nothing was changed\n"));
+    };
+    let (source, target) = (&config.valkey.source, pipeline.table.to_string());
+    let database = Database::new(address.clone(), 1);
+    let streams = database.run(async |c| lanes::retarget(c, source, name, &target).await).await?;
+    Ok(format!("{} ledgers of {name} carried over to {target}\n", streams.len()))
 }

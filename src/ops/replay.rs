@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::flow::judge;
 use crate::flow::ledger;
 use crate::flow::read;
-use crate::lanes::{self, LaneId};
+use crate::lanes::{self, Identity, LaneId};
 use crate::model::entry::EntryId;
 use crate::model::pipeline::Pipeline;
 use crate::postgres::Database;
@@ -174,7 +174,12 @@ async fn replay(
         return Ok(refused(Exit::BadInput, &words));
     }
     let source = &config.valkey.source;
-    let lane = database.run(async |c| lanes::lane(c, source, pipeline).await).await?;
+    let [shard] = &pipeline.shards()[..] else {
+        return Ok(refused(Exit::Config, "the pipeline has more than one stream"));
+    };
+    let identity = Identity::of(source, shard);
+    // None: PostgreSQL was restored to a time before the pipeline, and its ledger lacks everything.
+    let lane = database.run(async |c| lanes::find(c, &identity).await).await?;
     let account = account(link, database, lane, stream, since, delivered).await?;
     let written = writeln!(
         out,
@@ -247,7 +252,7 @@ struct Account {
 async fn account(
     link: &Link,
     database: &Database,
-    lane: LaneId,
+    lane: Option<LaneId>,
     stream: &str,
     since: EntryId,
     up_to: EntryId,
@@ -256,7 +261,10 @@ async fn account(
     while let Some(start) = from.filter(|start| *start <= up_to) {
         let page = trim::page(link, stream, start, up_to, STEP).await?;
         let (Some(first), Some(last)) = (page.entries().first(), page.entries().last()) else { break };
-        let rows = database.run(async |c| ledger::rows_within(c, lane, first.id, last.id).await).await?;
+        let rows = match lane {
+            Some(lane) => database.run(async |c| ledger::rows_within(c, lane, first.id, last.id).await).await?,
+            None => Vec::new(),
+        };
         let findings = judge::examine(&page, &rows);
         account.known += findings.known.len();
         account.new += findings.new.len();

@@ -34,7 +34,7 @@ pub async fn run(args: Args, config: Config, reload: impl Fn() -> Result<Config,
             Ok(match refusal {
                 Refusal::NotMigrated(_)
                 | Refusal::Table(_)
-                | Refusal::Renamed(_)
+                | Refusal::Unregistered(_)
                 | Refusal::Config(_)
                 | Refusal::Evicting(_) => Exit::Config,
                 Refusal::Fault(fault, _) if judge(&fault, 1).verdict == Verdict::Halt => Exit::NoPermission,

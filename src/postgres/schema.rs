@@ -10,7 +10,6 @@ use sqlx::migrate::{MigrateError, Migration, Migrator};
 use sqlx::{Connection, Row};
 
 use crate::failpoint;
-use crate::model::pipeline::Pipeline;
 use crate::postgres::{self, Endpoint};
 use crate::retry::Fault;
 
@@ -69,29 +68,4 @@ pub async fn apply(address: &Endpoint) -> Result<usize, Error> {
         let _ = connection.close().await;
     }
     Ok(count)
-}
-
-/// Gives a pipeline's ledgers its new name; gives how many there are.
-pub async fn rename(address: &Endpoint, source: &str, old: &str, new: &str) -> Result<u64, Error> {
-    let mut connection = address.connect().await?;
-    let done = sqlx::query("update tidegate.lanes set pipeline = $3 where source = $1 and pipeline = $2")
-        .bind(source)
-        .bind(old)
-        .bind(new)
-        .execute(&mut connection)
-        .await
-        .map_err(postgres::fault)?;
-    Ok(done.rows_affected())
-}
-
-/// What the operator is told of a pipeline that looks like a renamed one.
-pub fn renamed(pipeline: &Pipeline, before: &str) -> String {
-    format!(
-        "pipeline {new} would read {stream} into {table}, as {before} did: under a new name the ledger is empty and everything \
-         retained would be applied again. If it is a new name for the same pipeline, stop all daemons and run `tidegate \
-         migrate --rename-pipeline {before}={new}`",
-        new = pipeline.name,
-        stream = pipeline.stream,
-        table = pipeline.table,
-    )
 }

@@ -19,6 +19,7 @@ use self::supervise::supervise;
 use crate::care::caretaker::Caretaker;
 use crate::config::{Config, Faults};
 use crate::failpoint;
+use crate::lanes::Record;
 use crate::model::pipeline::Pipeline;
 use crate::shutdown::{Hangups, Signals, Stop};
 use crate::telemetry::contract::Snapshot;
@@ -163,7 +164,7 @@ impl Running {
         let prepared = async {
             let config = reload()?;
             let places = Places::named_in(&config)?;
-            let flows = try_prepare(&config, &places.database, Options { migrate: false, ..options }).await?;
+            let flows = try_prepare(&config, &places, Options { migrate: false, ..options }, Record::No).await?;
             Ok(Prepared { config, places, flows })
         };
         match prepared.await {

@@ -3,8 +3,8 @@
 //! Takes the configuration; gives the flows that can be started, each with its lane in the ledger. Fails with a [`Refusal`] that
 //! says what to do; waits for a PostgreSQL that is out of reach.
 
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::Notify;
@@ -12,10 +12,14 @@ use tracing::{info, warn};
 
 use crate::care::caretaker::CaretakerSetup;
 use crate::config::{Config, Faults};
+use crate::flow::bisect::Refusals;
 use crate::flow::flush::Lane;
 use crate::flow::read::{self, Limits};
+use crate::flow::reclaim;
 use crate::flow::worker::WorkerSetup;
-use crate::lanes;
+use crate::lanes::{self, Identity, Record, Unregistered};
+use crate::model::names;
+use crate::model::pipeline::Shard;
 use crate::postgres::{Database, schema};
 use crate::retry::{Fault, Incident, Verdict};
 use crate::target::{self, Unfit};
@@ -45,9 +49,9 @@ pub enum Refusal {
     /// A pipeline's table does not fit.
     #[error("{0}")]
     Table(#[from] Unfit),
-    /// A pipeline seems to have a new name.
+    /// The ledger tells of another configuration.
     #[error("{0}")]
-    Renamed(String),
+    Unregistered(#[from] Unregistered),
     /// Valkey would throw the stream away to make room.
     #[error(
         "this Valkey evicts any key when its memory is full (maxmemory-policy {0}), undelivered entries included: set \
@@ -89,6 +93,7 @@ impl Places {
 pub(super) struct Flow {
     pub(super) lane: Lane,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) refusals: Arc<Mutex<Refusals>>,
 }
 
 /// Makes sure that the database is what the daemon needs; waits for one that is out of reach.
@@ -102,7 +107,7 @@ pub(super) async fn prepare(config: &Config, places: &Places, options: Options) 
     }
     let mut incident = Incident::default();
     loop {
-        let fault = match try_prepare(config, &places.database, options).await {
+        let fault = match try_prepare(config, places, options, Record::Yes).await {
             Err(Refusal::Fault(fault, _) | Refusal::Migration(schema::Error::Fault(fault))) => fault,
             done => return done,
         };
@@ -117,7 +122,14 @@ pub(super) async fn prepare(config: &Config, places: &Places, options: Options) 
     }
 }
 
-pub(super) async fn try_prepare(config: &Config, database: &Database, options: Options) -> Result<Vec<Flow>, Refusal> {
+/// Checks everything once. `record`: whether the lanes are registered, too.
+pub(super) async fn try_prepare(
+    config: &Config,
+    places: &Places,
+    options: Options,
+    record: Record,
+) -> Result<Vec<Flow>, Refusal> {
+    let database = &places.database;
     let postgres = database.address();
     if options.migrate {
         let applied = schema::apply(postgres).await?;
@@ -130,16 +142,28 @@ pub(super) async fn try_prepare(config: &Config, database: &Database, options: O
     let refused = |fault| Refusal::Fault(fault, "");
     let mut flows = Vec::new();
     for pipeline in &config.pipelines {
-        let source = &config.valkey.source;
-        database.run(async |c| target::check_table(c, pipeline).await).await.map_err(refused)??;
-        let namesake = database.run(async |c| lanes::namesake(c, source, pipeline).await).await.map_err(refused)?;
-        if let Some(before) = namesake.filter(|name| !config.pipelines.iter().any(|p| p.name == *name)) {
-            return Err(Refusal::Renamed(schema::renamed(pipeline, &before)));
+        let order = database.run(async |c| target::check_table(c, pipeline).await).await.map_err(refused)??;
+        for shard in pipeline.shards() {
+            let identity = Identity::of(&config.valkey.source, &shard);
+            let others_alive = others_are_alive(places, &shard, config.reclaim.dead_after).await;
+            let register = async |c: &mut _| lanes::register(c, &identity, others_alive, record).await;
+            let id = database.run(register).await.map_err(refused)??;
+            flows.push(Flow {
+                lane: Lane::new(pipeline.clone(), &order, id, identity),
+                metrics: Arc::default(),
+                refusals: Arc::default(),
+            });
         }
-        let lane = database.run(async |c| lanes::lane(c, source, pipeline).await).await.map_err(refused)?;
-        flows.push(Flow { lane: Lane::new(pipeline.clone(), lane), metrics: Arc::default() });
     }
     Ok(flows)
+}
+
+/// Whether daemons other than this process are at work on a shard. Where Valkey does not say, none is seen.
+async fn others_are_alive(places: &Places, shard: &Shard, dead_after: Duration) -> bool {
+    let Ok(link) = Link::open(&places.valkey, "tidegate:start").await else { return false };
+    let consumers = reclaim::consumers(&link, &shard.stream, &shard.pipeline.group()).await.unwrap_or_default();
+    let own = names::consumers_of(&names::host(), std::process::id());
+    consumers.iter().any(|consumer| consumer.idle < dead_after && !consumer.name.starts_with(&own))
 }
 
 pub(super) fn worker_setup(config: &Config, places: &Places, flow: &Flow, regrouped: Arc<Notify>) -> WorkerSetup {
@@ -156,6 +180,7 @@ pub(super) fn worker_setup(config: &Config, places: &Places, flow: &Flow, regrou
         dead_after: config.reclaim.dead_after,
         sweep_every: config.reclaim.sweep_every,
         max_deliveries: config.reclaim.max_deliveries,
+        refusals: flow.refusals.clone(),
         metrics: flow.metrics.clone(),
         regrouped,
     }

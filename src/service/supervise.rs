@@ -17,7 +17,7 @@ const LIVED_WELL: Duration = Duration::from_secs(60);
 
 /// Keeps one worker alive: starts it again, under a new name, when one of its parts panics.
 pub(super) async fn supervise(slot: usize, parts: WorkerSetup, stop: Stop) {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let host = names::host();
     let (mut deaths, mut waits) = (0, backoff());
     while !stop.is_asked() {
         let started = Instant::now();

@@ -68,6 +68,13 @@ pub struct Connection {
 impl Connection {
     /// Connects, in RESP3, and gives the connection a name that `CLIENT LIST` shows.
     pub async fn open(address: &Endpoint, name: &str) -> Result<Connection, Fault> {
+        let connection = Connection::open_unnamed(address).await?;
+        connection.call(Command::new("CLIENT").arg("SETNAME").arg(name)).await?;
+        Ok(connection)
+    }
+
+    /// Connects, in RESP3, as a user who may not have the right to name a connection.
+    pub async fn open_unnamed(address: &Endpoint) -> Result<Connection, Fault> {
         let mut config = FredConfig::from_url(address.url.expose_secret()).map_err(lost)?;
         config.version = RespVersion::RESP3;
         config.fail_fast = true;
@@ -96,10 +103,7 @@ impl Connection {
         let performance = PerformanceConfig { default_command_timeout: address.command_timeout, ..Default::default() };
         let client = Client::new(config, Some(performance), Some(connection), None);
         let task = client.init().await.map_err(lost)?.abort_handle();
-        let connection =
-            Connection { client, task, command_timeout: address.command_timeout, lost: AtomicBool::new(false) };
-        connection.call(Command::new("CLIENT").arg("SETNAME").arg(name)).await?;
-        Ok(connection)
+        Ok(Connection { client, task, command_timeout: address.command_timeout, lost: AtomicBool::new(false) })
     }
 
     /// Sends one command and waits for its reply, within the address's limit.

@@ -6,10 +6,13 @@ mod crash;
 mod entries;
 mod failover;
 mod outage;
+mod permissions;
+mod poison;
 mod producing;
 mod replay;
 mod repository;
 mod security;
+mod tables;
 mod trimming;
 mod verbs;
 

@@ -76,6 +76,22 @@ fn only_the_service_spawns() {
 }
 
 #[test]
+fn a_producer_links_neither_the_daemon_nor_its_command_line() {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let tree = Command::new(cargo)
+        .args(["tree", "--offline", "--locked", "--edges", "normal", "--no-default-features", "--prefix", "none"])
+        .current_dir(ROOT)
+        .output()
+        .expect("cargo lists the crates");
+    assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+    let tree = String::from_utf8(tree.stdout).expect("names are text");
+    assert!(tree.lines().any(|line| line.starts_with("fred ")), "{tree}");
+    for library in ["sqlx", "clap", "indicatif", "hdrhistogram", "config", "toml", "tempfile", "tracing-subscriber"] {
+        assert!(!tree.lines().any(|line| line.starts_with(&format!("{library} "))), "a producer links {library}");
+    }
+}
+
+#[test]
 fn no_debug_output_is_left() {
     for (name, text) in sources() {
         // What an operator types may speak on stderr.

@@ -78,7 +78,8 @@ async fn a_renamed_pipeline_is_refused_until_its_ledger_is_carried_over() {
     assert_eq!(code, 78);
     assert!(stderr.contains("tidegate migrate --rename-pipeline counters=totals"), "{stderr}");
     let (code, stdout, stderr) = output(&mut renamed(&["migrate", "--rename-pipeline", "counters=totals"])).await;
-    assert_eq!((code, stdout.as_str()), (0, "1 ledgers carried over from counters to totals\n"), "{stderr}");
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.starts_with("1 ledgers carried over from counters to totals\n"), "{stdout}");
     let (code, _, stderr) = output(&mut renamed(&["run", "--until-empty"])).await;
     assert_eq!(code, 0, "{stderr}");
     assert_eq!(lab.value("a").await, Some(10), "everything came again under the new name, and was recognised");
