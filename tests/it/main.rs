@@ -1,6 +1,6 @@
 //! Tests against real servers: each has its own Valkey and its own database, and waits for signals, never for time.
 
-#![expect(unreachable_pub, reason = "everything here is for this one binary")]
+use tidegate_lab::{harness, proxy};
 
 mod crash;
 mod entries;
@@ -15,5 +15,3 @@ mod security;
 mod tables;
 mod trimming;
 mod verbs;
-
-use tidegate_lab::{harness, proxy};
