@@ -215,6 +215,7 @@ async fn pump(way: Way, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared:
     }
 }
 
+#[cfg(test)]
 mod tests {
     use super::*;
 
