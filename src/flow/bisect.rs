@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::batch::Batch;
-use crate::retry::Incident;
+use crate::retry::{Fault, Incident};
 
 /// Refusals that are looked at together: this many different keys are many, and this many refusals without a landing are enough.
 /// One less is the most that is buried before a table that refuses everything is found out.
@@ -218,6 +218,8 @@ pub struct Refusals {
     last_halt: Option<(Instant, Duration)>,
     /// What the operator is told of a halt, once for all workers.
     pub incident: Incident,
+    /// The last fault that halted the pipeline.
+    fault: Option<Fault>,
 }
 
 /// One entry that was refused alone.
@@ -260,6 +262,17 @@ impl Refusals {
         let resumed = self.last_halt.filter(|(ended, _)| now.saturating_duration_since(*ended) < SAME_CAUSE);
         let every = resumed.map_or(PROBE_EVERY.0, |(_, every)| every);
         self.halt.get_or_insert(Halt { cause, next_probe: now + every, every });
+    }
+
+    /// This fault has halted the pipeline: whether to tell the operator.
+    pub fn halted(&mut self, fault: &Fault, now: Instant) -> bool {
+        self.fault = Some(fault.clone());
+        self.incident.met(fault, now).tell
+    }
+
+    /// What has halted the pipeline, if it is halted.
+    pub fn halted_by(&self) -> Option<&Fault> {
+        self.fault.as_ref().filter(|_| self.is_halted())
     }
 
     /// Whether the pipeline is halted.

@@ -197,7 +197,7 @@ impl Settler {
     /// The pipeline is halted: said once for all its workers, and now and then again.
     fn halted(&self, fault: &Fault, advice: &str) {
         self.begins_to_fail();
-        if lock(&self.setup).incident.met(fault, Instant::now()).tell {
+        if lock(&self.setup).halted(fault, Instant::now()) {
             let pipeline = self.setup.lane.pipeline();
             error!(
                 pipeline = %pipeline.name, stream = %pipeline.stream, table = %pipeline.table, %fault, advice,
