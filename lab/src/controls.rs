@@ -22,6 +22,9 @@ const LIMIT: &str = "12";
 /// After this a control's tests are ended.
 const ENDED_AFTER: Duration = Duration::from_secs(240);
 
+/// Builds the tests and the program; in the tree this has been built just before, and its dependencies are used again.
+const TESTS: [&str; 4] = ["build", "--bins", "--test", "it"];
+
 /// What the copy's `crate::broken` is.
 const BROKEN_RS: &str = r#"//! Which control is broken in this process: the one that TIDEGATE_BROKEN names.
 
@@ -68,12 +71,12 @@ async fn verdict(args: &Args) -> Result<bool, String> {
     let all = controls();
     let copy = Copy::of(Path::new(ROOT), &all)?;
     if args.check {
-        copy.cargo(&["check", "--tests"]).await?;
+        copy.cargo(&TESTS).await?;
         println!("{} controls apply, and the copy compiles", all.len());
         return Ok(true);
     }
     if args.release {
-        copy.cargo(&["build", "--release"]).await?;
+        copy.cargo(&["build", "--release", "--bin", "tidegate"]).await?;
         println!("{}", copy.target.join("release/tidegate").display());
         return Ok(true);
     }
@@ -137,7 +140,7 @@ impl Copy {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        command.args(arguments).args(["--locked", "--package", "tidegate", "--features", "broken"]);
+        command.args(arguments).args(["--locked", "--workspace", "--features", "tidegate/broken"]);
         command.current_dir(&self.tree).stdin(Stdio::null());
         // The dependencies are those of the tree; the programs go to a place of their own.
         command.env("CARGO_TARGET_DIR", &self.target).env("CARGO_BUILD_BUILD_DIR", Path::new(ROOT).join("target"));
@@ -151,8 +154,9 @@ impl Copy {
 
     /// Builds the tests; gives them as a program.
     async fn tests(&self) -> Result<Tests, String> {
-        self.cargo(&["test", "--no-run", "--test", "it"]).await?;
-        let mut command = self.command(&["test", "--no-run", "--test", "it", "--message-format", "json"]);
+        self.cargo(&TESTS).await?;
+        let mut command = self.command(&TESTS);
+        command.args(["--message-format", "json"]);
         let output = command.stderr(Stdio::null()).output().await.map_err(|error| format!("cargo: {error}"))?;
         let text = String::from_utf8_lossy(&output.stdout);
         let messages = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());

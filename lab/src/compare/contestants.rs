@@ -18,6 +18,8 @@ use super::Stage;
 
 /// How often a contestant's memory is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Tidegate trims nothing during a run: every contestant reads the same stream.
+pub const RETENTION: &str = "24h";
 /// A worker with an upsert for each entry gets so many at the most: it would take minutes.
 const NAIVE_ENTRIES: usize = 20_000;
 
@@ -101,7 +103,7 @@ impl Contestant {
         let tidegate = |program: &Path, workers: usize| {
             let mut command = Command::new(program);
             command.args(["run", "--until-empty", "--workers", &workers.to_string()]);
-            command.env("TIDEGATE__TRIM__RETENTION", "24h").env("TIDEGATE__LOG__FORMAT", "json");
+            command.env("TIDEGATE__TRIM__RETENTION", RETENTION).env("TIDEGATE__LOG__FORMAT", "json");
             command
         };
         let mut command = match self {

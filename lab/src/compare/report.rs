@@ -11,7 +11,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 
-use super::contestants::Contestant;
+use super::contestants::{Contestant, RETENTION};
 use super::workload::Workload;
 use super::{SETTINGS, Score, Stage};
 
@@ -46,7 +46,7 @@ impl Report {
             says(&stage.python.display().to_string(), &["--version"]).unwrap_or_else(|| "no Python".into()),
         ];
         let heading = format!(
-            "{} entries, {runs} rounds; {cpu}, {cores} cores for both servers and the worker together; {}; PostgreSQL with {}",
+            "{} entries, {runs} rounds; {cpu}, {cores} cores for both servers and the worker together; {}; PostgreSQL with {}; Tidegate with a retention of {RETENTION}, so that it trims nothing",
             thousands(stage.entries as f64),
             versions.join(", "),
             SETTINGS.join(", ")
