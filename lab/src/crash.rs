@@ -16,8 +16,8 @@ use tokio::process::Command;
 use tokio::sync::Semaphore;
 
 use crate::books::Books;
-use crate::harness::{Client, GROUP, Lab, STREAM, within_limit};
 use crate::journal::{Journal, Writer};
+use tidegate_lab::harness::{Client, GROUP, Lab, STREAM, within_limit};
 
 /// A worker that has not come to its point by then is killed from outside, and not counted.
 const PATIENCE: Duration = Duration::from_secs(3);
