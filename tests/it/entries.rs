@@ -101,7 +101,7 @@ async fn a_bad_entry_is_buried_with_every_byte_and_harms_no_neighbour() {
     let overflow = client.call(&["XADD", STREAM, "*", "id", "full", "amount", "1"]).await.text();
     client.add_many("good", 50).await;
 
-    lab.settle_and_bury().await;
+    lab.settle_everything().await;
     assert_eq!(lab.value("good").await, Some(50 * (bad.len() as i64 + 1)));
     assert_eq!(lab.value("full").await, Some(i64::MAX));
     assert_eq!(lab.number("select count(*) from public.counters").await, 2);
@@ -141,7 +141,7 @@ async fn halving_finds_exactly_the_poison_in_few_transactions() {
         client.add_many("good", EACH as usize).await;
     }
     bad.push(client.add("bad at the end", 1).await);
-    let mut daemon = lab.settle_and_bury().await;
+    let mut daemon = lab.settle_everything().await;
     assert_eq!(lab.value("good").await, Some(4 * EACH));
     let query = "select entry from tidegate.dead_letters where reason = 'refused_by_table' order by id";
     let buried: Vec<String> = sqlx::query_scalar(query).fetch_all(&mut lab.sql().await).await.expect("readable");
