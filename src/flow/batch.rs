@@ -1,19 +1,14 @@
 //! A batch: what one transaction flushes. Pure.
 //!
-//! Takes entries in runs as they are read; gives them sorted by id and distinct by (id, digest), cut in runs that are
-//! proven contiguous, and coalesced to one delta a key, sorted by key. It fails only where the sum of one key's deltas
-//! leaves the range of `bigint`.
+//! Takes entries in runs as they are read; gives them sorted by id and distinct by (id, digest), cut in runs that are proven
+//! contiguous, and in halves where that is asked for. It cannot fail.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::model::entry::{self, Canonical, EntryId, Generation, Malformed};
-use crate::model::pipeline::Pipeline;
-use crate::model::row;
-use crate::retry::Fault;
 
 /// Where a batch was read: by whom, and in which life of which server.
 #[derive(Debug, Clone)]
@@ -44,8 +39,22 @@ pub struct Entry {
     /// Its identity.
     pub digest: u64,
     bytes: Range<usize>,
+    /// How long its canonical bytes were when it was read. More than it holds where it was shortened.
+    full_bytes: u64,
     /// Set when it is to be buried, not applied.
     pub death: Option<Arc<Death>>,
+}
+
+impl Entry {
+    /// How long its canonical bytes were when it was read.
+    pub fn full_bytes(&self) -> u64 {
+        self.full_bytes
+    }
+
+    /// Whether it holds only the beginning of its fields.
+    pub fn is_shortened(&self) -> bool {
+        self.full_bytes > self.bytes.len() as u64
+    }
 }
 
 /// Why an entry is buried.
@@ -154,36 +163,6 @@ impl Batch {
         self.entries.iter_mut().for_each(|entry| entry.death = Some(death.clone()));
     }
 
-    /// Coalesces the entries at these indices: one delta a key, sorted by key; what cannot be decoded is dead.
-    pub fn coalesce(
-        &self,
-        pipeline: &Pipeline,
-        indices: impl ExactSizeIterator<Item = usize>,
-    ) -> Result<Coalesced<'_>, Fault> {
-        let mut sums: HashMap<&str, i64, foldhash::fast::RandomState> =
-            HashMap::with_capacity_and_hasher(indices.len(), Default::default());
-        let mut dead = Vec::new();
-        for index in indices {
-            let entry = &self.entries[index];
-            if let Some(death) = &entry.death {
-                dead.push((index, death.clone()));
-                continue;
-            }
-            match row::decode(self.canonical(entry), pipeline) {
-                Ok(delta) => {
-                    let sum = sums.entry(delta.key).or_insert(0);
-                    *sum = pipeline.merge.fold(*sum, delta.amount).ok_or(Fault::SumOverflow)?;
-                }
-                Err(malformed) => dead.push((index, Arc::new(Death::from(malformed)))),
-            }
-        }
-        // Sorted, so that two workers lock the rows they share in the same order.
-        let mut deltas: Vec<(&str, i64)> = sums.into_iter().collect();
-        deltas.sort_unstable();
-        let (keys, amounts) = deltas.into_iter().unzip();
-        Ok(Coalesced { keys, amounts, dead })
-    }
-
     fn emptied(&self) -> Batch {
         Batch {
             origin: self.origin.clone(),
@@ -198,17 +177,6 @@ impl Batch {
 /// A run seen from a later start; none if nothing of it is left.
 fn shifted(run: Range<usize>, by: usize) -> Option<Range<usize>> {
     (run.start < run.end).then(|| run.start - by..run.end - by)
-}
-
-/// What a batch asks for, as columns ready to be bound.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Coalesced<'a> {
-    /// Distinct, in ascending order of their bytes.
-    pub keys: Vec<&'a str>,
-    /// One for each key.
-    pub amounts: Vec<i64>,
-    /// Indices of entries to bury, and why.
-    pub dead: Vec<(usize, Arc<Death>)>,
 }
 
 /// A batch being filled.
@@ -241,7 +209,23 @@ impl Filling {
         let bytes = start..self.bytes.len();
         let digest = entry::digest(&self.bytes[bytes.clone()]);
         let death = (bytes.len() > self.max_entry_bytes).then(|| Arc::new(Death::from(Malformed::TooLarge)));
-        self.entries.push(Entry { id, digest, bytes, death });
+        let full_bytes = bytes.len() as u64;
+        self.entries.push(Entry { id, digest, bytes, full_bytes, death });
+    }
+
+    /// Adds an entry that is too large to be held: only the beginnings of its strings. It will be buried. `digest` and `full_bytes`
+    /// stand for the whole of its canonical bytes.
+    pub fn push_shortened<'a>(
+        &mut self,
+        id: EntryId,
+        digest: u64,
+        full_bytes: u64,
+        strings: impl IntoIterator<Item = &'a [u8]>,
+    ) {
+        let start = self.bytes.len();
+        entry::write_canonical(&mut self.bytes, id, strings);
+        let death = Some(Arc::new(Death::from(Malformed::TooLarge)));
+        self.entries.push(Entry { id, digest, bytes: start..self.bytes.len(), full_bytes, death });
     }
 
     /// The entry pushed last is to be buried.
@@ -287,16 +271,16 @@ impl Filling {
     }
 }
 
-/// Sorts, makes distinct, and joins runs that overlap: two contiguous new_runs that meet are one.
+/// Sorts, makes distinct, and joins runs that overlap: two contiguous runs that meet are one.
 fn reorder(batch: &mut Batch) {
     batch.careful = true;
-    let mut new_runs: Vec<(EntryId, EntryId)> =
+    let mut bounds: Vec<(EntryId, EntryId)> =
         batch.runs.iter().map(|s| (batch.entries[s.start].id, batch.entries[s.end - 1].id)).collect();
-    new_runs.sort_unstable();
+    bounds.sort_unstable();
     batch.entries.sort_by_key(|e| (e.id, e.digest));
     batch.entries.dedup_by_key(|e| (e.id, e.digest));
     let mut joined: Vec<(EntryId, EntryId)> = Vec::new();
-    for (first, last) in new_runs {
+    for (first, last) in bounds {
         match joined.last_mut() {
             Some(before) if first <= before.1 => before.1 = before.1.max(last),
             _ => joined.push((first, last)),
@@ -313,6 +297,7 @@ fn reorder(batch: &mut Batch) {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::model::pipeline::Pipeline;
     use proptest::prelude::*;
 
     pub(crate) fn origin() -> Origin {
@@ -321,7 +306,7 @@ pub(crate) mod tests {
     }
 
     /// A batch of runs of (id, key, amount).
-    fn batch(runs: &[&[(u64, &str, &str)]]) -> Batch {
+    pub(crate) fn batch(runs: &[&[(u64, &str, &str)]]) -> Batch {
         let mut filling = Filling::new(origin(), 1000);
         for run in runs {
             for (ms, key, amount) in *run {
@@ -338,33 +323,24 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn one_delta_a_key_sorted_by_key() {
-        let b = batch(&[&[(1, "b", "1"), (2, "a", "5"), (3, "b", "-3")]]);
-        let coalesced = b.coalesce(&Pipeline::counters(), 0..b.len()).expect("no overflow");
-        assert_eq!((coalesced.keys, coalesced.amounts), (vec!["a", "b"], vec![5, -2]));
-    }
-
-    #[test]
-    fn what_cannot_be_decoded_is_dead_and_harms_no_neighbour() {
-        let b = batch(&[&[(1, "a", "1"), (2, "a", "NaN"), (3, "a", "1")]]);
-        let coalesced = b.coalesce(&Pipeline::counters(), 0..b.len()).expect("no overflow");
-        assert_eq!(coalesced.amounts, vec![2]);
-        assert_eq!(coalesced.dead.iter().map(|d| (d.0, d.1.reason)).collect::<Vec<_>>(), [(1, "bad_amount")]);
-    }
-
-    #[test]
-    fn a_sum_that_leaves_bigint_is_a_fault_and_not_a_wrong_number() {
-        let max = i64::MAX.to_string();
-        let b = batch(&[&[(1, "a", &max), (2, "a", "1")]]);
-        assert_eq!(b.coalesce(&Pipeline::counters(), 0..b.len()), Err(Fault::SumOverflow));
-    }
-
-    #[test]
     fn an_entry_above_the_limit_is_condemned_with_all_its_bytes() {
         let long = "x".repeat(2000);
         let b = batch(&[&[(1, &long, "1")]]);
         assert_eq!(b.entries()[0].death.as_ref().map(|d| d.reason), Some("oversized"));
         assert!(b.canonical(&b.entries()[0]).strings().any(|s| s == long.as_bytes()));
+    }
+
+    #[test]
+    fn an_entry_that_was_shortened_keeps_its_digest_and_its_length_and_is_condemned() {
+        let mut filling = Filling::new(origin(), 1000);
+        filling.push_shortened(EntryId { ms: 1, seq: 0 }, 42, 300_000_000, [b"id".as_slice(), b"a", b"padding", b"xx"]);
+        let mut b = filling.seal(true);
+        // Whatever else it is to be buried for, it stays shortened.
+        b.condemn(Death::from(Malformed::Deadly));
+        let entry = &b.entries()[0];
+        assert_eq!((entry.digest, entry.full_bytes(), entry.is_shortened()), (42, 300_000_000, true));
+        assert!(entry.death.is_some());
+        assert_eq!(b.canonical(entry).strings().last(), Some(b"xx".as_slice()));
     }
 
     #[test]
@@ -385,7 +361,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_span_that_is_set_aside_leaves_the_others_as_they_were() {
+    fn a_run_that_is_set_aside_leaves_the_others_as_they_were() {
         let b = batch(&[&[(1, "a", "1"), (2, "a", "1")], &[(5, "a", "1")], &[(8, "a", "1")]]);
         let (rest, aside) = b.set_aside(&[1]);
         assert_eq!((ids(&rest), rest.runs().to_vec(), rest.is_careful()), (vec![1, 2, 8], vec![0..2, 2..3], false));
@@ -394,7 +370,7 @@ pub(crate) mod tests {
 
     proptest! {
         #[test]
-        fn halving_loses_nothing_and_never_widens_a_span(lengths in prop::collection::vec(1usize..6, 1..6)) {
+        fn halving_loses_nothing_and_never_widens_a_run(lengths in prop::collection::vec(1usize..6, 1..6)) {
             let mut filling = Filling::new(origin(), 1000);
             let mut ms = 0;
             for length in &lengths {
@@ -422,19 +398,5 @@ pub(crate) mod tests {
             }
         }
 
-        #[test]
-        fn coalescing_is_the_sum_by_key_in_any_order(deltas in prop::collection::vec(("[a-d]", -1000i64..1000), 0..50)) {
-            let mut filling = Filling::new(origin(), 1000);
-            for (n, (key, amount)) in deltas.iter().enumerate() {
-                let amount = amount.to_string();
-                filling.push(EntryId { ms: n as u64, seq: 0 }, [b"id".as_slice(), key.as_bytes(), b"amount", amount.as_bytes()]);
-            }
-            let b = filling.seal(false);
-            let got = b.coalesce(&Pipeline::counters(), 0..b.len()).expect("no overflow");
-            let mut want = std::collections::BTreeMap::new();
-            deltas.iter().for_each(|(key, amount)| *want.entry(key.as_str()).or_insert(0) += amount);
-            prop_assert_eq!(got.keys, want.keys().copied().collect::<Vec<_>>());
-            prop_assert_eq!(got.amounts, want.values().copied().collect::<Vec<_>>());
-        }
     }
 }

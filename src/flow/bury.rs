@@ -1,4 +1,4 @@
-//! Dead letters: entries that cannot be applied, kept with every byte and a reason.
+//! Dead letters: entries that cannot be applied, kept with a reason and with every byte up to a limit.
 //!
 //! Takes the entries of a batch that are dead; gives them as columns for the flush statement, in whose transaction they are
 //! written. Entries that the ledger covers but cannot judge have no ledger row to write: they are buried by themselves.
@@ -12,68 +12,108 @@ use sqlx::query::Query;
 use super::batch::{Batch, Death};
 use crate::lanes::{Identity, LaneId};
 
+/// What one string of a letter costs beside its bytes, in memory and on the wire: this many letters' strings are kept at the most,
+/// for each byte of the limit.
+const STRING_BYTES: usize = 32;
+
 /// Dead letters as columns ready to be bound. `owner` and `strings` run in parallel: a string, and whose it is.
+///
+/// The strings are slices of the batch, so the letters of a batch hold no more than the batch and are sent in one statement: its
+/// bytes once more in what is sent, and [`STRING_BYTES`] for each string.
 #[derive(Debug, Default)]
 pub struct Letters<'a> {
     ids: Vec<String>,
     digests: Vec<i64>,
     reasons: Vec<&'static str>,
-    details: Vec<&'a str>,
+    details: Vec<String>,
+    bytes: Vec<i64>,
+    shortened: Vec<bool>,
     owners: Vec<i64>,
     strings: Vec<&'a [u8]>,
 }
 
 impl<'a> Letters<'a> {
-    /// The letters for these entries.
-    pub fn of(batch: &'a Batch, dead: &'a [(usize, Arc<Death>)]) -> Letters<'a> {
+    /// The letters for these entries. One above `max_bytes` keeps only the beginning of each field.
+    pub fn of(batch: &'a Batch, dead: &[(usize, Arc<Death>)], max_bytes: usize) -> Letters<'a> {
         let mut letters = Letters::default();
         for (n, (index, death)) in dead.iter().enumerate() {
             let entry = &batch.entries()[*index];
+            let canonical = batch.canonical(entry);
+            let before = letters.strings.len();
+            let is_shortened = if canonical.0.len() > max_bytes {
+                letters.strings.extend(shorten(&canonical.strings().collect::<Vec<_>>(), max_bytes));
+                true
+            } else {
+                letters.strings.extend(canonical.strings());
+                entry.is_shortened()
+            };
+            letters.owners.resize(letters.strings.len(), n as i64 + 1);
             letters.ids.push(entry.id.number().to_string());
             letters.digests.push(entry.digest as i64);
             letters.reasons.push(death.reason);
-            letters.details.push(&death.detail);
-            for string in batch.canonical(entry).strings() {
-                letters.owners.push(n as i64 + 1);
-                letters.strings.push(string);
-            }
+            letters.details.push(if is_shortened {
+                let (fields, bytes) = ((letters.strings.len() - before).div_ceil(2), entry.full_bytes());
+                format!("{}; of its {bytes} bytes the beginnings of {fields} fields are kept", death.detail)
+            } else {
+                death.detail.clone()
+            });
+            letters.bytes.push(entry.full_bytes().try_into().unwrap_or(i64::MAX));
+            letters.shortened.push(is_shortened);
         }
         letters
     }
 
-    /// Binds the six columns that [`insert`] expects.
+    /// Binds the [`COLUMNS`] columns that [`insert`] expects.
     pub fn bind<'q>(self, query: Query<'q, sqlx::Postgres, PgArguments>) -> Query<'q, sqlx::Postgres, PgArguments> {
         query
             .bind(self.ids)
             .bind(self.digests)
             .bind(self.reasons)
             .bind(self.details)
+            .bind(self.bytes)
+            .bind(self.shortened)
             .bind(self.owners)
             .bind(self.strings)
     }
+}
+
+/// How many parameters the letters take.
+const COLUMNS: usize = 8;
+
+/// The beginnings of these strings, `limit` bytes in all at the most: short ones whole, long ones cut at the same length. Of very many
+/// strings only the first are kept, an even number, so that a name keeps its value.
+fn shorten<'a>(strings: &[&'a [u8]], limit: usize) -> Vec<&'a [u8]> {
+    let kept = &strings[..strings.len().min((limit / STRING_BYTES / 2 * 2).max(2))];
+    let mut lengths: Vec<usize> = kept.iter().map(|string| string.len()).collect();
+    lengths.sort_unstable();
+    let (mut left, mut longest) = (limit, usize::MAX);
+    for (before, length) in lengths.iter().enumerate() {
+        let share = left / (lengths.len() - before);
+        if *length > share {
+            longest = share;
+            break;
+        }
+        left -= length;
+    }
+    kept.iter().map(|string| &string[..string.len().min(longest)]).collect()
 }
 
 /// The statement that buries: lane is $1, consumer $2, the letters' columns start at parameter `from`.
 ///
 /// A letter that is there already stays as it is, resolved or not.
 pub fn insert(from: usize, condition: &str) -> String {
-    let p = |n: usize| from + n;
+    let [id, digest, reason, detail, bytes, shortened, owner, string]: [usize; COLUMNS] =
+        std::array::from_fn(|n| from + n);
     format!(
-        "insert into tidegate.dead_letters (lane, id, digest, reason, detail, fields, consumer)
-         select $1, l.id::numeric, l.digest, l.reason, l.detail, coalesce(f.strings, '{{}}'), $2
-         from unnest(${}::text[], ${}::int8[], ${}::text[], ${}::text[])
-              with ordinality as l (id, digest, reason, detail, n)
+        "insert into tidegate.dead_letters (lane, id, digest, reason, detail, bytes, shortened, fields, consumer)
+         select $1, l.id::numeric, l.digest, l.reason, l.detail, l.bytes, l.shortened, coalesce(f.strings, '{{}}'), $2
+         from unnest(${id}::text[], ${digest}::int8[], ${reason}::text[], ${detail}::text[], ${bytes}::int8[], ${shortened}::bool[])
+              with ordinality as l (id, digest, reason, detail, bytes, shortened, n)
          left join (select s.owner, array_agg(s.string order by s.place) as strings
-                    from unnest(${}::int8[], ${}::bytea[]) with ordinality as s (owner, string, place)
+                    from unnest(${owner}::int8[], ${string}::bytea[]) with ordinality as s (owner, string, place)
                     group by s.owner) f on f.owner = l.n
          where {condition}
-         on conflict (lane, id, digest) do nothing",
-        p(0),
-        p(1),
-        p(2),
-        p(3),
-        p(4),
-        p(5)
+         on conflict (lane, id, digest) do nothing"
     )
 }
 
@@ -83,12 +123,62 @@ pub async fn bury(
     lane: LaneId,
     identity: &Identity,
     batch: &Batch,
+    max_bytes: usize,
 ) -> Result<(), sqlx::Error> {
     let dead: Vec<(usize, Arc<Death>)> =
         batch.entries().iter().enumerate().filter_map(|(i, e)| Some((i, e.death.clone()?))).collect();
     let sql = insert(5, "tidegate.verify_lane($1, $3::text[], $4)");
     let query = sqlx::query(AssertSqlSafe(sql)).bind(lane).bind(batch.origin().consumer.to_string());
     let query = query.bind(identity.names().to_vec()).bind(identity.mapping.clone());
-    Letters::of(batch, &dead).bind(query).execute(connection).await?;
+    Letters::of(batch, &dead, max_bytes).bind(query).execute(connection).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::flow::batch::{Filling, tests::origin};
+    use crate::model::entry::EntryId;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_letter_within_the_limit_keeps_every_byte_and_one_above_it_says_what_is_missing() {
+        let mut filling = Filling::new(origin(), 10);
+        let long = vec![b'x'; 5000];
+        for (ms, padding) in [(1, b"yy".as_slice()), (2, &long)] {
+            filling.push(EntryId { ms, seq: 0 }, [b"id".as_slice(), b"a", b"padding", padding]);
+        }
+        filling.push_shortened(EntryId { ms: 3, seq: 0 }, 7, 300_000_000, [b"id".as_slice(), b"b"]);
+        let batch = filling.seal(false);
+        let dead: Vec<_> = (0..3).filter_map(|i| Some((i, batch.entries()[i].death.clone()?))).collect();
+        let letters = Letters::of(&batch, &dead, 1024);
+        assert_eq!(letters.shortened, [false, true, true]);
+        assert_eq!(letters.bytes, [16 + 4 * 4 + 12, 16 + 4 * 4 + 10 + 5000, 300_000_000]);
+        assert_eq!(letters.owners, [1, 1, 1, 1, 2, 2, 2, 2, 3, 3]);
+        assert_eq!(letters.strings[3], b"yy");
+        assert_eq!(letters.strings[7].len(), 1024 - 10, "the long one has what the short ones leave");
+        assert!(
+            letters.details[1].ends_with("; of its 5042 bytes the beginnings of 2 fields are kept"),
+            "{:?}",
+            letters.details
+        );
+        assert!(!letters.details[0].contains("beginnings"));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_kept_of_a_letter_is_bounded_and_the_beginning_of_each_string(
+            lengths in prop::collection::vec(0usize..300, 0..200), limit in 64usize..2000,
+        ) {
+            let strings: Vec<Vec<u8>> = lengths.iter().zip(0u8..).map(|(length, n)| vec![n; *length]).collect();
+            let slices: Vec<&[u8]> = strings.iter().map(Vec::as_slice).collect();
+            let kept = shorten(&slices, limit);
+            prop_assert!(kept.iter().map(|string| string.len()).sum::<usize>() <= limit);
+            prop_assert!(kept.len() <= slices.len() && kept.len() * STRING_BYTES <= limit.max(2 * STRING_BYTES));
+            prop_assert!(kept.iter().zip(&slices).all(|(kept, whole)| whole.starts_with(kept)));
+            // Cut at one length: what is shorter than another kept one is whole.
+            let longest = kept.iter().map(|string| string.len()).max().unwrap_or(0);
+            prop_assert!(kept.iter().zip(&slices).all(|(kept, whole)| kept.len() == whole.len().min(longest)));
+        }
+    }
 }

@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
 
-use super::batch::{Batch, Coalesced};
+use super::batch::Batch;
 use super::bury::{self, Letters};
+use super::coalesce::Coalesced;
 use super::judge::{self, Findings};
 use super::ledger::{self, NewRows};
 use super::statement::{preamble, statement};
@@ -39,12 +40,15 @@ pub struct Lane {
     identity: Identity,
     pipeline: Pipeline,
     statement: Arc<str>,
+    /// A dead letter larger than this is shortened.
+    letter_bytes: usize,
 }
 
 impl Lane {
     /// Prepares the flush of a pipeline.
-    pub fn new(pipeline: Pipeline, order: &KeyOrder, id: LaneId, identity: Identity) -> Lane {
-        Lane { id: Arc::new(AtomicI32::new(id)), identity, statement: statement(&pipeline, order).into(), pipeline }
+    pub fn new(pipeline: Pipeline, order: &KeyOrder, id: LaneId, identity: Identity, letter_bytes: usize) -> Lane {
+        let (id, statement) = (Arc::new(AtomicI32::new(id)), statement(&pipeline, order).into());
+        Lane { id, identity, statement, pipeline, letter_bytes }
     }
 
     /// Its place in the ledger.
@@ -207,7 +211,7 @@ async fn apply(
     rows: NewRows,
     coalesced: Coalesced<'_>,
 ) -> Result<(), sqlx::Error> {
-    let letters = Letters::of(batch, &coalesced.dead);
+    let letters = Letters::of(batch, &coalesced.dead, lane.letter_bytes);
     let buries = !coalesced.dead.is_empty();
     let query = sqlx::query(AssertSqlSafe(lane.statement.clone()))
         .bind(lane.id())
@@ -232,7 +236,7 @@ async fn apply(
 
 /// Buries entries that the ledger covers and cannot judge. The batch comes back where that fails.
 pub async fn bury_covered(database: &Database, lane: &Lane, batch: Batch) -> Result<Settled, Failed> {
-    let buried = database.run(async |c| bury::bury(c, lane.id(), &lane.identity, &batch).await);
+    let buried = database.run(async |c| bury::bury(c, lane.id(), &lane.identity, &batch, lane.letter_bytes).await);
     match failpoint::during("bury.covered", buried).await {
         Ok(()) => {
             let tally = Tally { buried: batch.len() as u64, ..Tally::default() };

@@ -1,7 +1,7 @@
 //! Merge: how a delta meets the value that is there. One operator a file.
 //!
 //! An operator has two halves that must agree: one in memory, where a batch is coalesced to one delta a key
-//! ([`crate::flow::batch`]), and one in SQL, where that delta meets the row ([`crate::flow::statement`]).
+//! ([`crate::flow::coalesce`]), and one in SQL, where that delta meets the row ([`crate::flow::statement`]).
 
 pub mod sum;
 

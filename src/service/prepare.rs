@@ -159,7 +159,7 @@ pub(super) async fn try_prepare(
             let register = async |c: &mut _| lanes::register(c, &identity, others_alive, record).await;
             let id = database.run(register).await.map_err(refused)??;
             flows.push(Flow {
-                lane: Lane::new(pipeline.clone(), &order, id, identity),
+                lane: Lane::new(pipeline.clone(), &order, id, identity, config.dead_letters.max_bytes),
                 metrics: Arc::default(),
                 refusals: Arc::default(),
                 flushing: Incidents::default(),
