@@ -48,6 +48,11 @@ impl Lane {
         self.id
     }
 
+    /// The Valkey deployment that its entries come from.
+    pub fn source(&self) -> &str {
+        &self.identity.source
+    }
+
     /// The pipeline it belongs to.
     pub fn pipeline(&self) -> &Pipeline {
         &self.pipeline

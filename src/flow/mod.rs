@@ -1,4 +1,4 @@
-//! The life of a delta, in order. [`worker`] wires three actors: [`taker`] takes batches from Valkey ([`read`], [`reclaim`]),
+//! The life of a delta, in order. [`worker`] wires three actors: [`taker`] takes batches from Valkey ([`session`], [`read`], [`reclaim`], [`liveness`]),
 //! [`settler`] settles them in PostgreSQL ([`batch`], [`judge`], [`ledger`], [`statement`], [`flush`], [`bury`]), [`acker`]
 //! acknowledges ([`ack`]); [`handoff`] is what they pass on to each other.
 
@@ -10,8 +10,10 @@ pub mod flush;
 pub mod handoff;
 pub mod judge;
 pub mod ledger;
+pub mod liveness;
 pub mod read;
 pub mod reclaim;
+pub mod session;
 pub mod settler;
 pub mod statement;
 pub mod taker;

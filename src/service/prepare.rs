@@ -14,7 +14,7 @@ use crate::care::caretaker::CaretakerSetup;
 use crate::config::{Config, Faults};
 use crate::flow::flush::Lane;
 use crate::flow::read::{self, Limits};
-use crate::flow::reclaim;
+use crate::flow::reclaim::Patience;
 use crate::flow::worker::WorkerSetup;
 use crate::lanes::{self, Identity, Record, Unregistered};
 use crate::model::names;
@@ -23,7 +23,11 @@ use crate::postgres::{Database, schema};
 use crate::retry::{Fault, Incident, Verdict};
 use crate::target::{self, Unfit};
 use crate::telemetry::contract::Metrics;
-use crate::valkey::{self, Link};
+use crate::valkey::{self, Link, info};
+
+/// When a consumer whose connection no longer exists is dead.
+// from the configuration: reclaim.gone_after
+const GONE_AFTER: Duration = Duration::from_secs(2);
 
 /// What is asked of this run of the daemon.
 #[derive(Debug, Clone, Copy, Default)]
@@ -155,7 +159,7 @@ pub(super) async fn try_prepare(
 /// Whether daemons other than this process are at work on a shard. Where Valkey does not say, none is seen.
 async fn others_are_alive(places: &Places, shard: &Shard, dead_after: Duration) -> bool {
     let Ok(link) = Link::open(&places.valkey, "tidegate:start").await else { return false };
-    let consumers = reclaim::consumers(&link, &shard.stream, &shard.pipeline.group()).await.unwrap_or_default();
+    let consumers = info::consumers(link.commands(), &shard.stream, &shard.pipeline.group()).await.unwrap_or_default();
     let own = names::consumers_of(&names::host(), std::process::id());
     consumers.iter().any(|consumer| consumer.idle < dead_after && !consumer.name.starts_with(&own))
 }
@@ -171,9 +175,12 @@ pub(super) fn worker_setup(config: &Config, places: &Places, flow: &Flow, regrou
             read_count: config.batch.read_count,
             max_entry_bytes: config.batch.max_entry_bytes,
         },
-        dead_after: config.reclaim.dead_after,
+        patience: Patience {
+            gone_after: GONE_AFTER.min(config.reclaim.dead_after),
+            dead_after: config.reclaim.dead_after,
+            max_deliveries: config.reclaim.max_deliveries,
+        },
         sweep_every: config.reclaim.sweep_every,
-        max_deliveries: config.reclaim.max_deliveries,
         metrics: flow.metrics.clone(),
         regrouped,
     }

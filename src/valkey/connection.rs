@@ -19,6 +19,7 @@ use socket2::TcpKeepalive;
 use tokio::task::AbortHandle;
 
 use super::command::{Command, Reply, server_error};
+use super::info::Server;
 use super::wire::{Place, Wire};
 use crate::model::entry::Generation;
 use crate::retry::Fault;
@@ -163,10 +164,23 @@ pub struct Link {
 static EPOCH: AtomicU64 = AtomicU64::new(1);
 
 impl Link {
-    /// Connects to the primary.
+    /// Connects to the primary. A user without the right to name a connection is refused.
     pub async fn open(address: &Endpoint, name: &str) -> Result<Link, Fault> {
-        let commands = Connection::open(address, name).await?;
+        Link::open_as(address, |_, _| name.to_owned()).await
+    }
+
+    /// Connects to the primary, by a name made of the server's run id and the connection's number there. The number is 0 where
+    /// the server does not tell it.
+    pub async fn open_as(address: &Endpoint, name: impl FnOnce(&str, u64) -> String) -> Result<Link, Fault> {
+        let commands = Connection::open_unnamed(address).await?;
         let server = Server::told_by(&commands.call(Server::question()).await?)?;
+        let number = match commands.call(Command::new("CLIENT").arg("ID")).await {
+            Ok(id) => id.as_int().and_then(|id| id.try_into().ok()).unwrap_or(0),
+            Err(Fault::Valkey { .. }) => 0,
+            Err(fault) => return Err(fault),
+        };
+        let name = name(&server.run_id, number);
+        commands.call(Command::new("CLIENT").arg("SETNAME").arg(name)).await?;
         let generation = Arc::new(Generation {
             run_id: server.run_id,
             replication_id: server.replication_id,
@@ -217,32 +231,6 @@ impl Link {
     pub async fn unblock(&self, wire: i64) {
         // If this fails the read ends by itself a little later.
         let _ = self.commands.call(Command::new("CLIENT").arg("UNBLOCK").arg(wire)).await;
-    }
-}
-
-/// Who a server is, as `INFO` tells.
-#[derive(Debug, PartialEq, Eq)]
-struct Server {
-    run_id: String,
-    replication_id: String,
-}
-
-impl Server {
-    fn question() -> Command {
-        Command::new("INFO").arg("server").arg("replication")
-    }
-
-    fn told_by(info: &Reply) -> Result<Server, Fault> {
-        let text = info.as_text().unwrap_or_default();
-        let field = |name: &str| {
-            text.lines()
-                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(|value| value.trim().to_owned()))
-                .ok_or_else(|| Fault::ValkeyLost(format!("INFO lacks {name}")))
-        };
-        if field("role")? != "master" {
-            return Err(server_error("READONLY this server is a replica"));
-        }
-        Ok(Server { run_id: field("run_id")?, replication_id: field("master_replid")? })
     }
 }
 

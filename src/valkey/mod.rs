@@ -12,6 +12,7 @@
 
 mod command;
 mod connection;
+pub mod info;
 pub mod resp;
 mod wire;
 
