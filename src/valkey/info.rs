@@ -72,10 +72,14 @@ pub struct Consumer {
     pub idle: Duration,
 }
 
-/// The consumers of a group.
+/// The consumers of a group. Where there is no stream there is no group: both are NOGROUP.
 pub async fn consumers(connection: &Connection, stream: &str, group: &str) -> Result<Vec<Consumer>, Fault> {
-    const COMMAND: &str = "XINFO CONSUMERS";
-    let reply = connection.call(Command::new("XINFO").arg("CONSUMERS").arg(stream).arg(group)).await?;
+    let reply = match connection.call(Command::new("XINFO").arg("CONSUMERS").arg(stream).arg(group)).await {
+        Err(Fault::Valkey { message, .. }) if message.contains("no such key") => {
+            return Err(Fault::Valkey { code: "NOGROUP".into(), message: format!("NOGROUP no such key {stream}") });
+        }
+        reply => reply?,
+    };
     let parse = |consumer: Reply| {
         let fields = Fields::of(consumer)?;
         Some(Consumer {
@@ -84,7 +88,7 @@ pub async fn consumers(connection: &Connection, stream: &str, group: &str) -> Re
             idle: Duration::from_millis(fields.number("idle")?),
         })
     };
-    rows(reply, COMMAND, parse)
+    rows(reply, "XINFO CONSUMERS", parse)
 }
 
 /// A consumer group.
