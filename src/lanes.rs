@@ -11,21 +11,70 @@ use crate::model::pipeline::Pipeline;
 /// The number that stands for one (source, pipeline, stream) in the ledger.
 pub type LaneId = i32;
 
-/// Registers the lane of a pipeline, or finds it.
-pub async fn lane(connection: &mut PgConnection, source: &str, pipeline: &Pipeline) -> Result<LaneId, sqlx::Error> {
+/// What a lane stands for. A worker remembers its lane's number; each flush proves that the number still stands for this.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// The Valkey deployment.
+    pub source: String,
+    /// The pipeline's name.
+    pub pipeline: String,
+    /// The stream.
+    pub stream: String,
+    /// The table.
+    pub target: String,
+    /// How entries become rows: [`Pipeline::mapping`]. A lane that was registered before this was recorded has none, and
+    /// is taken for the same.
+    pub mapping: String,
+}
+
+impl Identity {
+    /// The identity of a pipeline's lane.
+    pub fn of(source: &str, pipeline: &Pipeline) -> Identity {
+        Identity {
+            source: source.to_owned(),
+            pipeline: pipeline.name.clone(),
+            stream: pipeline.stream.clone(),
+            target: pipeline.table.to_string(),
+            mapping: pipeline.mapping(),
+        }
+    }
+}
+
+/// The expression that is true if lane $1 still has its identity, which is bound from parameter `from` on: source,
+/// pipeline, stream, target, mapping. Otherwise it ends the statement with the code `TG002`. One probe of a primary key.
+pub(crate) fn proof(from: usize) -> String {
+    let p = |n: usize| from + n;
+    format!(
+        "tidegate.same_lane(exists (
+             select from tidegate.lanes l
+             where l.lane = $1 and l.source = ${} and l.pipeline = ${} and l.stream = ${} and l.target = ${}
+               and (l.mapping is null or l.mapping = ${})), $1)",
+        p(0),
+        p(1),
+        p(2),
+        p(3),
+        p(4)
+    )
+}
+
+/// Registers the lane of a pipeline, or finds it; either way it now has this target and mapping.
+pub async fn lane(connection: &mut PgConnection, identity: &Identity) -> Result<LaneId, sqlx::Error> {
     sqlx::query_scalar(
-        "with added as (
-             insert into tidegate.lanes (source, pipeline, stream, target) values ($1, $2, $3, $4)
-             on conflict (source, pipeline, stream) do nothing returning lane)
-         select lane from added
+        "with registered as (
+             insert into tidegate.lanes (source, pipeline, stream, target, mapping) values ($1, $2, $3, $4, $5)
+             on conflict (source, pipeline, stream) do update set target = excluded.target, mapping = excluded.mapping
+             where (lanes.target, lanes.mapping) is distinct from (excluded.target, excluded.mapping)
+             returning lane)
+         select lane from registered
          union all
          select lane from tidegate.lanes where source = $1 and pipeline = $2 and stream = $3
          limit 1",
     )
-    .bind(source)
-    .bind(&pipeline.name)
-    .bind(&pipeline.stream)
-    .bind(pipeline.table.to_string())
+    .bind(&identity.source)
+    .bind(&identity.pipeline)
+    .bind(&identity.stream)
+    .bind(&identity.target)
+    .bind(&identity.mapping)
     .fetch_one(connection)
     .await
 }

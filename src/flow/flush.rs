@@ -8,20 +8,22 @@
 
 use std::sync::Arc;
 
-use sqlx::postgres::PgConnection;
+use sqlx::postgres::{PgArguments, PgConnection};
+use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection};
 
 use super::batch::{Batch, Coalesced};
 use super::bury::{self, Letters};
 use super::judge::{self, Findings};
 use super::ledger::{self, NewRows};
-use super::statement::{DURABLE, statement};
+use super::statement::{opening, statement};
 use crate::failpoint;
-use crate::lanes::LaneId;
+use crate::lanes::{Identity, LaneId};
 use crate::model::entry::{DIGEST_VERSION, EntryId, Generation};
 use crate::model::pipeline::Pipeline;
 use crate::postgres::Database;
 use crate::retry::Fault;
+use crate::target::KeyForm;
 use crate::telemetry::contract::Tally;
 
 /// How often a careful flush that meets concurrent ones starts over before it says so.
@@ -31,14 +33,15 @@ const RESTARTS: u32 = 20;
 #[derive(Debug, Clone)]
 pub struct Lane {
     id: LaneId,
+    identity: Arc<Identity>,
     pipeline: Pipeline,
     statement: Arc<str>,
 }
 
 impl Lane {
-    /// Prepares the flush of a pipeline.
-    pub fn new(pipeline: Pipeline, lane: LaneId) -> Lane {
-        Lane { id: lane, statement: statement(&pipeline).into(), pipeline }
+    /// Prepares the flush of a pipeline into a table whose keys have this form.
+    pub fn new(pipeline: Pipeline, id: LaneId, identity: Identity, form: &KeyForm) -> Lane {
+        Lane { id, identity: identity.into(), statement: statement(&pipeline, form).into(), pipeline }
     }
 
     /// Its place in the ledger.
@@ -152,7 +155,7 @@ async fn examine_and_apply(
     let begun = connection.begin_with("begin isolation level read committed");
     let mut transaction = failpoint::during("careful.begin", begun).await?;
     failpoint::reached("careful.begun");
-    sqlx::query(DURABLE).execute(&mut *transaction).await?;
+    open(&mut transaction, lane).await?;
     let locked = ledger::lock_met(&mut transaction, lane.id, batch);
     let rows = failpoint::during("careful.ledger", locked).await?;
     let findings = judge::examine(batch, &rows);
@@ -201,7 +204,7 @@ async fn apply(
         .bind(DIGEST_VERSION)
         .bind(coalesced.keys)
         .bind(coalesced.amounts);
-    let sent = letters.bind(query).execute(connection);
+    let sent = bind_identity(letters.bind(query), lane).execute(connection);
     if buries {
         failpoint::during("bury.sent", sent).await?
     } else {
@@ -210,9 +213,30 @@ async fn apply(
     Ok(())
 }
 
+/// The first statement of a transaction of several: nothing is read, or taken for known, in a lane that is another's.
+async fn open(transaction: &mut PgConnection, lane: &Lane) -> Result<(), sqlx::Error> {
+    let query = sqlx::query(AssertSqlSafe(opening())).bind(lane.id);
+    bind_identity(query, lane).execute(transaction).await?;
+    Ok(())
+}
+
+/// Binds the five parameters that the proof of a lane expects.
+fn bind_identity<'q>(
+    query: Query<'q, sqlx::Postgres, PgArguments>,
+    lane: &Lane,
+) -> Query<'q, sqlx::Postgres, PgArguments> {
+    let Identity { source, pipeline, stream, target, mapping } = &*lane.identity;
+    query.bind(source.clone()).bind(pipeline.clone()).bind(stream.clone()).bind(target.clone()).bind(mapping.clone())
+}
+
 /// Buries entries that the ledger covers and cannot judge. The batch comes back where that fails.
 pub async fn bury_covered(database: &Database, lane: &Lane, batch: Batch) -> Result<Settled, Failed> {
-    let buried = database.run(async |c| bury::bury(c, lane.id, &batch).await);
+    let buried = database.transact(async |c| {
+        let mut transaction = c.begin_with("begin isolation level read committed").await?;
+        open(&mut transaction, lane).await?;
+        bury::bury(&mut transaction, lane.id, &batch).await?;
+        transaction.commit().await
+    });
     match failpoint::during("bury.covered", buried).await {
         Ok(()) => {
             let tally = Tally { buried: batch.len() as u64, ..Tally::default() };

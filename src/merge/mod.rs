@@ -14,6 +14,13 @@ pub enum Merge {
 }
 
 impl Merge {
+    /// Its name, as the ledger records it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Merge::Sum => "sum",
+        }
+    }
+
     /// Folds two deltas of one key into one; none if the result leaves the operator's range.
     pub fn fold(self, a: i64, b: i64) -> Option<i64> {
         match self {
@@ -25,6 +32,13 @@ impl Merge {
     pub fn sql(self, value: &str) -> String {
         match self {
             Merge::Sum => sum::sql(value),
+        }
+    }
+
+    /// The aggregate that folds several deltas of one key into one.
+    pub fn aggregate(self, delta: &str) -> String {
+        match self {
+            Merge::Sum => sum::aggregate(delta),
         }
     }
 }

@@ -53,6 +53,12 @@ impl Pipeline {
         vec![Shard { pipeline: Arc::new(self.clone()), number: 0, stream: self.stream.clone() }]
     }
 
+    /// How an entry becomes a row, in one line: two daemons that differ in it would count differently. The column with the
+    /// time is left out, for it changes no count.
+    pub fn mapping(&self) -> String {
+        format!("{}={} {}={} {}", self.key, self.key_field, self.value, self.value_field, self.merge.name())
+    }
+
     /// Its consumer group.
     pub fn group(&self) -> String {
         names::group(&self.name)

@@ -19,7 +19,7 @@ use crate::config::Config;
 use crate::flow::judge;
 use crate::flow::ledger;
 use crate::flow::read;
-use crate::lanes::{self, LaneId};
+use crate::lanes::{self, Identity, LaneId};
 use crate::model::entry::EntryId;
 use crate::model::pipeline::Pipeline;
 use crate::postgres::Database;
@@ -174,7 +174,7 @@ async fn replay(
         return Ok(refused(Exit::BadInput, &words));
     }
     let source = &config.valkey.source;
-    let lane = database.run(async |c| lanes::lane(c, source, pipeline).await).await?;
+    let lane = database.run(async |c| lanes::lane(c, &Identity::of(source, pipeline)).await).await?;
     let account = account(link, database, lane, stream, since, delivered).await?;
     let written = writeln!(
         out,

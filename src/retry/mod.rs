@@ -126,6 +126,15 @@ fn judge_postgres(code: &str, ours: bool, constraint: Option<&str>, attempt: u32
         (_, "21" | "22" | "23" | "54" | "P0") if ours => halt(
             "one of Tidegate's own tables refused a row: has its schema been changed? compare with `tidegate migrate --dry-run`",
         ),
+        ("TG002", _) => halt(
+            "this lane of the ledger is no longer this pipeline: PostgreSQL was restored to a time before it, another daemon \
+             registered another configuration, or it was renamed; restart this daemon (or send SIGHUP): it registers anew, \
+             then run `tidegate replay`",
+        ),
+        ("TG003", _) => halt(
+            "the table dropped rows without an error: a trigger that returns NULL, a rule or a row security policy is the \
+             likely cause; remove it, flushing goes on by itself",
+        ),
         // Poison: an entry's content.
         ("23514", _) if constraint.is_none() => {
             halt("the table has no partition for a row: create it; flushing goes on by itself")

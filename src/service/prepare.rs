@@ -15,10 +15,10 @@ use crate::config::{Config, Faults};
 use crate::flow::flush::Lane;
 use crate::flow::read::{self, Limits};
 use crate::flow::worker::WorkerSetup;
-use crate::lanes;
+use crate::lanes::{self, Identity};
 use crate::postgres::{Database, schema};
 use crate::retry::{Fault, Incident, Verdict};
-use crate::target::{self, Unfit};
+use crate::target::{self, Checked, Unfit};
 use crate::telemetry::contract::Metrics;
 use crate::valkey::{self, Link};
 
@@ -131,13 +131,17 @@ pub(super) async fn try_prepare(config: &Config, database: &Database, options: O
     let mut flows = Vec::new();
     for pipeline in &config.pipelines {
         let source = &config.valkey.source;
-        database.run(async |c| target::check_table(c, pipeline).await).await.map_err(refused)??;
+        let form = match database.run(async |c| target::check_table(c, pipeline).await).await.map_err(refused)? {
+            Checked::Fits(form) => form,
+            Checked::Unfit(unfit) => return Err(Refusal::Table(unfit)),
+        };
         let namesake = database.run(async |c| lanes::namesake(c, source, pipeline).await).await.map_err(refused)?;
         if let Some(before) = namesake.filter(|name| !config.pipelines.iter().any(|p| p.name == *name)) {
             return Err(Refusal::Renamed(schema::renamed(pipeline, &before)));
         }
-        let lane = database.run(async |c| lanes::lane(c, source, pipeline).await).await.map_err(refused)?;
-        flows.push(Flow { lane: Lane::new(pipeline.clone(), lane), metrics: Arc::default() });
+        let identity = Identity::of(source, pipeline);
+        let id = database.run(async |c| lanes::lane(c, &identity).await).await.map_err(refused)?;
+        flows.push(Flow { lane: Lane::new(pipeline.clone(), id, identity, &form), metrics: Arc::default() });
     }
     Ok(flows)
 }

@@ -12,5 +12,6 @@ mod proxy;
 mod replay;
 mod repository;
 mod security;
+mod tables;
 mod trimming;
 mod verbs;
