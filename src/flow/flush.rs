@@ -16,7 +16,7 @@ use super::batch::{Batch, Coalesced};
 use super::bury::{self, Letters};
 use super::judge::{self, Findings};
 use super::ledger::{self, NewRows};
-use super::statement::{opening, statement};
+use super::statement::{Count, MANY, opening, statement};
 use crate::failpoint;
 use crate::lanes::{Identity, LaneId};
 use crate::model::entry::{DIGEST_VERSION, EntryId, Generation};
@@ -36,12 +36,16 @@ pub struct Lane {
     identity: Arc<Identity>,
     pipeline: Pipeline,
     statement: Arc<str>,
+    /// The same for many keys, where that is another one.
+    of_many: Option<Arc<str>>,
 }
 
 impl Lane {
     /// Prepares the flush of a pipeline into a table whose keys have this form.
     pub fn new(pipeline: Pipeline, id: LaneId, identity: Identity, form: &KeyForm) -> Lane {
-        Lane { id, identity: identity.into(), statement: statement(&pipeline, form).into(), pipeline }
+        let of_many = (*form == KeyForm::Bytes).then(|| statement(&pipeline, form, Count::Diagnosed).into());
+        let statement = statement(&pipeline, form, Count::Returned).into();
+        Lane { id, identity: identity.into(), statement, of_many, pipeline }
     }
 
     /// Its place in the ledger.
@@ -194,7 +198,8 @@ async fn apply(
 ) -> Result<(), sqlx::Error> {
     let letters = Letters::of(batch, &coalesced.dead);
     let buries = !coalesced.dead.is_empty();
-    let query = sqlx::query(AssertSqlSafe(lane.statement.clone()))
+    let statement = lane.of_many.as_ref().filter(|_| coalesced.keys.len() >= MANY).unwrap_or(&lane.statement);
+    let query = sqlx::query(AssertSqlSafe(statement.clone()))
         .bind(lane.id)
         .bind(&*batch.origin().consumer)
         .bind(rows.first)

@@ -170,6 +170,28 @@ async fn rows_that_a_trigger_drops_halt_the_pipeline_and_are_never_acknowledged(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_dropped_row_of_thousands_halts_as_well() {
+    let lab = Lab::new().await;
+    lab.execute(
+        "create function public.drops() returns trigger language plpgsql as
+         $$ begin if new.id = 'key1234' then return null; end if; return new; end $$;
+         create trigger drops before insert on public.counters for each row execute function public.drops()",
+    )
+    .await;
+    let keys: Vec<String> = (0..5_000).map(|n| format!("key{n}")).collect();
+    add_each(&lab, &keys.iter().map(String::as_str).collect::<Vec<_>>(), 1).await;
+    let mut command = lab.program(&["run"]);
+    command.env("TIDEGATE__BATCH__READ_COUNT", "5000").env("TIDEGATE__BATCH__MAX_ENTRIES", "5000");
+    let mut daemon = Daemon::start(command);
+    let line = daemon.wait_for("flushing is halted").await;
+    assert!(line["fault"].to_string().contains("TG003") && line["entries"].as_u64() >= Some(2_000), "{line}");
+    lab.execute("drop trigger drops on public.counters").await;
+    let landed = async || lab.number("select count(*) from public.counters where value = 1").await;
+    eventually("all of them", 5_000, landed).await;
+    lab.assert_settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn partitioned_tables_are_fed_like_others() {
     let lab = Lab::new().await;
     table(&lab, "id text primary key, value bigint, updated_at timestamptz) partition by hash (id").await;
