@@ -8,9 +8,9 @@
 
 use std::sync::Arc;
 
+use sqlx::AssertSqlSafe;
 use sqlx::postgres::{PgArguments, PgConnection};
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, Connection};
 
 use super::batch::{Batch, Coalesced};
 use super::bury::{self, Letters};
@@ -21,7 +21,7 @@ use crate::failpoint;
 use crate::lanes::{Identity, LaneId};
 use crate::model::entry::{DIGEST_VERSION, EntryId, Generation};
 use crate::model::pipeline::Pipeline;
-use crate::postgres::Database;
+use crate::postgres::{Database, Session};
 use crate::retry::Fault;
 use crate::target::KeyForm;
 use crate::telemetry::contract::Tally;
@@ -152,12 +152,11 @@ async fn flush_careful(database: &Database, lane: &Lane, batch: &Batch) -> Resul
 }
 
 async fn examine_and_apply(
-    connection: &mut PgConnection,
+    session: &mut Session,
     lane: &Lane,
     batch: &Batch,
 ) -> Result<Result<Flushed, Fault>, sqlx::Error> {
-    let begun = connection.begin_with("begin isolation level read committed");
-    let mut transaction = failpoint::during("careful.begin", begun).await?;
+    let mut transaction = failpoint::during("careful.begin", session.begin()).await?;
     failpoint::reached("careful.begun");
     open(&mut transaction, lane).await?;
     let locked = ledger::lock_met(&mut transaction, lane.id, batch);
@@ -236,8 +235,8 @@ fn bind_identity<'q>(
 
 /// Buries entries that the ledger covers and cannot judge. The batch comes back where that fails.
 pub async fn bury_covered(database: &Database, lane: &Lane, batch: Batch) -> Result<Settled, Failed> {
-    let buried = database.transact(async |c| {
-        let mut transaction = c.begin_with("begin isolation level read committed").await?;
+    let buried = database.transact(async |session| {
+        let mut transaction = session.begin().await?;
         open(&mut transaction, lane).await?;
         bury::bury(&mut transaction, lane.id, &batch).await?;
         transaction.commit().await

@@ -7,11 +7,12 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migration, Migrator};
+use sqlx::postgres::PgConnection;
 use sqlx::{Connection, Row};
 
 use crate::failpoint;
 use crate::model::pipeline::Pipeline;
-use crate::postgres::{self, Endpoint};
+use crate::postgres::Endpoint;
 use crate::retry::Fault;
 
 /// A migration may wait for another one, or rewrite a table: far longer than a flush may take.
@@ -26,6 +27,12 @@ pub enum Error {
     /// A migration failed, or was changed after it had been applied.
     #[error("{0}; nothing of the failed migration was applied")]
     Migration(#[from] MigrateError),
+    /// A pooler lends a connection for one transaction; the lock that keeps migrations apart is held for longer.
+    #[error(
+        "postgres.url leads to a connection pooler, and migrations must not go through one: connect to PostgreSQL itself for \
+         `tidegate migrate`"
+    )]
+    Pooler,
 }
 
 fn migrator() -> Migrator {
@@ -39,24 +46,21 @@ fn migrator() -> Migrator {
 
 /// The migrations that the database lacks, in order.
 pub async fn missing(address: &Endpoint) -> Result<Vec<Migration>, Error> {
-    let mut connection = address.connect().await?;
-    let known: bool = sqlx::query_scalar("select to_regclass('tidegate.migrations') is not null")
-        .fetch_one(&mut connection)
-        .await
-        .map_err(postgres::fault)?;
-    let mut applied = HashSet::new();
-    if known {
-        let rows = sqlx::query("select version from tidegate.migrations where success")
-            .fetch_all(&mut connection)
-            .await
-            .map_err(postgres::fault)?;
-        for row in rows {
-            applied.insert(row.try_get::<i64, _>(0).map_err(postgres::fault)?);
-        }
-    }
-    // Only a courtesy to the server.
-    let _ = connection.close().await;
+    let mut session = address.connect().await?;
+    let applied = session.run(async |c| applied(c).await).await.map_err(|error| address.fault(error))?;
+    session.close().await;
     Ok(migrator().iter().filter(|m| !applied.contains(&m.version)).cloned().collect())
+}
+
+/// The versions that were applied; none in a database that was never migrated.
+async fn applied(connection: &mut PgConnection) -> Result<HashSet<i64>, sqlx::Error> {
+    let known: bool =
+        sqlx::query_scalar("select to_regclass('tidegate.migrations') is not null").fetch_one(&mut *connection).await?;
+    if !known {
+        return Ok(HashSet::new());
+    }
+    let rows = sqlx::query("select version from tidegate.migrations where success").fetch_all(connection).await?;
+    rows.iter().map(|row| row.try_get(0)).collect()
 }
 
 /// Applies what is missing; gives how many.
@@ -64,7 +68,11 @@ pub async fn apply(address: &Endpoint) -> Result<usize, Error> {
     let address = Endpoint { statement_timeout: STATEMENT_TIMEOUT, lock_timeout: STATEMENT_TIMEOUT, ..address.clone() };
     let count = missing(&address).await?.len();
     if count > 0 {
-        let mut connection = address.connect().await?;
+        let session = address.connect().await?;
+        if session.is_pooled() {
+            return Err(Error::Pooler);
+        }
+        let mut connection = session.into_connection();
         failpoint::during("migrate.sent", migrator().run_direct(None, &mut connection, false)).await?;
         let _ = connection.close().await;
     }
@@ -73,15 +81,12 @@ pub async fn apply(address: &Endpoint) -> Result<usize, Error> {
 
 /// Gives a pipeline's ledgers its new name; gives how many there are.
 pub async fn rename(address: &Endpoint, source: &str, old: &str, new: &str) -> Result<u64, Error> {
-    let mut connection = address.connect().await?;
-    let done = sqlx::query("update tidegate.lanes set pipeline = $3 where source = $1 and pipeline = $2")
-        .bind(source)
-        .bind(old)
-        .bind(new)
-        .execute(&mut connection)
-        .await
-        .map_err(postgres::fault)?;
-    Ok(done.rows_affected())
+    let mut session = address.connect().await?;
+    let renamed = session.run(async |c| {
+        let query = sqlx::query("update tidegate.lanes set pipeline = $3 where source = $1 and pipeline = $2");
+        Ok(query.bind(source).bind(old).bind(new).execute(c).await?.rows_affected())
+    });
+    Ok(renamed.await.map_err(|error| address.fault(error))?)
 }
 
 /// What the operator is told of a pipeline that looks like a renamed one.

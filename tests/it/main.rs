@@ -7,6 +7,7 @@ mod entries;
 mod failover;
 mod harness;
 mod outage;
+mod pooler;
 mod producing;
 mod proxy;
 mod replay;
