@@ -60,15 +60,10 @@ pub(crate) fn proof(from: usize) -> String {
 /// Registers the lane of a pipeline, or finds it; either way it now has this target and mapping.
 pub async fn lane(connection: &mut PgConnection, identity: &Identity) -> Result<LaneId, sqlx::Error> {
     sqlx::query_scalar(
-        "with registered as (
-             insert into tidegate.lanes (source, pipeline, stream, target, mapping) values ($1, $2, $3, $4, $5)
-             on conflict (source, pipeline, stream) do update set target = excluded.target, mapping = excluded.mapping
-             where (lanes.target, lanes.mapping) is distinct from (excluded.target, excluded.mapping)
-             returning lane)
-         select lane from registered
-         union all
-         select lane from tidegate.lanes where source = $1 and pipeline = $2 and stream = $3
-         limit 1",
+        // Always an update, changed or not: of two that register at once, the second one must see the row as well.
+        "insert into tidegate.lanes (source, pipeline, stream, target, mapping) values ($1, $2, $3, $4, $5)
+         on conflict (source, pipeline, stream) do update set target = excluded.target, mapping = excluded.mapping
+         returning lane",
     )
     .bind(&identity.source)
     .bind(&identity.pipeline)

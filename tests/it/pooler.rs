@@ -83,7 +83,7 @@ impl Pooler {
                      current_setting('idle_in_transaction_session_timeout'), current_setting('search_path'),
                      current_setting('synchronous_commit'), current_setting('transaction_isolation'),
                      (select count(*) from pg_prepared_statements where name <> ''),
-                     (select count(*) from pg_locks where locktype = 'advisory'))",
+                     (select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()))",
             )
             .persistent(false)
             .fetch_one(&mut *client)
