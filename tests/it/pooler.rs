@@ -199,8 +199,8 @@ async fn an_idle_connection_that_the_server_closed_costs_no_incident() {
         format!("select count(*) from pg_stat_activity where datname = '{name}' and application_name = 'tidegate'");
     eventually("the server closed what was idle", 0, async || lab.number(&alive).await).await;
     // Longer than a connection is trusted without a question.
-    let old_enough = format!("select (now() - updated_at > interval '6 s')::int::bigint from public.counters");
-    eventually("idle for long", 1, async || lab.number(&old_enough).await).await;
+    let old_enough = "select (now() - updated_at > interval '6 s')::int::bigint from public.counters";
+    eventually("idle for long", 1, async || lab.number(old_enough).await).await;
     lab.client().await.add("a", 1).await;
     lab.await_value("a", 2).await;
     assert_eq!(daemon.count("flushing is interrupted"), 0, "{}", daemon.last_lines());
