@@ -45,6 +45,8 @@ pub enum Fault {
     },
     /// PostgreSQL did not answer in time or closed the connection: what was sent may or may not have happened.
     PostgresLost(String),
+    /// PostgreSQL cannot be talked to: TLS, a certificate, or an answer that cannot be understood. Waiting does not help.
+    PostgresProtocol(String),
     /// A batch cannot be summed: the total of one key leaves the range of `bigint`.
     SumOverflow,
     /// A flush met rows of concurrent flushes again and again ([`A_FEW`] × the careful path).
@@ -96,6 +98,9 @@ pub fn judge(fault: &Fault, attempt: u32) -> Judgement {
         }
         Fault::PostgresLost(_) => {
             retry("PostgreSQL is out of reach; the batch is held and its outcome read from the ledger")
+        }
+        Fault::PostgresProtocol(_) => {
+            halt("PostgreSQL cannot be talked to: correct postgres.url or the certificates; the batch is held")
         }
         Fault::Valkey { code, .. } => judge_valkey(code, attempt),
         Fault::ValkeyLost(_) => retry("Valkey is out of reach; what was read stays pending there"),
@@ -275,7 +280,7 @@ impl fmt::Display for Fault {
             Fault::Valkey { message, .. } => write!(f, "Valkey: {message}"),
             Fault::ValkeyLost(why) => write!(f, "Valkey: {why}"),
             Fault::Postgres { sqlstate, message, .. } => write!(f, "PostgreSQL: {message} ({sqlstate})"),
-            Fault::PostgresLost(why) => write!(f, "PostgreSQL: {why}"),
+            Fault::PostgresLost(why) | Fault::PostgresProtocol(why) => f.write_str(why),
             Fault::SumOverflow => f.write_str("the deltas of one key add up to more than a bigint holds"),
             Fault::StillRefused => f.write_str("the ledger refused the batch again and again"),
         }

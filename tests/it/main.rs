@@ -8,6 +8,7 @@ mod failover;
 mod outage;
 mod permissions;
 mod poison;
+mod pooler;
 mod producing;
 mod replay;
 mod repository;
