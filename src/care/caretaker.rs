@@ -217,7 +217,7 @@ impl Caretaker {
             if lost > 0 {
                 metrics.lost_upstream(lost);
                 error!(
-                    stream = %self.setup.stream, pipeline = %lane.pipeline().name, entries = lost,
+                    event = "lost_upstream", stream = %self.setup.stream, pipeline = %lane.pipeline().name, entries = lost,
                     "entries that were flushed are gone from the stream: Valkey lost them (a failover or restart without its tail?); PostgreSQL keeps what was flushed"
                 );
             }

@@ -126,14 +126,14 @@ impl Settler {
 
     /// Tells what was committed.
     fn tell(&self, settled: &Settled) {
-        let tally = &settled.tally;
+        let (tally, pipeline) = (&settled.tally, &self.setup.lane.pipeline().name);
         self.setup.metrics.flushed(tally);
         debug!(consumer = %self.consumer, applied = tally.applied, rows = tally.rows, "flushed");
         if tally.recognised > 0 {
-            info!(consumer = %self.consumer, entries = tally.recognised, "redelivered entries were recognised");
+            info!(event = "recognised", %pipeline, consumer = %self.consumer, entries = tally.recognised, "redelivered entries were recognised");
         }
         if tally.buried > 0 {
-            warn!(consumer = %self.consumer, entries = tally.buried, "entries were buried: see tidegate.dead_letters");
+            warn!(event = "buried", %pipeline, consumer = %self.consumer, entries = tally.buried, "entries were buried: see tidegate.dead_letters");
         }
         if tally.collided > 0 {
             warn!(consumer = %self.consumer, entries = tally.collided, "other content under used ids was applied (split brain?)");
@@ -220,6 +220,7 @@ impl Settler {
                         self.setup.metrics.lost_upstream(lost.len());
                         let first: Vec<String> = lost.iter().take(IDS_TOLD).map(EntryId::to_string).collect();
                         error!(
+                            event = "lost_upstream", pipeline = %self.setup.lane.pipeline().name,
                             consumer = %self.consumer, entries = lost.len(), ids = %first.join(" "),
                             "entries were deleted from the stream before they were flushed: lost upstream (MAXLEN, XDEL?)"
                         );

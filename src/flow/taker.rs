@@ -95,7 +95,8 @@ impl Taker {
             if claimed.batch.is_some() || !claimed.gone.is_empty() {
                 let entries = claimed.batch.as_ref().map_or(0, Batch::len);
                 self.setup.metrics.reclaimed(entries);
-                info!(consumer = %self.consumer, entries, gone = claimed.gone.len(), "reclaimed");
+                let pipeline = &self.setup.lane.pipeline().name;
+                info!(event = "reclaimed", %pipeline, consumer = %self.consumer, entries, gone = claimed.gone.len(), "reclaimed");
                 if self.wait_for_room(session, stop).await?.is_none() {
                     return Ok(Err(ReceiverGone));
                 }
