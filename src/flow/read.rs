@@ -238,18 +238,21 @@ pub async fn backlog(link: &Link, stream: &str, group: &str) -> Result<Backlog, 
     let last =
         link.commands().call(Command::new("XREVRANGE").arg(stream).arg("+").arg("-").arg("COUNT").arg(1)).await?;
     let last = last.into_array().ok_or_else(|| unexpected("XREVRANGE"))?.next();
-    let Some((last, _)) = last.map(|entry| parse_entry(entry).ok_or_else(|| unexpected("XREVRANGE"))).transpose()?
-    else {
-        return Ok(Backlog { pending: 0, undelivered: Some(0), is_empty: true, oldest: None });
+    let last = last.map(|entry| parse_entry(entry).ok_or_else(|| unexpected("XREVRANGE"))).transpose()?;
+    let fields = match group_fields(link, stream, group).await {
+        Err(Fault::Valkey { code, .. }) if code == "ERR" && last.is_none() => None,
+        fields => fields?,
     };
-    let Some(fields) = group_fields(link, stream, group).await? else {
-        return Ok(Backlog { pending: 0, undelivered: None, is_empty: false, oldest: None });
+    let Some(fields) = fields else {
+        let undelivered = last.is_none().then_some(0);
+        return Ok(Backlog { pending: 0, undelivered, is_empty: last.is_none(), oldest: None });
     };
     let field = |name: &str| fields.get(name).and_then(Reply::as_int);
     let pending = field("pending").unwrap_or(0).unsigned_abs();
     let undelivered = field("lag").map(i64::unsigned_abs);
     let delivered = last_delivered(&fields)?;
-    let is_empty = pending == 0 && delivered >= last;
+    // What is pending and was deleted from the stream is still to be accounted for.
+    let is_empty = pending == 0 && last.is_none_or(|(last, _)| delivered >= last);
     let oldest = if is_empty { None } else { oldest(link, stream, group, delivered).await? };
     Ok(Backlog { pending, undelivered, is_empty, oldest })
 }

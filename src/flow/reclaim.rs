@@ -26,7 +26,7 @@ const SUSPECT_AFTER: i64 = 3;
 /// How many suspects share one batch.
 const SUSPECTS: usize = 50;
 /// From this delivery on it is tried alone.
-const ALONE_AFTER: i64 = 5;
+pub const ALONE_AFTER: i64 = 5;
 /// Entries read at first where claimed ones are looked for.
 const FIRST_STRIDE: usize = 8;
 /// A consumer that holds nothing and has been silent this many times `dead_after` is removed.

@@ -7,8 +7,16 @@ use crate::model::pipeline::Pipeline;
 use crate::target::KeyOrder;
 
 /// Makes this transaction's COMMIT durable whatever the role, database or pooler has set; a stronger setting stays.
-pub(super) const DURABLE: &str = "select set_config('synchronous_commit', 'on', true)
+const DURABLE: &str = "select set_config('synchronous_commit', 'on', true)
      where current_setting('synchronous_commit') in ('off', 'local', 'remote_write')";
+
+/// What a careful transaction begins with: it is durable, and lane $1 is this pipeline's, or it ends here. Before anything is judged:
+/// the rows of another pipeline's lane would tell of other entries.
+pub(super) fn preamble() -> String {
+    format!(
+        "with durable as ({DURABLE}) select tidegate.verify_lane($1, $2::text[], $3), (select count(*) from durable)"
+    )
+}
 
 /// The statement that flushes: ledger rows, then the table, then dead letters; all of it or nothing.
 ///
@@ -51,8 +59,8 @@ pub(crate) fn statement(pipeline: &Pipeline, order: &KeyOrder) -> String {
              on conflict on constraint ledger_no_overlap do nothing
              returning 1),
          complete as materialized (
-             select tidegate.verify_lane($1, $10::text[], $11) and tidegate.all_or_nothing(
-                 (select count(*) from ledgered), cardinality($3::text[])) as ok),
+             select case when tidegate.verify_lane($1, $10::text[], $11) then tidegate.all_or_nothing(
+                 (select count(*) from ledgered), cardinality($3::text[])) end as ok),
          keyed as {materialized} ({keyed}),
          merged as (
              insert into {table} as t ({key}, {value}{stamp})
@@ -82,6 +90,6 @@ mod tests {
         };
         let sql = statement(&pipeline, &KeyOrder::Bytes);
         assert!(sql.contains(r#"insert into "Select"."Table" as t ("Key", "Value")"#), "{sql}");
-        assert!(sql.contains(r#"set "Value" = coalesce(t."Value", 0) + excluded."Value")"#), "{sql}");
+        assert!(sql.contains(r#"set "Value" = coalesce(t."Value", 0) + excluded."Value""#), "{sql}");
     }
 }

@@ -31,9 +31,10 @@ const COUNTERS: u32 = 1_000;
 /// How many producers add to them.
 const PRODUCERS: usize = 2;
 /// How long a worker process must be silent before its peers take what it held: short, for there is an audience.
-const SETTINGS: [(&str, &str); 6] = [
+const SETTINGS: [(&str, &str); 7] = [
     ("TIDEGATE__RUN__WORKERS", "1"),
     ("TIDEGATE__RECLAIM__DEAD_AFTER", "1s"),
+    ("TIDEGATE__RECLAIM__GONE_AFTER", "500ms"),
     ("TIDEGATE__RECLAIM__SWEEP_EVERY", "200ms"),
     ("TIDEGATE__POSTGRES__STATEMENT_TIMEOUT", "900ms"),
     ("TIDEGATE__POSTGRES__LOCK_TIMEOUT", "500ms"),

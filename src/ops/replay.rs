@@ -23,7 +23,7 @@ use crate::lanes::{self, Identity, LaneId};
 use crate::model::entry::EntryId;
 use crate::model::pipeline::Pipeline;
 use crate::postgres::Database;
-use crate::retry::{Fault, Verdict, judge};
+use crate::retry::{Fault, judge};
 use crate::valkey::{Command, Link, Reply, unexpected};
 
 /// Entries compared with the ledger in one step.
@@ -102,11 +102,7 @@ pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::
     match outcome {
         Ok(Ok(exit)) => Ok(exit),
         Ok(Err(error)) => Err(error),
-        Err(fault) => {
-            let judgement = judge(&fault, 1);
-            let exit = if judgement.verdict == Verdict::Halt { Exit::NoPermission } else { Exit::Unavailable };
-            refused(exit, &format!("{fault}: {}", judgement.advice))
-        }
+        Err(fault) => refused(Exit::from(&fault), &format!("{fault}: {}", judge(&fault, 1).advice)),
     }
 }
 

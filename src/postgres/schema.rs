@@ -3,7 +3,7 @@
 //! The migrations are embedded in the binary and recorded in `tidegate.migrations`. They run under an advisory lock, so two
 //! that start at once wait for each other; they only add, so the workers of the version before go on meanwhile.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migration, Migrator};
@@ -43,19 +43,24 @@ pub async fn missing(address: &Endpoint) -> Result<Vec<Migration>, Error> {
         .fetch_one(&mut connection)
         .await
         .map_err(postgres::fault)?;
-    let mut applied = HashSet::new();
+    let mut applied = HashMap::new();
     if known {
-        let rows = sqlx::query("select version from tidegate.migrations where success")
+        let rows = sqlx::query("select version, checksum from tidegate.migrations where success")
             .fetch_all(&mut connection)
             .await
             .map_err(postgres::fault)?;
         for row in rows {
-            applied.insert(row.try_get::<i64, _>(0).map_err(postgres::fault)?);
+            let version: i64 = row.try_get(0).map_err(postgres::fault)?;
+            applied.insert(version, row.try_get::<Vec<u8>, _>(1).map_err(postgres::fault)?);
         }
     }
     // Only a courtesy to the server.
     let _ = connection.close().await;
-    Ok(migrator().iter().filter(|m| !applied.contains(&m.version)).cloned().collect())
+    let changed = |m: &&Migration| applied.get(&m.version).is_some_and(|checksum| *checksum != *m.checksum);
+    if let Some(migration) = migrator().iter().find(changed) {
+        return Err(MigrateError::VersionMismatch(migration.version).into());
+    }
+    Ok(migrator().iter().filter(|m| !applied.contains_key(&m.version)).cloned().collect())
 }
 
 /// Applies what is missing; gives how many.

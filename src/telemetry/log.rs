@@ -9,13 +9,13 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use crate::config::{Log, LogFormat};
+use crate::config::{LogFormat, LogSection};
 
 /// What libraries may say, unless the level names them.
 const LIBRARIES: &str = "fred=error,sqlx=warn";
 
 /// Starts writing. Does nothing where a subscriber is set already, as in tests.
-pub fn start(log: &Log) {
+pub fn start(log: &LogSection) {
     // Libraries speak when something is wrong.
     let filter = EnvFilter::try_new(format!("{LIBRARIES},{}", log.level)).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);

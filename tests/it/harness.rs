@@ -72,6 +72,12 @@ pub async fn eventually<T: std::fmt::Debug + PartialEq>(what: &str, expected: T,
     }
 }
 
+/// A port on which nobody listens.
+pub async fn free_port() -> u16 {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+    listener.local_addr().expect("an address").port()
+}
+
 /// Runs a program to its end: exit code, stdout, stderr.
 pub async fn output(command: &mut Command) -> (i32, String, String) {
     let output = within_limit("the end of the program", command.output()).await.expect("it runs");
@@ -121,6 +127,7 @@ impl Lab {
             ("POSTGRES__LOCK_TIMEOUT", "600ms"),
             ("POSTGRES__IDLE_IN_TRANSACTION_TIMEOUT", "600ms"),
             ("RECLAIM__DEAD_AFTER", "1s"),
+            ("RECLAIM__GONE_AFTER", "500ms"),
             ("RECLAIM__SWEEP_EVERY", "200ms"),
             ("TRIM__EVERY", "200ms"),
             ("COMPACT__EVERY", "200ms"),

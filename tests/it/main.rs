@@ -8,6 +8,7 @@ mod failover;
 mod harness;
 mod outage;
 mod permissions;
+mod poison;
 mod producing;
 mod proxy;
 mod replay;

@@ -246,6 +246,7 @@ impl Victim {
         for (key, value) in [
             ("LOG__LEVEL", "info"),
             ("RECLAIM__DEAD_AFTER", "300ms"),
+            ("RECLAIM__GONE_AFTER", "200ms"),
             ("RECLAIM__SWEEP_EVERY", "100ms"),
             ("POSTGRES__STATEMENT_TIMEOUT", "250ms"),
             ("POSTGRES__LOCK_TIMEOUT", "200ms"),

@@ -203,6 +203,7 @@ impl Stage {
             ("POSTGRES__LOCK_TIMEOUT", "600ms"),
             ("POSTGRES__IDLE_IN_TRANSACTION_TIMEOUT", "600ms"),
             ("RECLAIM__DEAD_AFTER", "1s"),
+            ("RECLAIM__GONE_AFTER", "500ms"),
             ("RECLAIM__SWEEP_EVERY", "200ms"),
             // A name alone never kills here, and many share it.
             ("RECLAIM__MAX_DELIVERIES", "1000"),
