@@ -7,6 +7,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::incident::Incident;
+
 /// How an instrument moves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -51,6 +53,10 @@ macro_rules! instruments {
         pub struct Metrics {
             $($counter: AtomicU64,)*
             $($gauge: Gauge,)*
+            /// What its workers have met while reading.
+            pub reading: Incident,
+            /// What its workers have met while flushing.
+            pub flushing: Incident,
         }
 
         /// The instruments at one moment. A gauge that is not known is none.
@@ -326,6 +332,7 @@ mod tests {
         metrics.told_backlog(empty);
         metrics.backlog_unknown_for(10_000, 10_000);
         assert!(!metrics.snapshot().is_idle(), "Valkey cannot be asked");
+        assert!(!metrics.snapshot().counted_since(&Snapshot::default()), "gauges are no progress");
     }
 
     #[test]
