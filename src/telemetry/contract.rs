@@ -146,6 +146,13 @@ pub const EVENTS: &[Event] = &[
     event("reclaimed", "pipeline, entries, gone", "entries were taken over from a dead consumer, or found again"),
     event("lost_upstream", "pipeline, entries", "Valkey lost entries"),
     event(
+        "interrupted",
+        "pipeline, stream, fault, advice, lasted_ms",
+        "reading or flushing waits for a server; again every 30 s",
+    ),
+    event("halted", "pipeline, stream, fault, advice", "reading or flushing waits for an operator; again every 30 s"),
+    event("resumed", "pipeline, stream, lasted_ms", "what was interrupted or halted works again"),
+    event(
         "reloaded",
         "",
         "a SIGHUP was followed: the workers settle what they hold and start with the new configuration",
