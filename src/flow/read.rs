@@ -275,6 +275,22 @@ async fn oldest(link: &Link, stream: &str, group: &str, delivered: EntryId) -> R
     Ok(oldest.map(|id| Duration::from_millis(now_ms.saturating_sub(id.ms))))
 }
 
+/// The id below which a group has settled and acknowledged everything that it was given; none if there is no such group.
+pub async fn frontier(link: &Link, stream: &str, group: &str) -> Result<Option<EntryId>, Fault> {
+    let fields = match group_fields(link, stream, group).await {
+        Ok(Some(fields)) => fields,
+        Ok(None) => return Ok(None),
+        Err(Fault::Valkey { code, .. }) if code == "ERR" => return Ok(None),
+        Err(fault) => return Err(fault),
+    };
+    // What is delivered after this look is above it; what was is pending or acknowledged by the next one.
+    let behind = last_delivered(&fields)?.next().unwrap_or(EntryId::MAX);
+    let pending = link.commands().call(Command::new("XPENDING").arg(stream).arg(group)).await?;
+    let mut parts = pending.into_array().ok_or_else(|| unexpected("XPENDING"))?;
+    let oldest = parts.nth(1).and_then(|id| id.as_text()?.parse().ok());
+    Ok(Some(oldest.map_or(behind, |oldest: EntryId| oldest.min(behind))))
+}
+
 /// The last entry that a group was given; none if there is no such group.
 pub async fn delivered(link: &Link, stream: &str, group: &str) -> Result<Option<EntryId>, Fault> {
     group_fields(link, stream, group).await?.map(|fields| last_delivered(&fields)).transpose()

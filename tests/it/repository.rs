@@ -19,9 +19,14 @@ fn files() -> Vec<PathBuf> {
 }
 
 fn sources() -> Vec<(String, String)> {
+    rust_files(&["src/"])
+}
+
+/// All Rust files under these folders, with their names from the root.
+fn rust_files(folders: &[&str]) -> Vec<(String, String)> {
     let source = |path: &PathBuf| {
         let name = path.strip_prefix(ROOT).ok()?.to_str()?.to_owned();
-        (name.starts_with("src/") && name.ends_with(".rs"))
+        (folders.iter().any(|folder| name.starts_with(folder)) && name.ends_with(".rs"))
             .then(|| (name, std::fs::read_to_string(path).expect("text")))
     };
     files().iter().filter_map(source).collect()
@@ -161,8 +166,42 @@ fn every_event_in_the_code_is_in_the_contract_and_the_other_way_round() {
 
 #[test]
 fn every_module_says_what_it_is() {
-    for (name, text) in sources() {
+    for (name, text) in rust_files(&["src/", "lab/"]) {
         assert!(text.starts_with("//!"), "{name} does not begin with what it is");
+    }
+}
+
+#[test]
+fn no_file_is_dead() {
+    let files = rust_files(&["src/", "lab/", "tests/"]);
+    let roots =
+        ["src/lib.rs", "src/main.rs", "lab/src/lib.rs", "lab/src/main.rs", "tests/it/main.rs", "tests/model.rs"];
+    for (name, _) in files.iter().filter(|(name, _)| !roots.contains(&name.as_str())) {
+        let path = Path::new(name.strip_suffix("/mod.rs").or(name.strip_suffix(".rs")).unwrap_or(name));
+        let (folder, module) = (path.parent().expect("in a folder"), path.file_name().and_then(|m| m.to_str()));
+        let parents = ["lib.rs", "main.rs", "mod.rs"].map(|file| folder.join(file));
+        let is_parent = |other: &str| {
+            parents.iter().any(|p| p == Path::new(other)) || Path::new(other) == folder.with_extension("rs")
+        };
+        let declaration = format!("mod {};", module.expect("a name"));
+        let declares = |text: &str| text.lines().any(|line| line.trim_start().trim_end().ends_with(&declaration));
+        assert!(files.iter().any(|(other, text)| is_parent(other) && declares(text)), "{name} belongs to no module");
+    }
+}
+
+#[test]
+fn every_control_applies_to_the_tree_as_it_is() {
+    let controls = tidegate_lab::edits::controls();
+    let read = |file: &str| std::fs::read_to_string(Path::new(ROOT).join(file));
+    let faults = tidegate_lab::edits::apply(&controls, read).err().unwrap_or_default();
+    assert!(faults.is_empty(), "edit lab/controls.toml: {}", faults.join("\n"));
+    for test in controls.iter().flat_map(|control| &control.tests) {
+        let (file, name) = test.split_once("::").expect("a test is named FILE::NAME");
+        let text = read(&format!("tests/it/{file}.rs")).unwrap_or_default();
+        assert!(
+            text.contains(&format!("async fn {name}()")),
+            "lab/controls.toml names a test that is not there: {test}"
+        );
     }
 }
 

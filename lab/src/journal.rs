@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::harness::{Client, Resp, STREAM};
+use tidegate_lab::harness::{Client, Resp, STREAM};
 
 /// Counters that a round adds to.
 pub const COUNTERS: u32 = 200;

@@ -16,8 +16,8 @@ use tokio::process::Command;
 use tokio::sync::Semaphore;
 
 use crate::books::Books;
-use crate::harness::{Client, GROUP, Lab, STREAM, within_limit};
 use crate::journal::{Journal, Writer};
+use tidegate_lab::harness::{Client, GROUP, Lab, STREAM, within_limit};
 
 /// A worker that has not come to its point by then is killed from outside, and not counted.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -276,8 +276,7 @@ impl Victim {
         let listen = async {
             while let Ok(Some(line)) = lines.next_line().await {
                 let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-                let message = event["message"].as_str().unwrap_or_default();
-                if message == "running"
+                if event["event"] == "running"
                     && let By::Telling(signal) = self.point.2
                 {
                     // Gone already, perhaps.
