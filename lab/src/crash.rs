@@ -52,6 +52,8 @@ enum By {
     Trimming,
     /// Rows in the ledger that are old enough to be merged.
     Compacting,
+    /// Many small rows in the ledger, all of them settled and acknowledged.
+    Merging,
     /// A signal, once it runs.
     Telling(Signal),
     /// An empty database is migrated.
@@ -87,6 +89,8 @@ const POINTS: &[Point] = &[
     Point(14, "trim.cut", By::Trimming, 20, 50),
     Point(15, "compact.removed", By::Compacting, 20, 50),
     Point(15, "compact.commit", By::Compacting, 20, 50),
+    Point(15, "merge.sent", By::Merging, 20, 50),
+    Point(15, "merge.commit", By::Merging, 20, 50),
     Point(16, "migrate.sent", By::Migrating, 0, 1_000_000),
     Point(17, "stop.asked", By::Telling(Signal::TERM), 200, 50),
     Point(17, "stop.settled", By::Telling(Signal::TERM), 200, 50),
@@ -228,7 +232,7 @@ impl Victim {
                 self.client.call(&["XGROUP", "CREATE", STREAM, GROUP, "0", "MKSTREAM"]).await;
                 self.client.call(&["XREADGROUP", "GROUP", GROUP, "silent", "STREAMS", STREAM, ">"]).await;
             }
-            By::Feeding | By::Trimming | By::Telling(_) => {}
+            By::Feeding | By::Trimming | By::Merging | By::Telling(_) => {}
         }
     }
 
@@ -259,6 +263,9 @@ impl Victim {
         }
         if self.point.2 == By::Trimming {
             command.env("TIDEGATE__TRIM__RETENTION", "0s");
+        }
+        if self.point.2 == By::Merging {
+            command.env("TIDEGATE__BATCH__MAX_ENTRIES", "2").env("TIDEGATE__BATCH__READ_COUNT", "2");
         }
         command
     }

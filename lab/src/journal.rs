@@ -41,7 +41,7 @@ impl Meant {
     }
 
     pub fn is_bad(&self) -> bool {
-        self.scramble() / COUNTERS % BAD == 0
+        (self.scramble() / COUNTERS).is_multiple_of(BAD)
     }
 
     pub fn key(&self) -> String {
