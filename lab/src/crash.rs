@@ -283,8 +283,7 @@ impl Victim {
         let listen = async {
             while let Ok(Some(line)) = lines.next_line().await {
                 let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-                let message = event["message"].as_str().unwrap_or_default();
-                if message == "running"
+                if event["event"] == "running"
                     && let By::Telling(signal) = self.point.2
                 {
                     // Gone already, perhaps.

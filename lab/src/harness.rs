@@ -261,6 +261,22 @@ impl Daemon {
         }
     }
 
+    /// Waits for an event of this name that fits.
+    pub async fn wait_for_event(&mut self, name: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        let is = |event: &Value| event["event"] == name && fits(event);
+        if let Some(event) = self.seen.iter().find(|event| is(event)) {
+            return event.clone();
+        }
+        loop {
+            let next = tokio::time::timeout(*LIMIT, self.lines.recv()).await;
+            let Ok(Some(event)) = next else { panic!("no event {name}; the last lines were {}", self.last_lines()) };
+            self.seen.push(event.clone());
+            if is(&event) {
+                return event;
+            }
+        }
+    }
+
     /// Forgets the lines so far.
     pub fn forget(&mut self) {
         while self.lines.try_recv().is_ok() {}

@@ -38,7 +38,7 @@ pub(super) async fn look(setup: &CaretakerSetup, link: &Link, stop: &Stop) -> Re
         if lost > 0 {
             metrics.lost_upstream(lost);
             error!(
-                stream = %setup.stream, pipeline = %lane.pipeline().name, entries = lost,
+                event = "lost_upstream", stream = %setup.stream, pipeline = %lane.pipeline().name, entries = lost,
                 "entries that were flushed are gone from the stream: Valkey lost them (a failover or restart without its tail?); PostgreSQL keeps what was flushed"
             );
         }

@@ -229,6 +229,8 @@ pub struct Backlog {
     pub undelivered: Option<u64>,
     /// Whether there is nothing of either kind.
     pub is_empty: bool,
+    /// How long ago the oldest entry of either kind was added, by the server's clock; none if there is none.
+    pub oldest: Option<Duration>,
 }
 
 /// Asks for a group's backlog. A group that does not exist yet has all the stream before it.
@@ -243,14 +245,34 @@ pub async fn backlog(link: &Link, stream: &str, group: &str) -> Result<Backlog, 
     };
     let Some(fields) = fields else {
         let undelivered = last.is_none().then_some(0);
-        return Ok(Backlog { pending: 0, undelivered, is_empty: last.is_none() });
+        return Ok(Backlog { pending: 0, undelivered, is_empty: last.is_none(), oldest: None });
     };
     let field = |name: &str| fields.get(name).and_then(Reply::as_int);
     let pending = field("pending").unwrap_or(0).unsigned_abs();
     let undelivered = field("lag").map(i64::unsigned_abs);
+    let delivered = last_delivered(&fields)?;
     // What is pending and was deleted from the stream is still to be accounted for.
-    let all_delivered = last.map_or(Ok(true), |(last, _)| Ok(last_delivered(&fields)? >= last))?;
-    Ok(Backlog { pending, undelivered, is_empty: pending == 0 && all_delivered })
+    let is_empty = pending == 0 && last.is_none_or(|(last, _)| delivered >= last);
+    let oldest = if is_empty { None } else { oldest(link, stream, group, delivered).await? };
+    Ok(Backlog { pending, undelivered, is_empty, oldest })
+}
+
+/// How long ago the oldest entry was added that is pending or behind this id.
+async fn oldest(link: &Link, stream: &str, group: &str, delivered: EntryId) -> Result<Option<Duration>, Fault> {
+    let pending = link.commands().call(Command::new("XPENDING").arg(stream).arg(group)).await?;
+    let pending: Option<EntryId> =
+        pending.into_array().and_then(|mut parts| parts.nth(1)).and_then(|id| id.as_text()?.parse().ok());
+    let behind = delivered.next().unwrap_or(EntryId::MAX);
+    let next = Command::new("XRANGE").arg(stream).arg(behind).arg("+").arg("COUNT").arg(1);
+    let next = link.commands().call(next).await?.into_array().ok_or_else(|| unexpected("XRANGE"))?.next();
+    let next = next.and_then(parse_entry).map(|(id, _)| id);
+    let time = link.commands().call(Command::new("TIME")).await?;
+    let mut parts = time.into_array().ok_or_else(|| unexpected("TIME"))?;
+    let mut number = || parts.next().and_then(|part| part.as_text()?.parse::<u64>().ok());
+    let (Some(seconds), Some(micros)) = (number(), number()) else { return Err(unexpected("TIME")) };
+    let now_ms = seconds * 1_000 + micros / 1_000;
+    let oldest = pending.into_iter().chain(next).min();
+    Ok(oldest.map(|id| Duration::from_millis(now_ms.saturating_sub(id.ms))))
 }
 
 /// The id below which a group has settled and acknowledged everything that it was given; none if there is no such group.

@@ -16,7 +16,7 @@ use super::read::{Reader, Session};
 use super::reclaim::{Claimed, Reclaimer};
 use super::worker::{SIGNS_OF_LIFE, WorkerSetup};
 use crate::failpoint;
-use crate::retry::{Fault, Incident, Verdict};
+use crate::retry::{Fault, Incident, Judgement, Verdict};
 use crate::shutdown::Stop;
 use crate::valkey::Link;
 
@@ -95,7 +95,8 @@ impl Taker {
             if claimed.batch.is_some() || !claimed.gone.is_empty() {
                 let entries = claimed.batch.as_ref().map_or(0, Batch::len);
                 self.setup.metrics.reclaimed(entries);
-                info!(consumer = %self.consumer, entries, gone = claimed.gone.len(), "reclaimed");
+                let pipeline = &self.setup.lane.pipeline().name;
+                info!(event = "reclaimed", %pipeline, consumer = %self.consumer, entries, gone = claimed.gone.len(), "reclaimed");
                 if self.wait_for_room(session, stop).await?.is_none() {
                     return Ok(Err(ReceiverGone));
                 }
@@ -159,12 +160,20 @@ impl Taker {
 
     /// A fault on Valkey's side: tells it, waits, and leaves the rest to the next link.
     async fn met(&mut self, fault: &Fault, stop: &Stop) {
-        let response = self.incident.met(fault, Instant::now());
-        if response.tell {
-            let (consumer, advice) = (&self.consumer, response.judgement.advice);
-            match response.judgement.verdict {
-                Verdict::Halt => error!(%consumer, %fault, advice, "reading is halted"),
-                _ => warn!(%consumer, %fault, advice, "reading is interrupted"),
+        let now = Instant::now();
+        let response = self.incident.met(fault, now);
+        let Judgement { verdict, advice } = response.judgement;
+        // Told once for all workers of the pipeline.
+        if let Some(lasted) = self.setup.metrics.reading.met(verdict, now) {
+            let (pipeline, lasted_ms) = (self.setup.lane.pipeline(), lasted.as_millis() as u64);
+            let (name, stream) = (&pipeline.name, &pipeline.stream);
+            match verdict {
+                Verdict::Halt => {
+                    error!(event = "halted", pipeline = %name, %stream, %fault, advice, lasted_ms, "reading is halted until this is corrected");
+                }
+                _ => {
+                    warn!(event = "interrupted", pipeline = %name, %stream, %fault, advice, lasted_ms, "reading is interrupted");
+                }
             }
         }
         tokio::select! {
@@ -174,8 +183,11 @@ impl Taker {
     }
 
     fn works_again(&mut self) {
-        if let Some((attempts, lasted)) = self.incident.over(Instant::now()) {
-            info!(consumer = %self.consumer, attempts, lasted_ms = lasted.as_millis() as u64, "reading goes on");
+        let now = Instant::now();
+        // A peer may have said so already.
+        if let Some(lasted) = self.incident.over(now).and_then(|_| self.setup.metrics.reading.over(now)) {
+            let (pipeline, lasted_ms) = (self.setup.lane.pipeline(), lasted.as_millis() as u64);
+            info!(event = "resumed", pipeline = %pipeline.name, stream = %pipeline.stream, lasted_ms, "reading goes on");
         }
     }
 }

@@ -126,7 +126,7 @@ fn judge_postgres(code: &str, ours: bool, constraint: Option<&str>, attempt: u32
         ("26000" | "42P05", _) => retry("a connection pooler swapped the session; statements are prepared again"),
         ("25006", _) => retry("this PostgreSQL is read-only (a failover?); waiting for the primary"),
         ("25P03", _) => retry("the transaction stood idle too long and was ended by the server; it is repeated"),
-        ("53100", _) => halt("PostgreSQL's disk is full: free some space; flushing goes on by itself"),
+        ("53100", _) => halt("PostgreSQL's disk is full: free some space"),
         (_, "53") => retry("PostgreSQL is short of connections or memory"),
         ("57014", _) if attempt <= A_FEW => retry("the statement ran out of time (postgres.statement_timeout)"),
         ("57014", _) => shrink("the statement ran out of time again and again; smaller batches are tried"),
@@ -137,24 +137,21 @@ fn judge_postgres(code: &str, ours: bool, constraint: Option<&str>, attempt: u32
              with another configuration. Restart this daemon, which registers anew; after a restore run `tidegate replay`",
         ),
         ("TG003", _) => halt(
-            "the table drops rows: a trigger returns null, a rule or a policy hides them? Remove it; nothing was acknowledged, and \
-             flushing goes on by itself",
+            "the table drops rows: a trigger returns null, a rule or a policy hides them? Remove it; nothing was acknowledged",
         ),
         // Tidegate's own tables: never an entry's fault.
         (_, "21" | "22" | "23" | "54" | "P0") if ours => halt(
             "one of Tidegate's own tables refused a row: has its schema been changed? compare with `tidegate migrate --dry-run`",
         ),
         // Poison: an entry's content.
-        ("23514", _) if constraint.is_none() => {
-            halt("the table has no partition for a row: create it; flushing goes on by itself")
-        }
+        ("23514", _) if constraint.is_none() => halt("the table has no partition for a row: create it"),
         (_, "21") => split("two rows of one statement meet the same row of the table"),
         (_, "22") => split("the table cannot hold a value"),
         (_, "23") => split("a constraint of the table refuses a row"),
         (_, "54") => split("a row is too large for the table or its index"),
         (_, "P0") => split("a trigger of the table refuses a row"),
         // Somebody must act.
-        ("42501", _) => halt("the role lacks a privilege: grant it; flushing goes on by itself"),
+        ("42501", _) => halt("the role lacks a privilege: grant it"),
         ("42P01" | "42703" | "42704" | "42P10", _) => halt(
             "a table, column, index or constraint is missing: run `tidegate migrate`, or mend the pipeline's table",
         ),
@@ -198,7 +195,7 @@ fn judge_valkey(code: &str, attempt: u32) -> Judgement {
         "BUSY" => retry("Valkey is busy with a script"),
         "MISCONF" => retry("Valkey cannot persist and refuses writes: see its log"),
         "OOM" => retry("Valkey is out of memory: raise maxmemory; draining goes on where it can"),
-        "WRONGTYPE" => halt("the stream's key holds another type: rename or delete it; reading goes on by itself"),
+        "WRONGTYPE" => halt("the stream's key holds another type: rename or delete it"),
         "NOAUTH" | "WRONGPASS" => halt("Valkey refuses the credentials: mend valkey.url"),
         "NOPERM" => halt(
             "the Valkey user lacks a permission: see the message for the command or key; grant it with ACL SETUSER",

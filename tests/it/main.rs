@@ -14,5 +14,6 @@ mod replay;
 mod repository;
 mod security;
 mod tables;
+mod telemetry;
 mod trimming;
 mod verbs;
