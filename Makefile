@@ -12,7 +12,7 @@ help:
 	@echo "make demo      the main job on private throw-away servers, a worker killed again and again"
 	@echo "make test      everything that this repository promises of itself"
 	@echo "make suite     the tests against real servers alone"
-	@echo "make controls  promises broken on purpose, which the tests must notice"
+	@echo "make controls  promises broken on purpose, which the tests must notice (ONLY, CHECK)"
 	@echo "make crash     a worker killed at each crash point, again and again, and the books looked at (KILLS)"
 	@echo "make soak      producers and workers under random faults, and the books looked at (SECONDS, SEED, RESULTS)"
 	@echo "make caretaking  what trimming and compaction cost a flush"
@@ -46,17 +46,17 @@ OUT ?= docs/benchmarks
 
 .PHONY: peers
 peers:
-	@mkdir -p $(PEERS) && cp -r benches/compare/peers/node $(PEERS)/
+	@mkdir -p $(PEERS) && cp -r lab/peers/node $(PEERS)/
 	@cd $(PEERS)/node && npm ci --silent --no-fund --no-audit || echo "no npm: the workers in Node are left out"
 	@python3 -m venv $(PEERS)/python && $(PEERS)/python/bin/pip install --quiet --disable-pip-version-check \
-		--requirement benches/compare/peers/python/requirements.txt || echo "no python3 with venv: the worker in Python is left out"
+		--requirement lab/peers/python/requirements.txt || echo "no python3 with venv: the worker in Python is left out"
 
 .PHONY: bench-compare
 bench-compare: servers build peers
-	cargo build --release --locked --features sabotage --target-dir target/sabotage
-	@$(WITH_SERVERS) TIDEGATE=target/release/tidegate TIDEGATE_SABOTAGED=target/sabotage/release/tidegate \
+	@$(WITH_SERVERS) $(CONTROLS) --release
+	@$(WITH_SERVERS) TIDEGATE=target/release/tidegate TIDEGATE_CONTROLS=target/controls/target/release/tidegate \
 		NODE_PEER=$(PEERS)/node PYTHON=$(PEERS)/python/bin/python \
-		cargo bench --locked --bench compare -- --entries $(ENTRIES) --runs $(RUNS) --out $(OUT)
+		cargo run --release --locked --package tidegate-lab -- compare --entries $(ENTRIES) --runs $(RUNS) --out $(OUT)
 
 FUZZ_SECONDS ?= 60
 
@@ -67,10 +67,11 @@ fuzz: cargo
 
 .PHONY: test
 test: cargo
-	cargo fmt --check
-	cargo clippy --locked --all-targets -- --deny warnings
-	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --no-deps
-	cargo test --locked --lib --test model
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --workspace --no-deps
+	cargo test --locked --workspace --lib
+	cargo test --locked --test model
 	@$(MAKE) --no-print-directory suite
 
 .PHONY: suite
@@ -78,15 +79,22 @@ suite: cargo servers
 	@$(WITH_SERVERS) echo "on $$($$TIDEGATE_VALKEY_SERVER --version | cut -d ' ' -f 1-3), $$($$TIDEGATE_POSTGRES_BIN/postgres --version)"
 	@$(WITH_SERVERS) cargo test --locked --test it
 
+# One control alone: ONLY=name. Only whether all edits apply and the copy compiles: CHECK=1.
+ONLY ?=
+CHECK ?=
+CONTROLS = cargo build --locked --workspace --bins --test it && target/debug/lab controls
+
 .PHONY: controls
 controls: cargo servers
-	@$(WITH_SERVERS) cargo test --locked --features sabotage --test it -- --nocapture --test-threads 3 controls::
+	@$(WITH_SERVERS) $(CONTROLS) $(if $(ONLY),--only $(ONLY)) $(if $(CHECK),--check)
 
 KILLS ?= 1000
 SECONDS ?= 300
 SEED ?= $(shell date +%s)
 RESULTS ?=
-PROOF = cargo test --release --locked --features failpoints --target-dir target/proof --test proof --
+# The program with failpoints stands in a place of its own, so that nobody takes it for a release; its dependencies are the release's.
+FAILPOINTS = CARGO_TARGET_DIR=target/failpoints CARGO_BUILD_BUILD_DIR=target
+PROOF = $(FAILPOINTS) cargo build --release --locked --workspace --bins --features tidegate/failpoints && target/failpoints/release/lab
 
 .PHONY: crash
 crash: cargo servers

@@ -40,7 +40,7 @@ enum Verb {
     Demo(demo::Args),
     /// Measure how fast, how soon and at what cost deltas land on given servers, and whether exactly
     Bench(bench::Args),
-    /// Say whether the configuration is valid, or everything that is wrong with it
+    /// Check the configuration and list every error in it
     Check(check::Args),
 }
 
@@ -113,24 +113,24 @@ async fn produce(args: produce::Args, config: &Config) -> std::io::Result<Exit> 
     };
     let address = match config.valkey.address() {
         Ok(address) => address,
-        Err(faults) => {
-            tell(&faults);
-            return Ok(Exit::Config);
+        Err(problems) => {
+            tell(&problems);
+            return Ok(Exit::from(&problems));
         }
     };
     Ok(produce::run(args, address, pipeline.clone()).await)
 }
 
-/// The configuration, with telemetry started as it says; or its faults told.
+/// The configuration, with telemetry started as it says. Otherwise its problems are printed.
 fn configured(file: Option<PathBuf>, flags: Vec<(String, String)>, needs: Needs) -> Result<Config, Exit> {
     match load(&Sources::from_process(file, flags), needs) {
         Ok(loaded) => {
             telemetry::log::start(&loaded.config.log);
             Ok(loaded.config)
         }
-        Err(faults) => {
-            tell(&faults);
-            Err(Exit::Config)
+        Err(problems) => {
+            tell(&problems);
+            Err(Exit::from(&problems))
         }
     }
 }

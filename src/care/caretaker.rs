@@ -1,9 +1,8 @@
-//! The caretaker of a stream: trims it, compacts its ledger, and looks for what Valkey lost.
+//! The caretaker of a stream: trims it, keeps its ledger small, and looks for what Valkey lost.
 //!
 //! One a stream in each process; several of them do each other no harm. It holds nothing and is never needed for a delta to
-//! land: when it fails, the stream and the ledger grow, and it says so.
+//! land. Each of its duties has its own schedule and its own incidents: one that fails keeps no other one from its turn.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,12 +10,12 @@ use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
-use super::compact;
+use super::merge::{self, Merged};
 use super::trim::{self, Line};
+use super::{compact, upstream};
 use crate::failpoint;
 use crate::flow::flush::Lane;
-use crate::flow::judge;
-use crate::flow::ledger::{self, Extent};
+use crate::flow::{judge, ledger, read};
 use crate::lanes;
 use crate::model::entry::EntryId;
 use crate::postgres::Database;
@@ -27,14 +26,10 @@ use crate::valkey::{self, Link};
 
 /// Entries compared with the ledger, then cut, in one step: a few milliseconds of the server's time.
 const STEP: usize = 1_000;
-/// So many entries found where the ledger has them, newest first, and the rest is taken to be there too: what a failover
-/// loses is the newest.
-const INTACT_IS_ENOUGH: usize = 100_000;
-/// How far ahead of the server's clock a stream's last id may be raised. At the highest id of all a stream refuses XADD
-/// for good; a clock that is this wrong is a matter for people.
-const AHEAD_OF_CLOCK: Duration = Duration::from_secs(10);
 /// How often an alarm that lasts is repeated.
 const REMIND_AFTER: Duration = Duration::from_secs(30);
+/// How often it is repeated that another program's group holds back trimming.
+const REMIND_OF_GROUP_AFTER: Duration = Duration::from_secs(600);
 
 /// What a caretaker is made of.
 #[derive(Debug, Clone)]
@@ -47,15 +42,15 @@ pub struct CaretakerSetup {
     pub source: String,
     /// The stream.
     pub stream: String,
-    /// All configured pipelines that read it, with their counters.
+    /// The lanes of all configured pipelines that read it, with their counters.
     pub lanes: Vec<(Lane, Arc<Metrics>)>,
     /// How long settled entries stay.
     pub retention: Duration,
     /// How often it trims.
     pub trim_every: Duration,
-    /// How old ledger rows are when they are merged.
+    /// How old ledger rows are when they lose their digests.
     pub compact_margin: Duration,
-    /// How often it merges them.
+    /// How often it merges ledger rows.
     pub compact_every: Duration,
     /// Rung when a worker had to create the group.
     pub regrouped: Arc<Notify>,
@@ -66,57 +61,90 @@ pub struct CaretakerSetup {
 pub struct Caretaker {
     setup: CaretakerSetup,
     groups: Vec<String>,
-    incident: Incident,
+    /// Where merging goes on, for each lane.
+    merged_to: Vec<EntryId>,
+    incidents: Incidents,
+    /// When an alarm was told last.
     alarm: Option<Instant>,
+    group_alarm: Option<Instant>,
+}
+
+/// One for each duty, and one for the connection.
+#[derive(Debug, Default)]
+struct Incidents {
+    connecting: Incident,
+    upstream: Incident,
+    trim: Incident,
+    merge: Incident,
 }
 
 impl Caretaker {
     /// For one stream.
     pub fn new(setup: CaretakerSetup) -> Caretaker {
         let groups = setup.lanes.iter().map(|(lane, _)| lane.pipeline().group()).collect();
-        Caretaker { setup, groups, incident: Incident::default(), alarm: None }
+        let merged_to = vec![EntryId::MIN; setup.lanes.len()];
+        Caretaker { setup, groups, merged_to, incidents: Incidents::default(), alarm: None, group_alarm: None }
     }
 
     /// Takes care until it is told to stop.
     pub async fn run(mut self, stop: Stop) {
         while !stop.is_asked() {
-            let cared = match Link::open(&self.setup.valkey, "tidegate:caretaker").await {
-                Ok(link) => self.care(&link, &stop).await,
-                Err(fault) => Err(fault),
-            };
-            let Err(fault) = cared else { break };
-            let response = self.incident.met(&fault, Instant::now());
-            if response.tell && response.attempts > 1 {
-                let (stream, advice) = (&self.setup.stream, response.judgement.advice);
-                match response.judgement.verdict {
-                    Verdict::Halt => error!(%stream, %fault, advice, "the stream is not trimmed"),
-                    _ => warn!(%stream, %fault, advice, "the stream is not trimmed for now"),
+            let fault = match Link::open(&self.setup.valkey, "tidegate:caretaker").await {
+                Ok(link) => {
+                    self.incidents.connecting.over(Instant::now());
+                    self.care(&link, &stop).await;
+                    continue;
                 }
-            }
+                Err(fault) => fault,
+            };
+            let wait =
+                tell(&mut self.incidents.connecting, &self.setup.stream, &fault, "the stream is not taken care of");
             tokio::select! {
-                () = tokio::time::sleep(response.wait) => {}
+                () = tokio::time::sleep(wait) => {}
                 () = stop.asked() => {}
             }
         }
     }
 
     /// One link's life. A new link may lead to another server: what is lost is looked for first.
-    async fn care(&mut self, link: &Link, stop: &Stop) -> Result<(), Fault> {
-        self.look_upstream(link, stop).await?;
+    async fn care(&mut self, link: &Link, stop: &Stop) {
         // Not at once: the workers have yet to create the groups.
         let later = |every| tokio::time::interval_at(tokio::time::Instant::now() + every, every);
-        let (mut trim, mut compact) = (later(self.setup.trim_every), later(self.setup.compact_every));
+        let (mut trim, mut merge) = (later(self.setup.trim_every), later(self.setup.compact_every));
         trim.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        compact.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        merge.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let regrouped = self.setup.regrouped.clone();
-        loop {
+        let mut look_at = Some(tokio::time::Instant::now());
+        while !link.is_lost() {
+            let (stream, now) = (self.setup.stream.clone(), Instant::now);
             tokio::select! {
-                () = stop.asked() => return Ok(()),
-                () = regrouped.notified() => self.look_upstream(link, stop).await?,
-                _ = trim.tick() => self.trim(link, stop).await?,
-                _ = compact.tick() => self.compact(link, stop).await?,
+                () = stop.asked() => return,
+                () = regrouped.notified() => look_at = Some(tokio::time::Instant::now()),
+                () = tokio::time::sleep_until(look_at.unwrap_or_else(tokio::time::Instant::now)), if look_at.is_some() => {
+                    look_at = match upstream::look(&self.setup, link, stop).await {
+                        Ok(()) => {
+                            self.incidents.upstream.over(now());
+                            None
+                        }
+                        Err(fault) => {
+                            let what = "what Valkey may have lost is not looked for";
+                            Some(tokio::time::Instant::now() + tell(&mut self.incidents.upstream, &stream, &fault, what))
+                        }
+                    };
+                }
+                _ = trim.tick() => match self.trim(link, stop).await {
+                    Ok(()) => drop(self.incidents.trim.over(now())),
+                    Err(fault) => {
+                        tell(&mut self.incidents.trim, &stream, &fault, "the stream is not trimmed");
+                    }
+                },
+                _ = merge.tick() => match self.merge(link, stop).await {
+                    Ok(()) => drop(self.incidents.merge.over(now())),
+                    Err(fault) => {
+                        tell(&mut self.incidents.merge, &stream, &fault, "the ledger's rows are not merged");
+                    }
+                },
             }
-            self.incident.over(Instant::now());
         }
     }
 
@@ -134,7 +162,10 @@ impl Caretaker {
                     });
                     return Ok(());
                 }
-                Line::At { at, .. } => at,
+                Line::At { at, held_by, .. } => {
+                    self.look_at_holder(held_by);
+                    at
+                }
             };
             let Some(below) = at.number().checked_sub(1).map(EntryId::from_number) else { return Ok(()) };
             let entries = trim::page(link, &stream, EntryId::MIN, below, STEP).await?;
@@ -171,10 +202,39 @@ impl Caretaker {
         Ok(())
     }
 
-    /// Merges the ledger's rows of what the stream has no longer.
-    async fn compact(&mut self, link: &Link, stop: &Stop) -> Result<(), Fault> {
-        let Line::At { floor, .. } = trim::line(link, &self.setup.stream, &self.groups, self.setup.retention).await?
-        else {
+    /// A group that no configured pipeline reads with and that has settled nothing for longer than the retention keeps the stream
+    /// from being trimmed: after a rename it is the old name's.
+    fn look_at_holder(&mut self, held_by: Option<String>) {
+        let Some(group) = held_by.filter(|group| !self.groups.contains(group)) else {
+            self.group_alarm = None;
+            return;
+        };
+        let now = Instant::now();
+        if self.group_alarm.is_none_or(|told| now - told >= REMIND_OF_GROUP_AFTER) {
+            self.group_alarm = Some(now);
+            let stream = &self.setup.stream;
+            warn!(%stream, %group, "a group that no pipeline of this configuration reads with has settled nothing for longer than trim.retention and holds back trimming: if nobody reads with it any more, XGROUP DESTROY it");
+        }
+    }
+
+    /// Merges ledger rows: with their digests below the frontier of the pipeline's group, without them where the stream has nothing
+    /// any more.
+    async fn merge(&mut self, link: &Link, stop: &Stop) -> Result<(), Fault> {
+        let stream = &self.setup.stream;
+        for (n, (lane, _)) in self.setup.lanes.iter().enumerate() {
+            let Some(frontier) = read::frontier(link, stream, &lane.pipeline().group()).await? else { continue };
+            while !stop.is_asked() {
+                let (id, from) = (lane.id(), self.merged_to[n]);
+                match self.setup.database.transact(async |c| merge::merge(c, id, frontier, from).await).await? {
+                    Merged::Step { next, .. } => self.merged_to[n] = next,
+                    Merged::Done { next } => {
+                        self.merged_to[n] = next;
+                        break;
+                    }
+                }
+            }
+        }
+        let Line::At { floor, .. } = trim::line(link, stream, &self.groups, self.setup.retention).await? else {
             return Ok(());
         };
         let margin = self.setup.compact_margin;
@@ -189,76 +249,6 @@ impl Caretaker {
         Ok(())
     }
 
-    /// Compares the ledger with the stream: what was flushed and is gone above the trim line, Valkey lost.
-    ///
-    /// The ledger is read first and the stream second, so that what is flushed meanwhile is not taken for lost; and the trim
-    /// line last, so that neither is what is trimmed meanwhile. To compare only the highest ids would not do: they agree
-    /// again as soon as traffic resumes.
-    async fn look_upstream(&mut self, link: &Link, stop: &Stop) -> Result<(), Fault> {
-        for (lane, metrics) in self.setup.lanes.clone() {
-            let id = lane.id();
-            let retained = self.setup.database.run(async |c| ledger::retained(c, id).await).await?;
-            let (mut intact, mut lost) = (0, 0);
-            let mut rest = &retained[..];
-            while !rest.is_empty() && intact < INTACT_IS_ENOUGH && !stop.is_asked() {
-                let (group, behind) = rest.split_at(group_length(rest));
-                rest = behind;
-                let (last, first) = (group[0].last, group[group.len() - 1].first);
-                let rows = self.setup.database.run(async |c| ledger::rows_within(c, id, first, last).await).await?;
-                let present = self.digests_between(link, first, last).await?;
-                intact += present.len();
-                for row in &rows {
-                    let missing = row.digests.as_ref().map_or(0, |d| d.difference(&present).count());
-                    if missing > row.lost.unsigned_abs() as usize {
-                        lost += self.setup.database.run(async |c| ledger::mark_lost(c, id, row, missing).await).await?;
-                    }
-                }
-            }
-            if lost > 0 {
-                metrics.lost_upstream(lost);
-                error!(
-                    stream = %self.setup.stream, pipeline = %lane.pipeline().name, entries = lost,
-                    "entries that were flushed are gone from the stream: Valkey lost them (a failover or restart without its tail?); PostgreSQL keeps what was flushed"
-                );
-            }
-            let highest = self.setup.database.run(async |c| ledger::highest(c, id).await).await?;
-            if let Some(highest) = highest {
-                self.keep_ids_ascending(link, highest).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn digests_between(&self, link: &Link, first: EntryId, last: EntryId) -> Result<HashSet<u64>, Fault> {
-        let (mut digests, mut from) = (HashSet::new(), Some(first));
-        while let Some(start) = from.filter(|start| *start <= last) {
-            let page = trim::page(link, &self.setup.stream, start, last, STEP).await?;
-            digests.extend(page.entries().iter().map(|e| e.digest));
-            from = page.entries().last().filter(|_| page.len() == STEP).and_then(|e| e.id.next());
-        }
-        Ok(digests)
-    }
-
-    /// If the stream gives ids that the ledger has used already, it is told to start above them.
-    async fn keep_ids_ascending(&mut self, link: &Link, highest: EntryId) -> Result<(), Fault> {
-        let stream = &self.setup.stream;
-        let Some((last, now_ms)) = trim::last_id(link, stream).await? else { return Ok(()) };
-        if last >= highest {
-            return Ok(());
-        }
-        if highest.ms > now_ms + AHEAD_OF_CLOCK.as_millis() as u64 {
-            error!(%stream, %last, %highest, "the stream is behind the ledger by more than its clock allows: set right the server's clock; until then entries may come under used ids, which cost time and are told apart by their content");
-            return Ok(());
-        }
-        match trim::raise_last_id(link, stream, highest).await {
-            Ok(()) => info!(%stream, from = %last, to = %highest, "raised the stream's last id to the ledger's"),
-            // An entry was added meanwhile; the next look sees it.
-            Err(Fault::Valkey { code, .. }) if code == "ERR" => {}
-            Err(fault) => return Err(fault),
-        }
-        Ok(())
-    }
-
     fn raise_alarm(&mut self, tell: impl FnOnce()) {
         let now = Instant::now();
         if self.alarm.is_none_or(|told| now - told >= REMIND_AFTER) {
@@ -268,15 +258,14 @@ impl Caretaker {
     }
 }
 
-/// How many of these rows, one at least, make up about a [`STEP`] of entries.
-fn group_length(rows: &[Extent]) -> usize {
-    let mut entries = 0;
-    rows.iter()
-        .take_while(|row| {
-            let before = entries;
-            entries += row.entries.unsigned_abs() as usize;
-            before == 0 || entries <= STEP
-        })
-        .count()
-        .max(1)
+/// Tells a fault of one duty, at first and now and then; gives how long to wait before the next try.
+fn tell(incident: &mut Incident, stream: &str, fault: &Fault, what: &str) -> Duration {
+    let response = incident.met(fault, Instant::now());
+    if response.tell {
+        match response.judgement.verdict {
+            Verdict::Halt => error!(%stream, %fault, advice = response.judgement.advice, "{what}"),
+            _ => info!(%stream, %fault, "{what} for now"),
+        }
+    }
+    response.wait
 }

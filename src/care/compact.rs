@@ -7,35 +7,39 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::PgConnection;
-use sqlx::{Connection, Row};
+use sqlx::Row;
 
 use crate::failpoint;
 use crate::lanes::LaneId;
 use crate::model::entry::EntryId;
+use crate::postgres::Session;
 
-/// Rows merged in one transaction.
-const STEP: i64 = 2_000;
-/// Fewer are not worth one.
-const WORTHWHILE: u64 = 100;
+/// Rows merged in one transaction: each may hold 320 KB of digests.
+const STEP: i64 = 200;
+/// The row that is left of the last time, and one more.
+const WORTHWHILE: u64 = 2;
 
 /// Merges a step of rows; gives how many. None: nothing is left that is worth it, for now.
 pub async fn compact(
-    connection: &mut PgConnection,
+    session: &mut Session,
     lane: LaneId,
     floor: EntryId,
     margin: Duration,
 ) -> Result<u64, sqlx::Error> {
-    let mut transaction = connection.begin_with("begin isolation level read committed").await?;
-    // Everything up to the first row that is too young or too high: the merged row must not run one that stays.
+    let mut transaction = session.begin().await?;
+    // Of the first few rows, everything up to the first one that is too young or too high: the merged row must not span one that stays.
     let row = sqlx::query(
-        "with edge as (
-             select min(lower(ids)) as id from tidegate.ledger
-             where lane = $1 and (flushed_at >= now() - make_interval(secs => $3) or upper(ids) >= $2::numeric)),
+        "with page as (
+             select ids, flushed_at from tidegate.ledger where lane = $1 order by lower(ids) limit $4),
+         edge as (
+             select min(lower(ids)) filter (
+                        where flushed_at >= now() - make_interval(secs => $3) or upper(ids) >= $2::numeric) as id,
+                    max(lower(ids)) as last
+             from page),
          old as (
              select l.ids from tidegate.ledger l, edge
-             where l.lane = $1 and (edge.id is null or lower(l.ids) < edge.id)
-             order by lower(l.ids) limit $4
+             where l.lane = $1 and lower(l.ids) <= edge.last and (edge.id is null or lower(l.ids) < edge.id)
+             order by lower(l.ids)
              for update of l skip locked),
          removed as (
              delete from tidegate.ledger l using old where l.lane = $1 and l.ids = old.ids

@@ -14,8 +14,8 @@ use crate::valkey::{Command, Link, info, unexpected};
 
 /// Ids are compared as texts, by length and then by digits: they are larger than the numbers of the script's language.
 ///
-/// Answers `missing GROUP`, `nothing`, or `LINE FLOOR CUT`: the line with and without the retention, and how many entries
-/// were removed.
+/// Answers `missing GROUP`, `nothing`, or `LINE FLOOR CUT GROUP`: the line with and without the retention, how many entries were
+/// removed, and the group that holds the line back below the retention, if one does.
 const LINE_AND_CUT: &str = "
 local key, retention_ms, cut_at = KEYS[1], tonumber(ARGV[1]), ARGV[2]
 if redis.call('EXISTS', key) == 0 then return 'nothing' end
@@ -27,26 +27,31 @@ local function lower(a, b)
     return less(a_ms, b_ms)
 end
 local function least(a, b) if a == nil or lower(b, a) then return b end return a end
-local seen, floor = {}, nil
+local seen, floor, holder = {}, nil, ''
 for _, g in ipairs(redis.call('XINFO', 'GROUPS', key)) do
     local group = {}
     for i = 1, #g, 2 do group[g[i]] = g[i + 1] end
     seen[group['name']] = true
-    floor = least(floor, group['last-delivered-id'])
+    local own = group['last-delivered-id']
     local pending = redis.call('XPENDING', key, group['name'])
-    if pending[1] > 0 then floor = least(floor, pending[2]) end
+    if pending[1] > 0 then own = least(own, pending[2]) end
+    if floor == nil or lower(own, floor) then floor, holder = own, group['name'] end
 end
 for i = 3, #ARGV do
     if not seen[ARGV[i]] then return 'missing ' .. ARGV[i] end
 end
 local time = redis.call('TIME')
 local young = time[1] * 1000 + math.floor(time[2] / 1000) - retention_ms
-local line = least(floor, string.format('%.0f-0', math.max(young, 0)))
+local old = string.format('%.0f-0', math.max(young, 0))
+local line = least(floor, old)
+-- Its next entry, and not only its last one, is older than the retention.
+local waiting = redis.call('XRANGE', key, '(' .. floor, '+', 'COUNT', 1)
+if not (waiting[1] and lower(waiting[1][1], old)) then holder = '' end
 local cut = 0
 if cut_at ~= '' then cut = redis.call('XTRIM', key, 'MINID', '=', least(line, cut_at)) end
 local first = redis.call('XRANGE', key, '-', '+', 'COUNT', 1)
 if first[1] then floor = least(floor, first[1][1]) end
-return line .. ' ' .. floor .. ' ' .. string.format('%.0f', cut)";
+return line .. ' ' .. floor .. ' ' .. string.format('%.0f', cut) .. ' ' .. holder";
 
 /// What the server says of a stream's past.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +68,8 @@ pub enum Line {
         floor: EntryId,
         /// How many entries were cut.
         cut: u64,
+        /// The group that has left entries unsettled for longer than the retention, if one has.
+        held_by: Option<String>,
     },
 }
 
@@ -120,12 +127,13 @@ async fn script(
     if let Some(group) = text.strip_prefix("missing ") {
         return Ok(Line::Missing(group.to_owned()));
     }
-    let mut words = text.split(' ');
-    let parse = |words: &mut std::str::Split<'_, char>| {
+    let mut words = text.splitn(4, ' ');
+    let parse = |words: &mut std::str::SplitN<'_, char>| {
         Some(Line::At {
             at: words.next()?.parse().ok()?,
             floor: words.next()?.parse().ok()?,
             cut: words.next()?.parse().ok()?,
+            held_by: words.next().filter(|group| !group.is_empty()).map(str::to_owned),
         })
     };
     parse(&mut words).ok_or_else(|| unexpected("EVAL"))

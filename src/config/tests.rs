@@ -1,14 +1,18 @@
 //! What the configuration promises, one sentence a test.
 
 use std::path::Path;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use secrecy::ExposeSecret;
 use tempfile::TempDir;
 
+use super::kind::Kind;
+use super::sections::{KEYS, RELATIONS};
 use super::*;
+use crate::model::pipeline::Table;
 
-/// Sources with this file, environment and flags; the directory holds the file for as long as it is needed.
+/// Sources for a test. The directory has the file, and is removed with the case.
 struct Case {
     directory: TempDir,
     sources: Sources,
@@ -37,28 +41,29 @@ impl Case {
     }
 
     fn load(&self, needs: Needs) -> Result<Loaded, Vec<String>> {
-        // The directory is another each time: sentences are compared without it.
+        // The directory has another name each time: sentences are compared without it.
         let prefix = format!("{}/", self.directory.path().display());
-        load(&self.sources, needs).map_err(|faults| faults.iter().map(|f| f.to_string().replace(&prefix, "")).collect())
+        load(&self.sources, needs)
+            .map_err(|problems| problems.iter().map(|f| f.to_string().replace(&prefix, "")).collect())
     }
 
     fn config(&self) -> Config {
-        self.load(Needs::NONE).unwrap_or_else(|faults| panic!("{}", faults.join("\n"))).config
+        self.load(Needs::NONE).unwrap_or_else(|problems| panic!("{}", problems.join("\n"))).config
     }
 
-    fn faults(&self) -> Vec<String> {
+    fn problems(&self) -> Vec<String> {
         self.load(Needs::NONE).err().unwrap_or_default()
     }
 
-    /// The only fault.
-    fn fault(&self) -> String {
-        let faults = self.faults();
-        assert_eq!(faults.len(), 1, "{faults:#?}");
-        faults[0].clone()
+    /// The only problem.
+    fn problem(&self) -> String {
+        let problems = self.problems();
+        assert_eq!(problems.len(), 1, "{problems:#?}");
+        problems[0].clone()
     }
 
     fn row(&self, key: &str) -> Row {
-        let loaded = self.load(Needs::BOTH).unwrap_or_else(|faults| panic!("{}", faults.join("\n")));
+        let loaded = self.load(Needs::BOTH).unwrap_or_else(|problems| panic!("{}", problems.join("\n")));
         loaded.describe().iter().find(|row| row.key == key).unwrap_or_else(|| panic!("no row {key}")).clone()
     }
 }
@@ -80,16 +85,18 @@ fn without_any_source_the_defaults_hold_and_fit_each_other() {
     assert_eq!((config.batch.max_entries, config.batch.max_bytes), (40_000, 8 << 20));
     assert_eq!((config.batch.read_count, config.batch.max_entry_bytes), (1000, 1 << 20));
     assert_eq!(config.reclaim.dead_after, Duration::from_secs(30));
-    assert_eq!((config.reclaim.sweep_every, config.reclaim.max_deliveries), (Duration::from_secs(5), 8));
+    assert_eq!(config.reclaim.gone_after, Duration::from_secs(2));
+    assert_eq!(config.dead_letters.max_bytes, 1 << 20);
+    assert_eq!((config.reclaim.sweep_every, config.reclaim.max_deliveries), (Duration::from_millis(500), 8));
     assert_eq!((config.trim.retention, config.trim.every), (Duration::from_secs(3600), Duration::from_secs(10)));
-    assert_eq!((config.compact.margin, config.compact.every), (Duration::from_secs(3600), Duration::from_secs(60)));
+    assert_eq!((config.compact.margin, config.compact.every), (Duration::from_secs(3600), Duration::from_secs(10)));
     assert_eq!(config.stop.grace, Duration::from_secs(25));
     assert_eq!((config.log.format, config.log.level.as_str()), (LogFormat::Text, "info"));
     assert_eq!(config.pipelines, [Pipeline::counters()]);
 }
 
 #[test]
-fn each_layer_outranks_the_one_below_and_says_so() {
+fn each_layer_overrides_the_one_below_and_is_shown_as_the_origin() {
     let base = || file("[valkey]\nurl = 'valkey://file'\n").env("DATABASE_URL", "postgres://db");
     assert_eq!(base().row("batch.read_count").origin, "default");
     assert!(base().row("valkey.url").origin.ends_with("tidegate.toml:2"));
@@ -108,53 +115,57 @@ fn each_layer_outranks_the_one_below_and_says_so() {
 }
 
 #[test]
-fn the_file_is_the_flag_s_or_else_the_variable_s() {
+fn the_file_of_the_flag_comes_before_the_file_of_the_variable() {
     let named = file("run.workers = 3");
     let path = named.sources.file.clone().expect("a file");
     let by_variable = Case::new().env("TIDEGATE_CONFIG", &path.display().to_string());
     assert_eq!(by_variable.config().run.workers, 3);
     let both = file("run.workers = 4").env("TIDEGATE_CONFIG", "/nowhere");
     assert_eq!(both.config().run.workers, 4);
-    assert_eq!(Case::new().env("TIDEGATE_CONFIG", "").faults(), Vec::<String>::new());
+    assert_eq!(Case::new().env("TIDEGATE_CONFIG", "").problems(), Vec::<String>::new());
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_the_only_complaint() {
+fn a_file_that_cannot_be_read_is_the_only_problem_and_has_its_own_kind() {
     let mut case = Case::new();
     case.sources.file = Some("/nowhere/tidegate.toml".into());
-    let faults = case.load(Needs::BOTH).expect_err("refused");
-    assert_eq!(faults.len(), 1, "{faults:?}");
-    assert!(faults[0].starts_with("/nowhere/tidegate.toml: cannot be read"), "{}", faults[0]);
+    let problems = case.load(Needs::BOTH).expect_err("refused");
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].starts_with("/nowhere/tidegate.toml: cannot be read"), "{}", problems[0]);
+    let kind = |case: &Case| load(&case.sources, Needs::NONE).expect_err("refused").kind();
+    assert_eq!(kind(&case), ProblemKind::Unreadable);
+    assert_eq!(kind(&file("run.workers = 0")), ProblemKind::Invalid);
+    assert_eq!(kind(&file("[run")), ProblemKind::Invalid);
 }
 
 #[test]
-fn all_faults_of_all_layers_are_told_at_once_with_their_places() {
+fn all_problems_of_all_layers_are_reported_at_once_with_their_places() {
     let case = file("[batch]\nmax_entries = 0\n\n[bacth]\nx = 1\n\n[reclaim]\ndead_after = 5\n")
         .env("TIDEGATE__LOG__FORMAT", "xml")
         .flag("run.workers", "many");
     let places: Vec<String> =
-        case.faults().iter().map(|fault| fault.split(": ").next().expect("a place").to_owned()).collect();
+        case.problems().iter().map(|problem| problem.split(": ").next().expect("a place").to_owned()).collect();
     assert_eq!(places, ["tidegate.toml:2", "tidegate.toml:4", "tidegate.toml:8", "env TIDEGATE__LOG__FORMAT", "flag"]);
 }
 
 #[test]
-fn a_fault_is_one_line_and_its_display_is_one_line_each() {
-    let faults = load(&file("a = 1\nb = 2\n").sources, Needs::NONE).expect_err("refused");
-    assert_eq!(faults.to_string().lines().count(), 2);
-    assert_eq!(faults.iter().count(), 2);
+fn each_problem_is_one_line() {
+    let problems = load(&file("a = 1\nb = 2\n").sources, Needs::NONE).expect_err("refused");
+    assert_eq!(problems.to_string().lines().count(), 2);
+    assert_eq!(problems.iter().count(), 2);
 }
 
 #[test]
-fn slips_in_the_syntax_are_told_with_their_lines_and_without_quoting_secrets() {
-    let faults = file("[valkey]\nurl = \"valkey://u:hunter2@h\nsource = main\n[batch\n").faults();
-    assert!(faults.len() >= 2, "{faults:?}");
-    assert!(faults[0].starts_with("tidegate.toml:2: is not TOML"), "{faults:?}");
-    assert!(!faults.concat().contains("hunter2"), "{faults:?}");
+fn syntax_errors_are_reported_with_their_lines_and_without_quoting_secrets() {
+    let problems = file("[valkey]\nurl = \"valkey://u:hunter2@h\nsource = main\n[batch\n").problems();
+    assert!(problems.len() >= 2, "{problems:?}");
+    assert!(problems[0].starts_with("tidegate.toml:2: is not TOML"), "{problems:?}");
+    assert!(!problems.concat().contains("hunter2"), "{problems:?}");
 }
 
 #[test]
-fn a_key_set_twice_in_a_file_is_a_fault() {
-    assert!(file("[run]\nworkers = 1\nworkers = 2\n").fault().starts_with("tidegate.toml:3: is not TOML"));
+fn a_key_set_twice_in_a_file_is_a_problem() {
+    assert!(file("[run]\nworkers = 1\nworkers = 2\n").problem().starts_with("tidegate.toml:3: is not TOML"));
 }
 
 #[test]
@@ -163,21 +174,21 @@ fn no_type_is_converted_and_nothing_is_rounded() {
         ["\"10\"", "10.7", "10.0", "true", "[10]", "{ x = 1 }", "-1", "1e3", "1979-05-27", "99999999999999999999"]
     {
         let case = file(&format!("batch.read_count = {bad}"));
-        let fault = case.faults().first().cloned().unwrap_or_else(|| panic!("{bad} was accepted"));
-        assert!(fault.contains("batch.read_count") || fault.contains("is not TOML"), "{bad}: {fault}");
+        let problem = case.problems().first().cloned().unwrap_or_else(|| panic!("{bad} was accepted"));
+        assert!(problem.contains("batch.read_count") || problem.contains("is not TOML"), "{bad}: {problem}");
     }
     for bad in ["10", "10.5", "true", "\"10\"", "\"1.5\"", "[]"] {
-        assert!(file(&format!("reclaim.dead_after = {bad}")).fault().contains("reclaim.dead_after"), "{bad}");
+        assert!(file(&format!("reclaim.dead_after = {bad}")).problem().contains("reclaim.dead_after"), "{bad}");
     }
     for bad in ["\"1000\"", "1.5", "true", "\"8MB\""] {
-        assert!(file(&format!("batch.max_bytes = {bad}")).fault().contains("batch.max_bytes"), "{bad}");
+        assert!(file(&format!("batch.max_bytes = {bad}")).problem().contains("batch.max_bytes"), "{bad}");
     }
     for bad in ["1", "true", "1.5"] {
-        assert!(file(&format!("valkey.source = {bad}")).fault().contains("valkey.source"), "{bad}");
+        assert!(file(&format!("valkey.source = {bad}")).problem().contains("valkey.source"), "{bad}");
     }
     for bad in ["true", "10.7", " 10", "", "+10"] {
-        assert!(Case::new().env("TIDEGATE__BATCH__READ_COUNT", bad).fault().contains("batch.read_count"), "{bad:?}");
-        assert!(Case::new().flag("batch.read_count", bad).fault().contains("batch.read_count"), "{bad:?}");
+        assert!(Case::new().env("TIDEGATE__BATCH__READ_COUNT", bad).problem().contains("batch.read_count"), "{bad:?}");
+        assert!(Case::new().flag("batch.read_count", bad).problem().contains("batch.read_count"), "{bad:?}");
     }
 }
 
@@ -192,33 +203,33 @@ fn whole_numbers_are_taken_in_every_notation_of_toml_and_as_plain_digits_elsewhe
 }
 
 #[test]
-fn a_bare_number_for_a_duration_is_asked_for_its_unit() {
+fn a_duration_without_a_unit_is_refused_with_an_example() {
     for case in [file("reclaim.dead_after = 30"), Case::new().env("TIDEGATE__RECLAIM__DEAD_AFTER", "30")] {
-        assert!(case.fault().contains("reclaim.dead_after is 30 without a unit; say the unit, e.g. \"30s\""));
+        assert!(case.problem().contains("reclaim.dead_after is 30 without a unit; write the unit, such as \"30s\""));
     }
 }
 
 #[test]
-fn an_unknown_key_is_refused_with_what_was_probably_meant() {
+fn an_unknown_key_is_refused_with_a_suggestion() {
     assert_eq!(
-        file("[batch]\nmax_entrys = 5\n").fault(),
+        file("[batch]\nmax_entrys = 5\n").problem(),
         "tidegate.toml:2: unknown key batch.max_entrys; did you mean batch.max_entries?"
     );
     assert_eq!(
-        file("\n[bacth]\na = 1\nb = 2\n").fault(),
+        file("\n[bacth]\na = 1\nb = 2\n").problem(),
         "tidegate.toml:2: unknown section [bacth]; did you mean [batch]?"
     );
-    assert!(file("max_entries = 5").fault().contains("did you mean batch.max_entries?"));
-    assert!(file("[valkey]\nlock_timeout = '1s'").fault().contains("did you mean postgres.lock_timeout?"));
-    assert!(file("[pipelines.counters]\nsteam = 'x'").fault().contains("did you mean pipelines.counters.stream?"));
-    assert!(file("valkey = 3").fault().contains("valkey is a section; write [valkey]"));
-    assert!(Case::new().flag("batch.max_entrys", "5").fault().contains("did you mean batch.max_entries?"));
-    assert!(!file("[valkey]\nur = 'valkey://u:hunter2@h'").fault().contains("hunter2"));
+    assert!(file("max_entries = 5").problem().contains("did you mean batch.max_entries?"));
+    assert!(file("[valkey]\nlock_timeout = '1s'").problem().contains("did you mean postgres.lock_timeout?"));
+    assert!(file("[pipelines.counters]\nsteam = 'x'").problem().contains("did you mean pipelines.counters.stream?"));
+    assert!(file("valkey = 3").problem().contains("valkey is a section; write [valkey]"));
+    assert!(Case::new().flag("batch.max_entrys", "5").problem().contains("did you mean batch.max_entries?"));
+    assert!(!file("[valkey]\nur = 'valkey://u:hunter2@h'").problem().contains("hunter2"));
 }
 
 #[test]
-fn an_unknown_variable_is_refused_with_what_was_probably_meant() {
-    let meant = |variable: &str| Case::new().env(variable, "5").fault();
+fn an_unknown_variable_is_refused_with_a_suggestion() {
+    let meant = |variable: &str| Case::new().env(variable, "5").problem();
     assert_eq!(
         meant("TIDEGATE__BATCH__MAX_ENTRYS"),
         "env TIDEGATE__BATCH__MAX_ENTRYS: sets no key; did you mean TIDEGATE__BATCH__MAX_ENTRIES?"
@@ -233,25 +244,25 @@ fn an_unknown_variable_is_refused_with_what_was_probably_meant() {
 }
 
 #[test]
-fn variables_that_are_not_ours_are_left_alone() {
+fn variables_of_other_programs_are_ignored() {
     let case = Case::new()
         .env("TIDEGATE_SERVICE_HOST", "10.0.0.1")
         .env("TIDEGATE_PORT_9090_TCP", "tcp://10.0.0.1:9090")
         .env("HOME", "/root")
         .env("VALKEY_URL", "")
         .env("DATABASE_URL", "");
-    assert_eq!(case.faults(), Vec::<String>::new());
+    assert_eq!(case.problems(), Vec::<String>::new());
 }
 
 #[test]
 fn a_variable_that_is_not_utf8_is_refused() {
-    assert!(Case::new().env("TIDEGATE__PIPELINES__COUNTERS__STREAM", "a\u{fffd}").fault().contains("is not UTF-8"));
+    assert!(Case::new().env("TIDEGATE__PIPELINES__COUNTERS__STREAM", "a\u{fffd}").problem().contains("is not UTF-8"));
 }
 
 #[test]
-fn a_refused_value_counts_even_where_a_stronger_layer_outranks_it() {
+fn an_invalid_value_is_a_problem_even_if_a_stronger_layer_overrides_it() {
     let case = file("run.workers = 0").flag("run.workers", "2");
-    assert!(case.fault().starts_with("tidegate.toml:1: run.workers is 0"));
+    assert!(case.problem().starts_with("tidegate.toml:1: run.workers is 0"));
 }
 
 #[test]
@@ -264,6 +275,8 @@ fn every_relation_is_checked_and_names_both_keys_both_values_and_both_origins() 
             "postgres.idle_in_transaction_timeout (30s",
             "reclaim.dead_after (30s, default)",
         ),
+        ("reclaim.gone_after = '31s'", "reclaim.gone_after (31s", "reclaim.dead_after (30s, default)"),
+        ("dead_letters.max_bytes = '9MiB'", "dead_letters.max_bytes (9MiB", "batch.max_bytes (8MiB, default)"),
         ("reclaim.sweep_every = '31s'", "reclaim.sweep_every (31s", "reclaim.dead_after (30s, default)"),
         ("batch.read_count = 40001", "batch.read_count (40001", "batch.max_entries (40000, default)"),
         ("batch.max_entry_bytes = '9MiB'", "batch.max_entry_bytes (9MiB", "batch.max_bytes (8MiB, default)"),
@@ -272,36 +285,37 @@ fn every_relation_is_checked_and_names_both_keys_both_values_and_both_origins() 
     ];
     assert_eq!(cases.len(), RELATIONS.len());
     for (text, lesser, greater) in cases {
-        let faults = file(text).faults();
-        let fault = faults.iter().find(|fault| fault.contains(lesser)).unwrap_or_else(|| panic!("{text}: {faults:?}"));
-        assert!(fault.contains(greater), "{fault}");
-        assert!(fault.starts_with("tidegate.toml:1: "), "{fault}");
+        let problems = file(text).problems();
+        let problem =
+            problems.iter().find(|problem| problem.contains(lesser)).unwrap_or_else(|| panic!("{text}: {problems:?}"));
+        assert!(problem.contains(greater), "{problem}");
+        assert!(problem.starts_with("tidegate.toml:1: "), "{problem}");
     }
 }
 
 #[test]
-fn at_the_edge_the_equal_is_accepted_where_it_may_be() {
+fn equal_values_are_accepted_where_the_relation_says_at_most() {
     let text = "[postgres]\nstatement_timeout = '900ms'\nlock_timeout = '900ms'\nidle_in_transaction_timeout = '999ms'\n\
-        [reclaim]\ndead_after = '1s'\nsweep_every = '1s'\n[batch]\nmax_entries = 10\nread_count = 10\nmax_bytes = 10\n\
-        max_entry_bytes = 10\n[compact]\nmargin = '1s'\n[stop]\ngrace = '901ms'\n[trim]\nretention = '0s'\n";
-    assert_eq!(file(text).faults(), Vec::<String>::new());
+        [reclaim]\ndead_after = '1s'\nsweep_every = '1s'\ngone_after = '1s'\n[batch]\nmax_entries = 10\nread_count = 10\nmax_bytes = 1024\n\
+        max_entry_bytes = 1024\n[dead_letters]\nmax_bytes = 1024\n[compact]\nmargin = '1s'\n[stop]\ngrace = '901ms'\n[trim]\nretention = '0s'\n";
+    assert_eq!(file(text).problems(), Vec::<String>::new());
 }
 
 #[test]
-fn nothing_is_judged_by_a_value_that_was_refused() {
-    // By the default of 30 s this margin would be too short; what was meant cannot be known.
-    assert!(file("reclaim.dead_after = 1\ncompact.margin = '5s'").fault().contains("say the unit"));
+fn no_relation_is_checked_against_a_value_that_was_refused() {
+    // With the default of 30 s this margin would be too short, but the value that was meant is unknown.
+    assert!(file("reclaim.dead_after = 1\ncompact.margin = '5s'").problem().contains("write the unit"));
 }
 
 #[test]
-fn a_missing_url_is_a_fault_for_those_who_need_it() {
+fn a_missing_url_is_a_problem_for_the_verbs_that_need_it() {
     let case = Case::new().env("DATABASE_URL", "postgres://db/app");
     assert!(case.load(Needs::POSTGRES).is_ok());
     assert!(case.load(Needs::NONE).is_ok());
     for needs in [Needs::BOTH, Needs::VALKEY] {
-        let faults = case.load(needs).expect_err("refused");
-        assert_eq!(faults.len(), 1, "{faults:?}");
-        assert!(faults[0].starts_with("configuration: valkey.url is missing; set VALKEY_URL"), "{}", faults[0]);
+        let problems = case.load(needs).expect_err("refused");
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].starts_with("configuration: valkey.url is missing; set VALKEY_URL"), "{}", problems[0]);
     }
     let config = case.config();
     assert_eq!(config.postgres.address().expect("set").url.expose_secret(), "postgres://db/app");
@@ -323,12 +337,12 @@ fn a_url_is_read_from_its_file() {
         [("", "is empty"), ("hunter2", "is not a url"), ("http://u:hunter2@h", "another scheme")]
     {
         std::fs::write(&path, content).expect("written");
-        let faults = case.load(Needs::BOTH).expect_err("refused");
+        let problems = case.load(Needs::BOTH).expect_err("refused");
         assert!(
-            faults.len() == 1 && faults[0].contains("valkey.url_file") && faults[0].contains(complaint),
-            "{faults:?}"
+            problems.len() == 1 && problems[0].contains("valkey.url_file") && problems[0].contains(complaint),
+            "{problems:?}"
         );
-        assert!(!faults[0].contains("hunter2"), "{faults:?}");
+        assert!(!problems[0].contains("hunter2"), "{problems:?}");
     }
     std::fs::remove_file(&path).expect("removed");
     assert!(case.load(Needs::BOTH).expect_err("refused")[0].contains("cannot be read"));
@@ -336,19 +350,33 @@ fn a_url_is_read_from_its_file() {
 }
 
 #[test]
-fn a_url_and_its_file_together_are_a_fault_unless_one_is_emptied() {
+fn a_password_may_have_any_percent_encoded_character() {
+    for password in (0..=255u8).map(|byte| format!("p%{byte:02X}w")).chain(["p%20w".into(), "%e2%82%ac".into()]) {
+        let urls = [format!("valkey://user:{password}@h:6379/0"), format!("postgres://user:{password}@h/db")];
+        let case = Case::new().env("VALKEY_URL", &urls[0]).env("DATABASE_URL", &urls[1]);
+        let Config { valkey, postgres, .. } = case.load(Needs::BOTH).expect(&password).config;
+        // The url stays as it was written; the client decodes it.
+        assert_eq!(valkey.address().expect("set").url.expose_secret(), urls[0]);
+        assert_eq!(postgres.address().expect("set").url.expose_secret(), urls[1]);
+        assert_eq!(case.row("valkey.url").value, "valkey://user:***@h:6379/0");
+        assert_eq!(case.row("postgres.url").value, "postgres://user:***@h/db");
+    }
+}
+
+#[test]
+fn a_url_and_its_file_together_are_a_problem_unless_one_is_empty() {
     let case = file("[valkey]\nurl_file = '/run/secrets/valkey'\n").env("VALKEY_URL", "valkey://u:hunter2@h");
-    let fault = case.fault();
+    let problem = case.problem();
     assert!(
-        fault.contains("valkey.url (env VALKEY_URL) and valkey.url_file (tidegate.toml:2) are both set"),
-        "{fault}"
+        problem.contains("valkey.url (env VALKEY_URL) and valkey.url_file (tidegate.toml:2) are both set"),
+        "{problem}"
     );
     let emptied = case.env("TIDEGATE__VALKEY__URL_FILE", "");
     assert!(emptied.load(Needs::VALKEY).is_ok());
 }
 
 #[test]
-fn no_secret_is_in_any_debug_row_or_fault() {
+fn no_secret_is_in_any_debug_row_or_problem() {
     let case = file("[valkey]\nurl = 'valkey://u:hunter2@h'\n")
         .env("DATABASE_URL", "postgres://u:hunter2@h/db")
         .flag("postgres.url", "postgres://u:hunter2@h/db?password=hunter2");
@@ -356,8 +384,9 @@ fn no_secret_is_in_any_debug_row_or_fault() {
     let everything = format!("{loaded:?} {:?} {:?}", loaded.describe(), case.sources);
     assert!(!everything.contains("hunter2"), "{everything}");
     assert!(everything.contains("valkey://u:***@h"), "the host is to be seen");
-    let faults = file("valkey.url = 'valkey-cluster://u:hunter2@h'\nvalkey.source = 'valkey://u:hunter2@h'").faults();
-    assert!(faults.len() == 2 && !faults.concat().contains("hunter2"), "{faults:?}");
+    let problems =
+        file("valkey.url = 'valkey-cluster://u:hunter2@h'\nvalkey.source = 'valkey://u:hunter2@h'").problems();
+    assert!(problems.len() == 2 && !problems.concat().contains("hunter2"), "{problems:?}");
     let misplaced =
         Case::new().flag("valkey.url_file", "valkey://u:hunter2@h").load(Needs::VALKEY).expect_err("refused");
     assert!(!misplaced.concat().contains("hunter2"), "{misplaced:?}");
@@ -377,70 +406,70 @@ fn the_counters_pipeline_can_be_changed_key_by_key() {
 }
 
 #[test]
-fn another_pipeline_must_say_its_stream_and_table_and_replaces_counters() {
-    let faults = file("[pipelines.orders]\nvalue_column = 'total'\n").faults();
-    assert_eq!(faults.len(), 2, "{faults:?}");
-    assert!(faults[0].starts_with("tidegate.toml:1: pipelines.orders.stream is missing; write"), "{faults:?}");
-    assert!(faults[1].contains("pipelines.orders.table is missing"), "{faults:?}");
+fn another_pipeline_needs_a_stream_and_a_table_and_replaces_counters() {
+    let problems = file("[pipelines.orders]\nvalue_column = 'total'\n").problems();
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    assert!(problems[0].starts_with("tidegate.toml:1: pipelines.orders.stream is missing; write"), "{problems:?}");
+    assert!(problems[1].contains("pipelines.orders.table is missing"), "{problems:?}");
     let config = file("[pipelines.order-totals]\nstream = 's'\ntable = 'totals'\n").config();
     assert_eq!(config.pipelines.iter().map(|p| p.name.as_str()).collect::<Vec<_>>(), ["order-totals"]);
     assert_eq!(config.pipelines[0].table.to_string(), "public.totals");
 }
 
 #[test]
-fn a_pipeline_named_with_nothing_in_it_is_not_ignored() {
-    assert_eq!(file("[pipelines.orders]\n").faults().len(), 2);
+fn an_empty_pipeline_section_is_not_ignored() {
+    assert_eq!(file("[pipelines.orders]\n").problems().len(), 2);
     assert_eq!(file("[pipelines.counters]\n").config().pipelines, [Pipeline::counters()]);
     assert_eq!(file("[pipelines]\n").config().pipelines, [Pipeline::counters()]);
 }
 
 #[test]
-fn a_misspelt_pipeline_is_guessed() {
-    let fault = Case::new().env("TIDEGATE__PIPELINES__CUONTERS__STREAM", "x").fault();
-    assert!(fault.contains("pipelines.cuonters.table is missing"), "{fault}");
-    assert!(fault.contains("did you mean the pipeline counters?"), "{fault}");
+fn a_misspelt_pipeline_name_gets_a_suggestion() {
+    let problem = Case::new().env("TIDEGATE__PIPELINES__CUONTERS__STREAM", "x").problem();
+    assert!(problem.contains("pipelines.cuonters.table is missing"), "{problem}");
+    assert!(problem.contains("did you mean the pipeline counters?"), "{problem}");
 }
 
 #[test]
-fn a_variable_finds_a_pipeline_whose_name_it_cannot_spell() {
+fn a_variable_finds_a_pipeline_with_hyphens_and_capitals_in_its_name() {
     let text = "[pipelines.Order-Totals]\nstream = 's'\ntable = 't'\n";
     let variable = "TIDEGATE__PIPELINES__ORDER_TOTALS__STREAM";
     let config = file(text).env(variable, "other").config();
     assert_eq!((config.pipelines[0].name.as_str(), config.pipelines[0].stream.as_str()), ("Order-Totals", "other"));
     let twins = format!("{text}[pipelines.order_totals]\nstream = 's2'\ntable = 't'\n");
-    assert!(file(&twins).env(variable, "other").fault().contains("Order-Totals or order_totals"));
+    assert!(file(&twins).env(variable, "other").problem().contains("Order-Totals or order_totals"));
 }
 
 #[test]
 fn two_pipelines_with_one_stream_and_one_table_are_refused() {
     let text = "[pipelines.a]\nstream = 's'\ntable = 't'\n[pipelines.b]\nstream = 's'\ntable = 'public.t'\n";
-    let fault = file(text).fault();
-    assert!(fault.starts_with("tidegate.toml:4: pipelines a and b both feed public.t from s"), "{fault}");
+    let problem = file(text).problem();
+    assert!(problem.starts_with("tidegate.toml:4: pipelines a and b both feed public.t from s"), "{problem}");
     assert_eq!(file(&text.replace("'public.t'", "'other.t'")).config().pipelines.len(), 2);
     assert_eq!(file(&text.replacen("'s'", "'r'", 1)).config().pipelines.len(), 2);
 }
 
 #[test]
-fn a_field_has_one_role_and_none_that_producers_fill() {
-    assert!(file("[pipelines.counters]\nvalue_field = 'id'\n").fault().contains("uses one field twice"));
+fn a_field_has_one_role_and_is_not_one_that_producers_fill() {
+    assert!(file("[pipelines.counters]\nvalue_field = 'id'\n").problem().contains("uses one field twice"));
     for field in ["op", "traceparent"] {
-        let fault = file(&format!("[pipelines.counters]\nkey_field = '{field}'\n")).fault();
-        assert!(fault.contains("which producers fill"), "{fault}");
+        let problem = file(&format!("[pipelines.counters]\nkey_field = '{field}'\n")).problem();
+        assert!(problem.contains("which producers fill"), "{problem}");
     }
 }
 
 #[test]
 fn one_column_cannot_have_two_roles() {
-    assert!(file("[pipelines.counters]\nvalue_column = 'id'\n").fault().contains("uses one column twice"));
-    assert!(file("[pipelines.counters]\nupdated_at_column = 'value'\n").fault().contains("uses one column twice"));
+    assert!(file("[pipelines.counters]\nvalue_column = 'id'\n").problem().contains("uses one column twice"));
+    assert!(file("[pipelines.counters]\nupdated_at_column = 'value'\n").problem().contains("uses one column twice"));
 }
 
 #[test]
 fn a_pipeline_s_name_is_checked_wherever_it_is_written() {
-    assert!(file("[pipelines.'a b']\nstream = 's'\n").fault().contains("cannot name a pipeline"));
-    assert!(Case::new().env("TIDEGATE__PIPELINES__1A__STREAM", "s").fault().contains("cannot name a pipeline"));
-    assert!(Case::new().flag("pipelines.1a.stream", "s").fault().contains("cannot name a pipeline"));
-    assert!(file("pipelines.a = 1").fault().contains("pipelines.a is a section"));
+    assert!(file("[pipelines.'a b']\nstream = 's'\n").problem().contains("cannot name a pipeline"));
+    assert!(Case::new().env("TIDEGATE__PIPELINES__1A__STREAM", "s").problem().contains("cannot name a pipeline"));
+    assert!(Case::new().flag("pipelines.1a.stream", "s").problem().contains("cannot name a pipeline"));
+    assert!(file("pipelines.a = 1").problem().contains("pipelines.a is a section"));
 }
 
 #[test]
@@ -448,24 +477,47 @@ fn describe_has_one_row_for_every_key_of_every_pipeline() {
     let case = file("[pipelines.a]\nstream = 's'\ntable = 't'\n[pipelines.b]\nstream = 'r'\ntable = 't'\n");
     let loaded = case.load(Needs::NONE).expect("valid");
     let paths: Vec<&str> = loaded.describe().iter().map(|row| row.key.as_str()).collect();
-    let expected: usize = KEYS.iter().map(|key| if key.name.contains("<name>") { 2 } else { 1 }).sum();
+    let expected: usize = KEYS.iter().map(|key| if key.is_of_pipelines() { 2 } else { 1 }).sum();
     assert_eq!(paths.len(), expected);
-    assert!(KEYS.iter().all(|key| paths.contains(&key.name.replace("<name>", "b").as_str())));
+    assert!(KEYS.iter().all(|key| paths.contains(&key.path("b").as_str())));
 }
 
 #[test]
-fn every_key_can_be_set_by_the_variable_that_the_document_says() {
+fn every_key_can_be_set_by_the_variable_of_its_name() {
     for key in KEYS {
-        let path = key.name.replace("<name>", "counters");
+        let path = key.path("counters");
         let variable = format!("TIDEGATE__{}", path.to_uppercase().replace('.', "__"));
-        let text = match key.is_secret() {
+        let text = match key.kind.is_secret() {
             true if path.starts_with("valkey") => "valkey://h".to_owned(),
             true => "postgres://h".to_owned(),
-            false => key.preset_text(Some("counters")).expect("a default"),
+            false => key.default.to_owned(),
         };
         let loaded = Case::new().env(&variable, &text).load(Needs::NONE).expect("valid");
         let row = loaded.describe().iter().find(|row| row.key == path).expect("a row");
         assert_eq!(row.origin, format!("env {variable}"));
+    }
+}
+
+#[test]
+fn every_word_of_a_choice_is_a_value() {
+    for key in KEYS {
+        let Kind::Choice(words) = &key.kind else { continue };
+        for word in *words {
+            let path = key.path("counters");
+            let loaded = Case::new().flag(&path, word).load(Needs::NONE).expect(word);
+            assert!(loaded.describe().iter().any(|row| row.key == path && row.value == *word));
+        }
+    }
+}
+
+#[test]
+fn every_key_is_a_field_of_the_configuration() {
+    let config = format!("{:?}", Case::new().config());
+    for key in KEYS.iter().filter(|key| !key.is_of_pipelines()) {
+        let (section, field) = key.name.split_once('.').expect("a section and a field");
+        let (_, fields) = config.split_once(&format!("{section}: ")).unwrap_or_else(|| panic!("{section} is no field"));
+        let (fields, _) = fields.split_once('}').expect("an end");
+        assert!(fields.contains(&format!(" {field}: ")), "{section} has no field {field}");
     }
 }
 
@@ -476,18 +528,18 @@ fn the_examples_in_the_document_are_valid() {
         document.split("```toml\n").skip(1).map(|rest| rest.split("```").next().expect("an end")).collect();
     assert!(!examples.is_empty());
     for example in examples {
-        assert_eq!(file(example).faults(), Vec::<String>::new(), "{example}");
+        assert_eq!(file(example).problems(), Vec::<String>::new(), "{example}");
     }
 }
 
 #[test]
 fn a_file_has_a_limit() {
     let case = file(&format!("# {}\n", "x".repeat(1 << 20)));
-    assert!(case.fault().contains("larger than"));
+    assert!(case.problem().contains("larger than"));
 }
 
 #[test]
-fn the_environment_of_the_process_is_taken_only_as_far_as_it_concerns_us() {
+fn only_variables_that_concern_tidegate_are_taken_from_the_process() {
     let sources = Sources::from_process(Some(Path::new("f.toml").into()), vec![("run.workers".into(), "1".into())]);
     assert_eq!(sources.file.as_deref(), Some(Path::new("f.toml")));
     assert_eq!(sources.flags.len(), 1);
@@ -497,7 +549,7 @@ fn the_environment_of_the_process_is_taken_only_as_far_as_it_concerns_us() {
 
 proptest! {
     #[test]
-    fn whatever_is_given_there_is_a_configuration_or_a_sentence_for_people(
+    fn any_input_gives_a_configuration_or_sentences(
         file in r#"(\[?\[?(batch|run|trim|pipelines|[a-z.]{0,9})\]?\]?\n|[a-z_.]{0,14} ?= ?("[^"\n]{0,9}"|[0-9]{0,20}|true|\[\]|\{\})\n){0,6}"#,
         variables in prop::collection::btree_map("TIDEGATE(__[A-Z_]{0,12}){0,4}|VALKEY_URL|DATABASE_URL", ".{0,30}", 0..5),
         flags in prop::collection::vec(("[a-z_.]{0,20}", ".{0,20}"), 0..3),

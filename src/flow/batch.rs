@@ -79,6 +79,11 @@ impl Batch {
         self.entries.is_empty()
     }
 
+    /// How many bytes it keeps in memory, those of other pieces of the same handoff included.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
     /// The runs proven contiguous: index ranges over the entries.
     pub fn runs(&self) -> &[Range<usize>] {
         &self.runs
@@ -99,12 +104,17 @@ impl Batch {
         Canonical(&self.bytes[entry.bytes.clone()])
     }
 
-    /// Two halves, each with its own contiguous runs. None if there is nothing to halve.
-    pub fn halve(mut self) -> Result<(Batch, Batch), Batch> {
-        if self.len() < 2 {
+    /// Two halves, each with its own contiguous runs. The batch itself if there is nothing to halve.
+    pub fn halve(self) -> Result<(Batch, Batch), Batch> {
+        let middle = self.len() / 2;
+        self.split(middle)
+    }
+
+    /// The first `middle` entries and the rest, each with its own contiguous runs. The batch itself if one of them would be empty.
+    pub fn split(mut self, middle: usize) -> Result<(Batch, Batch), Batch> {
+        if middle == 0 || middle >= self.len() {
             return Err(self);
         }
-        let middle = self.len() / 2;
         let high = Batch {
             origin: self.origin.clone(),
             bytes: self.bytes.clone(),

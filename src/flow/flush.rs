@@ -7,45 +7,62 @@
 //! careful batch first locks and reads the ledger's rows around it, so it is a transaction of several statements.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 
+use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Connection};
 
 use super::batch::{Batch, Coalesced};
 use super::bury::{self, Letters};
 use super::judge::{self, Findings};
 use super::ledger::{self, NewRows};
-use super::statement::{DURABLE, statement};
+use super::statement::{Count, MANY_KEYS, preamble, statement};
 use crate::failpoint;
-use crate::lanes::{Identity, LaneId};
+use crate::lanes::{self, Identity, LaneId, Record, Unregistered};
 use crate::model::entry::{DIGEST_VERSION, EntryId, Generation};
 use crate::model::pipeline::Pipeline;
-use crate::postgres::Database;
+use crate::postgres::{Database, Session};
 use crate::retry::Fault;
 use crate::target::KeyOrder;
 use crate::telemetry::contract::Tally;
 
+/// The code with which `tidegate.verify_lane` ends a statement.
+const LANE_GONE: &str = "TG002";
 /// How often a careful flush that meets concurrent ones starts over before it says so.
 const RESTARTS: u32 = 20;
 
 /// A pipeline's table and its place in the ledger, with the statement that feeds it.
 #[derive(Debug, Clone)]
 pub struct Lane {
-    id: LaneId,
+    /// Another number after PostgreSQL was restored to a time before the lane; all clones share it.
+    id: Arc<AtomicI32>,
     identity: Identity,
     pipeline: Pipeline,
     statement: Arc<str>,
+    /// The same for many keys, where there is another one.
+    statement_of_many: Option<Arc<str>>,
 }
 
 impl Lane {
     /// Prepares the flush of a pipeline.
     pub fn new(pipeline: Pipeline, order: &KeyOrder, id: LaneId, identity: Identity) -> Lane {
-        Lane { id, identity, statement: statement(&pipeline, order).into(), pipeline }
+        let is_bytes = *order == KeyOrder::Bytes;
+        let statement_of_many = is_bytes.then(|| statement(&pipeline, order, Count::Diagnosed).into());
+        let statement = statement(&pipeline, order, Count::Returned).into();
+        Lane { id: Arc::new(AtomicI32::new(id)), identity, statement, statement_of_many, pipeline }
     }
 
     /// Its place in the ledger.
     pub fn id(&self) -> LaneId {
-        self.id
+        self.id.load(Ordering::Relaxed)
+    }
+
+    /// Registers again what PostgreSQL no longer knows: it was restored to an earlier time. Refused where the ledger tells of another
+    /// configuration; then another daemon has taken the pipeline over.
+    pub async fn register_again(&self, database: &Database) -> Result<Result<(), Unregistered>, Fault> {
+        let register = async |c: &mut PgConnection| lanes::register(c, &self.identity, true, Record::Yes).await;
+        let registered = database.run(register).await?;
+        Ok(registered.map(|id| self.id.store(id, Ordering::Relaxed)))
     }
 
     /// The Valkey deployment that its entries come from.
@@ -103,6 +120,8 @@ pub struct Failed {
 pub enum Why {
     /// The ledger refused: these runs may have been flushed before. Nothing of the batch was done.
     Refused(Vec<usize>),
+    /// The lane is not registered as this pipeline's any more. Nothing of the batch was done.
+    LaneGone(Fault),
     /// Something went wrong. Nothing of the batch was done, unless PostgreSQL was lost: then that is unknown.
     Fault(Fault),
 }
@@ -131,10 +150,10 @@ async fn flush_fresh(database: &Database, lane: &Lane, batch: &Batch) -> Result<
             Ok(Flushed { settled, unjudgeable: None })
         }
         Err(fault) if is_refusal(&fault) => {
-            let runs = database.run(async |c| ledger::collisions(c, lane.id, batch).await).await;
+            let runs = database.run(async |c| ledger::collisions(c, lane.id(), batch).await).await;
             Err(runs.map_or_else(Why::Fault, Why::Refused))
         }
-        Err(fault) => Err(Why::Fault(fault)),
+        Err(fault) => Err(why(fault)),
     }
 }
 
@@ -145,22 +164,23 @@ async fn flush_careful(database: &Database, lane: &Lane, batch: &Batch) -> Resul
             Ok(Ok(flushed)) => return Ok(flushed),
             // A row of the ledger was committed, or compacted away, after it was looked for: look again.
             Err(fault) if is_refusal(&fault) => continue,
-            Ok(Err(fault)) | Err(fault) => return Err(Why::Fault(fault)),
+            Ok(Err(fault)) | Err(fault) => return Err(why(fault)),
         }
     }
     Err(Why::Fault(Fault::StillRefused))
 }
 
 async fn examine_and_apply(
-    connection: &mut PgConnection,
+    session: &mut Session,
     lane: &Lane,
     batch: &Batch,
 ) -> Result<Result<Flushed, Fault>, sqlx::Error> {
-    let begun = connection.begin_with("begin isolation level read committed");
-    let mut transaction = failpoint::during("careful.begin", begun).await?;
+    let mut transaction = failpoint::during("careful.begin", session.begin()).await?;
     failpoint::reached("careful.begun");
-    sqlx::query(DURABLE).execute(&mut *transaction).await?;
-    let locked = ledger::lock_met(&mut transaction, lane.id, batch);
+    let (names, mapping) = (lane.identity.names(), &lane.identity.mapping);
+    let begin = sqlx::query(AssertSqlSafe(preamble())).bind(lane.id()).bind(&names[..]).bind(mapping);
+    begin.execute(&mut *transaction).await?;
+    let locked = ledger::lock_met(&mut transaction, lane.id(), batch);
     let rows = failpoint::during("careful.ledger", locked).await?;
     let findings = judge::examine(batch, &rows);
     failpoint::reached("careful.judged");
@@ -173,7 +193,7 @@ async fn examine_and_apply(
     };
     let tally = tally(findings.new.len(), &coalesced, &findings);
     if !findings.new.is_empty() {
-        ledger::amend(&mut transaction, lane.id, batch, &rows, &findings.amended).await?;
+        ledger::amend(&mut transaction, lane.id(), batch, &rows, &findings.amended).await?;
         let rows = NewRows::of(batch, &findings.new_runs);
         failpoint::during("careful.upsert", apply(&mut transaction, lane, batch, rows, coalesced)).await?;
         failpoint::reached("careful.upserted");
@@ -198,8 +218,9 @@ async fn apply(
 ) -> Result<(), sqlx::Error> {
     let letters = Letters::of(batch, &coalesced.dead);
     let buries = !coalesced.dead.is_empty();
-    let query = sqlx::query(AssertSqlSafe(lane.statement.clone()))
-        .bind(lane.id)
+    let of_many = lane.statement_of_many.as_ref().filter(|_| coalesced.keys.len() >= MANY_KEYS);
+    let query = sqlx::query(AssertSqlSafe(of_many.unwrap_or(&lane.statement).clone()))
+        .bind(lane.id())
         .bind(&*batch.origin().consumer)
         .bind(rows.first)
         .bind(rows.last)
@@ -221,14 +242,14 @@ async fn apply(
 
 /// Buries entries that the ledger covers and cannot judge. The batch comes back where that fails.
 pub async fn bury_covered(database: &Database, lane: &Lane, batch: Batch) -> Result<Settled, Failed> {
-    let buried = database.run(async |c| bury::bury(c, lane.id, &lane.identity, &batch).await);
+    let buried = database.run(async |c| bury::bury(c, lane.id(), &lane.identity, &batch).await);
     match failpoint::during("bury.covered", buried).await {
         Ok(()) => {
             let tally = Tally { buried: batch.len() as u64, ..Tally::default() };
             let ids = batch.entries().iter().map(|e| e.id).collect();
             Ok(Settled { generation: batch.origin().generation.clone(), ids, tally })
         }
-        Err(fault) => Err(Failed { batch, why: Why::Fault(fault) }),
+        Err(fault) => Err(Failed { batch, why: why(fault) }),
     }
 }
 
@@ -239,6 +260,13 @@ fn tally(new: usize, coalesced: &Coalesced<'_>, findings: &Findings) -> Tally {
         buried: coalesced.dead.len() as u64,
         collided: findings.amended.values().map(|indices| indices.len() as u64).sum(),
         rows: coalesced.keys.len() as u64,
+    }
+}
+
+fn why(fault: Fault) -> Why {
+    match &fault {
+        Fault::Postgres { sqlstate, .. } if sqlstate == LANE_GONE => Why::LaneGone(fault),
+        _ => Why::Fault(fault),
     }
 }
 

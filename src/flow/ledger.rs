@@ -167,27 +167,34 @@ pub struct Extent {
     pub entries: i32,
 }
 
-/// The rows that lie above the trim line, highest first: what the stream should still have.
-pub async fn retained(connection: &mut PgConnection, lane: LaneId) -> Result<Vec<Extent>, sqlx::Error> {
+/// A page of the rows that lie above the trim line, highest first, below `before`: what the stream should still have.
+pub async fn retained(
+    connection: &mut PgConnection,
+    lane: LaneId,
+    before: Option<EntryId>,
+    count: i64,
+) -> Result<Vec<Extent>, sqlx::Error> {
     let rows = sqlx::query(
         "select lower(l.ids)::text, upper(l.ids)::text, l.entries
-         from tidegate.ledger l join tidegate.lanes using (lane)
-         where l.lane = $1 and lower(l.ids) >= trimmed_below and l.digests is not null
-         order by lower(l.ids) desc",
+         from tidegate.ledger l
+         where l.lane = $1 and l.digests is not null
+           and lower(l.ids) >= (select trimmed_below from tidegate.lanes where lane = $1)
+           and lower(l.ids) < coalesce($2::numeric, 'infinity')
+         order by lower(l.ids) desc limit $3",
     )
     .bind(lane)
+    .bind(before.map(|id| id.number().to_string()))
+    .bind(count)
     .fetch_all(connection)
     .await?;
     rows.iter().map(|row| Ok(Extent { first: id(row, 0)?, last: id(row, 1)?, entries: row.try_get(2)? })).collect()
 }
 
-/// The highest id the ledger knows of.
+/// The highest id the ledger knows of: the end of its last row, for rows do not overlap.
 pub async fn highest(connection: &mut PgConnection, lane: LaneId) -> Result<Option<EntryId>, sqlx::Error> {
-    let row = sqlx::query("select coalesce(max(upper(ids)), -1)::text from tidegate.ledger where lane = $1")
-        .bind(lane)
-        .fetch_one(connection)
-        .await?;
-    if row.try_get::<&str, _>(0)? == "-1" { Ok(None) } else { id(&row, 0).map(Some) }
+    let last = "select upper(ids)::text from tidegate.ledger where lane = $1 order by lower(ids) desc limit 1";
+    let row = sqlx::query(last).bind(lane).fetch_optional(connection).await?;
+    row.map(|row| id(&row, 0)).transpose()
 }
 
 /// Records how many entries of a row are lost upstream, unless its range was given up to the trimmer meanwhile. Gives how

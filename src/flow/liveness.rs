@@ -142,7 +142,6 @@ impl Roster {
 
     /// Whether a connection of this name belongs to this consumer, by the names of this version or of those before.
     fn is_named(&self, connection: &str, consumer: &str) -> bool {
-        connection.strip_prefix(&self.connections) == Some(consumer)
-            || connection == names::former_connection(consumer)
+        connection.strip_prefix(&self.connections) == Some(consumer) || connection == names::former_connection(consumer)
     }
 }

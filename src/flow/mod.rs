@@ -1,10 +1,12 @@
-//! The life of a delta, in order. [`worker`] wires three actors: [`taker`] takes batches from Valkey ([`session`], [`read`], [`reclaim`], [`liveness`]),
-//! [`settler`] settles them in PostgreSQL ([`batch`], [`judge`], [`ledger`], [`statement`], [`flush`], [`bury`]), [`acker`]
+//! The life of a delta, in order. [`worker`] wires three actors: [`taker`] takes batches from Valkey ([`session`], [`read`],
+//! [`reclaim`], [`liveness`]), [`settler`] settles them in PostgreSQL ([`batch`], [`bisect`], [`judge`], [`ledger`],
+//! [`statement`], [`flush`], [`bury`]), [`acker`]
 //! acknowledges ([`ack`]); [`handoff`] is what they pass on to each other.
 
 pub mod ack;
 pub mod acker;
 pub mod batch;
+pub mod bisect;
 pub mod bury;
 pub mod flush;
 pub mod handoff;

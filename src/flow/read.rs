@@ -224,6 +224,15 @@ pub async fn backlog(link: &Link, stream: &str, group: &str) -> Result<Backlog, 
     })
 }
 
+/// The id below which a group has settled and acknowledged everything that it was given; none if there is no such group.
+pub async fn frontier(link: &Link, stream: &str, group: &str) -> Result<Option<EntryId>, Fault> {
+    let Some(told) = info::group(link.commands(), stream, group).await? else { return Ok(None) };
+    // What is delivered after this look is above it; what was is pending or acknowledged by the next one.
+    let behind = told.last_delivered.next().unwrap_or(EntryId::MAX);
+    let oldest = info::standing(link.commands(), stream, group).await?.oldest_pending;
+    Ok(Some(oldest.map_or(behind, |oldest| oldest.min(behind))))
+}
+
 /// How many entries the first read asks for at the most, before their size is known.
 const FIRST_READ: usize = 100;
 

@@ -234,12 +234,7 @@ impl Reclaimer {
     }
 
     /// Reads the claimed entries; a run ends wherever the stream has an entry in between that is not among them.
-    async fn read(
-        &self,
-        session: &Session,
-        kept: &mut HashSet<EntryId>,
-        chosen: &[Pending],
-    ) -> Result<Filling, Fault> {
+    async fn read(&self, session: &Session, kept: &mut HashSet<EntryId>, chosen: &[Pending]) -> Result<Filling, Fault> {
         let link = &session.link;
         let origin = Origin { generation: link.generation().clone(), consumer: session.consumer.clone() };
         let mut filling = Filling::new(origin, self.max_entry_bytes);

@@ -1,121 +1,251 @@
 //! Settler: settles batches in PostgreSQL: each entry is flushed, recognised, or buried.
 //!
 //! Takes batches from the taker; gives receipts to the acker, each for entries whose effect is committed. On a fault it does
-//! what [`crate::retry`] says and keeps the batch.
+//! what [`crate::retry`] says and keeps the batch; what the table refuses is searched for by [`super::bisect`].
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tracing::{debug, error, info, warn};
 
 use super::batch::{Batch, Death};
+use super::bisect::{Cause, Piece, Refusals, Refused, Search, Step};
 use super::flush::{self, Failed, Settled, Why};
 use super::handoff::{Held, Interrupted, Receipt, Shared};
 use super::worker::WorkerSetup;
 use super::{ledger, reclaim};
 use crate::failpoint;
-use crate::model::entry::{EntryId, Malformed};
-use crate::retry::{Fault, Incident, Verdict};
+use crate::model::entry::{EntryId, Malformed, digest};
+use crate::model::row;
+use crate::retry::{Fault, Incident, Judgement, Response, Verdict};
 use crate::shutdown::Stop;
 use crate::valkey::Link;
 
-/// What share of a batch may turn out as poison before the table, and not the entries, is taken for the cause.
-const POISON_SHARE: f64 = 0.1;
-/// This many may, however small the batch.
-const POISON_FLOOR: usize = 10;
 /// How many ids a log line names.
 const IDS_TOLD: usize = 5;
+/// How long a halted settler sleeps at the most: a peer may have found that the table is well again.
+const HALTED_NAP: Duration = Duration::from_secs(1);
 
 /// The part that settles batches: flushed, recognised, or buried.
 #[derive(Debug)]
 pub struct Settler {
-    pub(super) setup: WorkerSetup,
-    pub(super) consumer: Arc<str>,
-    pub(super) shared: Arc<Shared>,
-    pub(super) receiver: mpsc::Receiver<Held>,
-    pub(super) receipts: mpsc::Sender<Receipt>,
-    pub(super) incident: Incident,
+    setup: WorkerSetup,
+    consumer: Arc<str>,
+    shared: Arc<Shared>,
+    receiver: mpsc::Receiver<Held>,
+    receipts: mpsc::Sender<Receipt>,
+    incident: Incident,
+    search: Search,
+    /// Handoffs that are not done with: the link to acknowledge on, and how many bytes are held.
+    handoffs: HashMap<u64, (Arc<Link>, usize)>,
+    /// The number of the next handoff.
+    next_handoff: u64,
 }
 
 impl Settler {
+    /// Takes batches from this receiver, gives receipts to this sender.
+    pub(super) fn new(
+        setup: WorkerSetup,
+        consumer: Arc<str>,
+        shared: Arc<Shared>,
+        receiver: mpsc::Receiver<Held>,
+        receipts: mpsc::Sender<Receipt>,
+    ) -> Settler {
+        let (incident, search, handoffs) = (Incident::default(), Search::default(), HashMap::new());
+        Settler { setup, consumer, shared, receiver, receipts, incident, search, handoffs, next_handoff: 0 }
+    }
+
     /// Settles until the taker has left and nothing is held; or until the second phase of a stop.
     pub async fn run(mut self, stop: Stop) {
+        // Interrupted: what is held stays pending.
+        let _ = self.settle(&stop).await;
+    }
+
+    async fn settle(&mut self, stop: &Stop) -> Result<(), Interrupted> {
         loop {
-            let held = tokio::select! {
-                held = self.receiver.recv() => held,
-                () = self.receipts.closed() => return,
-            };
-            let Some(held) = held else { break };
-            if self.settle(held, &stop).await.is_err() || self.hand_on(Receipt::Done).await.is_err() {
-                return;
+            let step = self.search.next(&mut lock(&self.setup), Instant::now());
+            match step {
+                Step::Flush(piece) => self.flush(piece, stop).await?,
+                Step::Wait(wait) => {
+                    let has_room = self.has_room();
+                    tokio::select! {
+                        () = tokio::time::sleep(wait.min(HALTED_NAP)) => {}
+                        // A halted pipeline is probed with new entries, too: they may be the healthy ones.
+                        Some(held) = self.receiver.recv(), if has_room => self.take_up(held, stop).await?,
+                        () = stop.forced() => return Err(Interrupted),
+                    }
+                }
+                Step::Nothing => {
+                    let held = tokio::select! {
+                        held = self.receiver.recv() => held,
+                        () = self.receipts.closed() => return Err(Interrupted),
+                    };
+                    let Some(held) = held else { return Ok(()) };
+                    self.take_up(held, stop).await?;
+                }
             }
         }
     }
 
-    /// Settles one batch, in as many transactions as it takes.
-    async fn settle(&mut self, held: Held, stop: &Stop) -> Result<(), Interrupted> {
+    /// Whether a halted settler may take up more: at most one batch more than it holds otherwise.
+    fn has_room(&self) -> bool {
+        let bytes: usize = self.handoffs.values().map(|(_, bytes)| bytes).sum();
+        self.search.held() < self.setup.limits.max_entries && bytes < self.setup.limits.max_bytes
+    }
+
+    async fn take_up(&mut self, held: Held, stop: &Stop) -> Result<(), Interrupted> {
         if !held.gone.is_empty() {
             self.account_for(&held.gone, stop).await?;
         }
-        let Some(batch) = held.batch else { return Ok(()) };
+        let Some(batch) = held.batch else { return self.hand_on(Receipt::Done).await };
         if let Some(id) = held.suspect {
             self.acquit(&held.link, &batch, id).await;
         }
-        let tolerated = POISON_FLOOR.max((batch.len() as f64 * POISON_SHARE) as usize);
-        let mut work = vec![batch];
-        let (mut poison, mut last_chance): (Vec<Batch>, bool) = (Vec::new(), false);
-        loop {
-            let Some(batch) = work.pop() else {
-                // Only now, when the rest went through, is a single entry to blame; and only if it is refused once more,
-                // for what was wrong may have been mended meanwhile.
-                let Some(batch) = poison.pop() else { return Ok(()) };
-                last_chance = true;
-                work.push(batch);
-                continue;
-            };
-            match flush::flush(&self.setup.database, &self.setup.lane, batch).await {
-                Ok(flushed) => {
-                    failpoint::reached("flush.committed");
-                    self.works_again();
-                    self.tell(&flushed.settled);
-                    self.hand_on(Receipt::Settled(held.link.clone(), flushed.settled)).await?;
-                    if let Some(batch) = flushed.unjudgeable {
-                        self.settle_unjudgeable(&held.link, batch, stop).await?;
-                    }
+        let handoff = self.next_handoff;
+        self.next_handoff += 1;
+        self.handoffs.insert(handoff, (held.link, batch.bytes()));
+        self.search.add(batch, handoff, &lock(&self.setup));
+        Ok(())
+    }
+
+    /// One attempt to flush a piece, and what follows from it.
+    async fn flush(&mut self, Piece { batch, ticket }: Piece, stop: &Stop) -> Result<(), Interrupted> {
+        match flush::flush(&self.setup.database, &self.setup.lane, batch).await {
+            Ok(flushed) => {
+                failpoint::reached("flush.committed");
+                let Some((link, _)) = self.handoffs.get(&ticket.handoff).cloned() else { return Err(Interrupted) };
+                self.landed(Some(flushed.settled.tally.applied));
+                self.tell(&flushed.settled);
+                self.hand_on(Receipt::Settled(link.clone(), flushed.settled)).await?;
+                if let Some(batch) = flushed.unjudgeable {
+                    self.settle_unjudgeable(&link, batch, stop).await?;
                 }
-                Err(Failed { batch, why: Why::Refused(runs) }) => {
-                    let (rest, aside) = batch.set_aside(&runs);
-                    work.extend([aside, rest].into_iter().filter(|part| !part.is_empty()));
-                }
-                Err(Failed { batch, why: Why::Fault(fault) }) => {
-                    match self.met(&fault, batch.len(), stop).await? {
-                        Verdict::Split => match batch.halve() {
-                            Ok((low, high)) => work.extend([high, low]),
-                            // Even as a dead letter it is refused: nobody's entry can be the cause of that.
-                            Err(alone) if alone.entries().iter().any(|entry| entry.death.is_some()) => {
-                                self.halt(1, &fault, stop).await?;
-                                work.push(alone);
-                            }
-                            Err(mut alone) if last_chance => {
-                                alone.condemn(refused_by_table(&fault));
-                                work.push(alone);
-                            }
-                            Err(alone) => poison.push(alone),
-                        },
-                        Verdict::Shrink => match batch.halve() {
-                            Ok((low, high)) => work.extend([high, low]),
-                            Err(alone) => work.push(alone),
-                        },
-                        _ => work.push(batch),
-                    }
-                    if poison.len() > tolerated {
-                        self.halt(poison.len(), &fault, stop).await?;
-                        work.append(&mut poison);
-                    }
+                if self.search.finished(ticket.handoff) {
+                    self.handoffs.remove(&ticket.handoff);
+                    self.hand_on(Receipt::Done).await?;
                 }
             }
+            Err(Failed { batch, why: Why::Refused(runs) }) => {
+                let (rest, aside) = batch.set_aside(&runs);
+                self.search.put_back(ticket, [aside, rest].into_iter().filter(|part| !part.is_empty()));
+            }
+            Err(Failed { batch, why: Why::LaneGone(fault) }) => {
+                self.search.put_back(ticket, [batch]);
+                self.register_again(&fault, stop).await?;
+            }
+            Err(Failed { batch, why: Why::Fault(fault) }) => self.failed(Piece { batch, ticket }, fault, stop).await?,
+        }
+        Ok(())
+    }
+
+    /// A piece was not flushed: it is kept, and the fault's verdict says how it is tried again.
+    async fn failed(&mut self, piece: Piece, fault: Fault, stop: &Stop) -> Result<(), Interrupted> {
+        let (entries, now) = (piece.batch.len(), Instant::now());
+        let first = !self.incident.lasts();
+        let response = self.incident.met(&fault, now);
+        let advice = response.judgement.advice;
+        match response.judgement.verdict {
+            Verdict::Split => {
+                // Searching for poison is work, no incident.
+                if first {
+                    self.incident = Incident::default();
+                }
+                debug!(consumer = %self.consumer, %fault, advice, entries, "the table refused a piece");
+                let pipeline = self.setup.lane.pipeline().clone();
+                let key = |batch: &Batch| {
+                    let entry = batch.canonical(&batch.entries()[0]);
+                    row::decode(entry, &pipeline).map_or(batch.entries()[0].digest, |row| digest(row.key.as_bytes()))
+                };
+                let refused = self.search.refused(piece, key, &mut lock(&self.setup), now);
+                match refused {
+                    Refused::Later if lock(&self.setup).is_halted() => self.halted(&fault, advice),
+                    Refused::Later => {}
+                    Refused::Poison(Piece { mut batch, ticket }) => {
+                        batch.condemn(refused_by_table(&fault));
+                        self.search.put_back(ticket, [batch]);
+                    }
+                    Refused::Halted => self.halted(
+                        &fault,
+                        "the table refuses so many different entries that the cause must be the table: nothing more is buried, \
+                         and flushing goes on by itself when the table takes entries again",
+                    ),
+                }
+            }
+            Verdict::Shrink => {
+                debug!(consumer = %self.consumer, %fault, advice, entries, "a batch was too much at once");
+                self.search.shrink(piece);
+                self.begins_to_fail();
+                pause(response.wait, stop).await?;
+            }
+            Verdict::Halt => {
+                self.search.put_back(piece.ticket, [piece.batch]);
+                lock(&self.setup).halt(Cause::Fault, now);
+                self.halted(&fault, advice);
+            }
+            Verdict::Retry | Verdict::Regroup => {
+                self.search.put_back(piece.ticket, [piece.batch]);
+                self.interrupted(&fault, &response);
+                pause(response.wait, stop).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Flushing is interrupted: told once for all workers of the pipeline, and now and then again.
+    fn interrupted(&self, fault: &Fault, response: &Response) {
+        self.begins_to_fail();
+        let Judgement { verdict, advice } = response.judgement;
+        if let Some(lasted) = self.setup.metrics.flushing.met(verdict, Instant::now()) {
+            let (pipeline, lasted_ms) = (self.setup.lane.pipeline(), lasted.as_millis() as u64);
+            warn!(
+                event = "interrupted", pipeline = %pipeline.name, stream = %pipeline.stream, table = %pipeline.table, %fault,
+                advice, lasted_ms, "flushing is interrupted"
+            );
+        }
+    }
+
+    /// The pipeline is halted: said once for all its workers, and now and then again.
+    fn halted(&self, fault: &Fault, advice: &str) {
+        self.begins_to_fail();
+        if lock(&self.setup).halted(fault, Instant::now()) {
+            let pipeline = self.setup.lane.pipeline();
+            error!(
+                event = "halted", pipeline = %pipeline.name, stream = %pipeline.stream, table = %pipeline.table, %fault, advice,
+                "flushing is halted until this is corrected"
+            );
+        }
+    }
+
+    /// PostgreSQL did what it was asked: a flush with so many entries applied, or something else.
+    fn landed(&mut self, applied: Option<u64>) {
+        let now = Instant::now();
+        let mut refusals = lock(&self.setup);
+        if let Some(applied) = applied {
+            refusals.landed(applied, now);
+        }
+        let halted = if refusals.is_halted() { None } else { refusals.incident.over(now) };
+        let is_well = !refusals.is_halted();
+        drop(refusals);
+        // A peer may have said so already.
+        let interrupted = self.incident.over(now).and_then(|_| self.setup.metrics.flushing.over(now));
+        if let Some(lasted) = halted.map(|(_, lasted)| lasted).or(interrupted) {
+            let (pipeline, lasted_ms) = (self.setup.lane.pipeline(), lasted.as_millis() as u64);
+            info!(
+                event = "resumed", pipeline = %pipeline.name, stream = %pipeline.stream, table = %pipeline.table, lasted_ms,
+                "flushing goes on"
+            );
+        }
+        if is_well && self.shared.failing.swap(false, Ordering::Relaxed) {
+            self.setup.metrics.works_again();
+        }
+    }
+
+    fn begins_to_fail(&self) {
+        if !self.shared.failing.swap(true, Ordering::Relaxed) {
+            self.setup.metrics.begins_to_fail();
         }
     }
 
@@ -123,7 +253,6 @@ impl Settler {
     async fn acquit(&self, link: &Link, batch: &Batch, id: EntryId) {
         let pipeline = self.setup.lane.pipeline();
         let _ = batch.coalesce(pipeline, 0..batch.len());
-        failpoint::reached("suspect.parsed");
         let consumer = &batch.origin().consumer;
         // If it fails, the entry counts one death too many.
         let _ = reclaim::acquit(link, &pipeline.stream, &pipeline.group(), consumer, id).await;
@@ -135,14 +264,14 @@ impl Settler {
 
     /// Tells what was committed.
     fn tell(&self, settled: &Settled) {
-        let tally = &settled.tally;
+        let (tally, pipeline) = (&settled.tally, &self.setup.lane.pipeline().name);
         self.setup.metrics.flushed(tally);
         debug!(consumer = %self.consumer, applied = tally.applied, rows = tally.rows, "flushed");
         if tally.recognised > 0 {
-            info!(consumer = %self.consumer, entries = tally.recognised, "redelivered entries were recognised");
+            info!(event = "recognised", %pipeline, consumer = %self.consumer, entries = tally.recognised, "redelivered entries were recognised");
         }
         if tally.buried > 0 {
-            warn!(consumer = %self.consumer, entries = tally.buried, "entries were buried: see tidegate.dead_letters");
+            warn!(event = "buried", %pipeline, consumer = %self.consumer, entries = tally.buried, "entries were buried: see tidegate.dead_letters");
         }
         if tally.collided > 0 {
             warn!(consumer = %self.consumer, entries = tally.collided, "other content under used ids was applied (split brain?)");
@@ -170,18 +299,49 @@ impl Settler {
         let mut doubtful = batch.pick(&indices);
         doubtful.condemn(Death::from(Malformed::Unjudgeable));
         loop {
-            match flush::bury_covered(&self.setup.database, &self.setup.lane, doubtful).await {
+            let fault = match flush::bury_covered(&self.setup.database, &self.setup.lane, doubtful).await {
                 Ok(settled) => {
-                    self.works_again();
+                    self.landed(None);
                     self.tell(&settled);
                     return self.hand_on(Receipt::Settled(link.clone(), settled)).await;
                 }
-                Err(Failed { batch, why: Why::Fault(fault) }) => {
-                    self.met(&fault, batch.len(), stop).await?;
+                Err(Failed { batch, why: Why::LaneGone(fault) }) => {
                     doubtful = batch;
+                    self.register_again(&fault, stop).await?;
+                    continue;
                 }
-                Err(Failed { batch, why: Why::Refused(_) }) => doubtful = batch,
+                Err(Failed { batch, why: Why::Fault(fault) }) => {
+                    doubtful = batch;
+                    fault
+                }
+                Err(Failed { batch, why: Why::Refused(_) }) => {
+                    doubtful = batch;
+                    Fault::StillRefused
+                }
+            };
+            self.wait_out(&fault, stop).await?;
+        }
+    }
+
+    /// PostgreSQL does not know the lane as this pipeline's. After a restore to an earlier time it is registered again; where another
+    /// daemon has taken the pipeline over, this one halts.
+    async fn register_again(&mut self, fault: &Fault, stop: &Stop) -> Result<(), Interrupted> {
+        let lane = &self.setup.lane;
+        match lane.register_again(&self.setup.database).await {
+            Ok(Ok(())) => {
+                let (pipeline, id) = (&lane.pipeline().name, lane.id());
+                warn!(%pipeline, lane = id, %fault, "PostgreSQL does not know this pipeline any more (was it restored to an earlier time?): registered again; run `tidegate replay` for what it lost");
+                Ok(())
             }
+            Ok(Err(unregistered)) => {
+                let response = self.incident.met(fault, Instant::now());
+                if response.tell {
+                    error!(consumer = %self.consumer, %fault, %unregistered, "flushing is halted: another daemon runs this pipeline with another configuration");
+                }
+                self.begins_to_fail();
+                pause(response.wait, stop).await
+            }
+            Err(fault) => self.wait_out(&fault, stop).await,
         }
     }
 
@@ -191,71 +351,28 @@ impl Settler {
         loop {
             match self.setup.database.run(async |c| ledger::uncovered(c, id, gone).await).await {
                 Ok(lost) => {
-                    self.works_again();
+                    self.landed(None);
                     if !lost.is_empty() {
                         self.setup.metrics.lost_upstream(lost.len());
                         let first: Vec<String> = lost.iter().take(IDS_TOLD).map(EntryId::to_string).collect();
                         error!(
+                            event = "lost_upstream", pipeline = %self.setup.lane.pipeline().name,
                             consumer = %self.consumer, entries = lost.len(), ids = %first.join(" "),
                             "entries were deleted from the stream before they were flushed: lost upstream (MAXLEN, XDEL?)"
                         );
                     }
                     return Ok(());
                 }
-                Err(fault) => {
-                    self.met(&fault, gone.len(), stop).await?;
-                }
+                Err(fault) => self.wait_out(&fault, stop).await?,
             }
         }
     }
 
-    /// A fault on PostgreSQL's side: tells it, waits as long as its verdict asks for, and gives the verdict.
-    async fn met(&mut self, fault: &Fault, entries: usize, stop: &Stop) -> Result<Verdict, Interrupted> {
-        let first = !self.incident.lasts();
+    /// A fault in work that cannot be split: whatever its verdict, it is told, and the same is tried again after a pause.
+    async fn wait_out(&mut self, fault: &Fault, stop: &Stop) -> Result<(), Interrupted> {
         let response = self.incident.met(fault, Instant::now());
-        let (consumer, advice) = (&self.consumer, response.judgement.advice);
-        match response.judgement.verdict {
-            // Searching for poison is work, not incident.
-            verdict @ (Verdict::Split | Verdict::Shrink) if entries > 1 || verdict == Verdict::Split => {
-                debug!(%consumer, %fault, advice, entries, "a batch is halved");
-                if first {
-                    self.incident = Incident::default();
-                }
-                return Ok(verdict);
-            }
-            Verdict::Halt if response.tell => error!(%consumer, %fault, advice, entries, "flushing is halted"),
-            _ if response.tell => warn!(%consumer, %fault, advice, entries, "flushing is interrupted"),
-            _ => {}
-        }
-        if first {
-            self.shared.failing.store(true, Ordering::Relaxed);
-            self.setup.metrics.begins_to_fail();
-        }
-        pause(response.wait, stop).await?;
-        Ok(response.judgement.verdict)
-    }
-
-    /// So much poison is no poison: something about the table is wrong, and nothing is buried for it.
-    async fn halt(&mut self, entries: usize, fault: &Fault, stop: &Stop) -> Result<(), Interrupted> {
-        let first = !self.incident.lasts();
-        let response = self.incident.met(fault, Instant::now());
-        if response.tell {
-            error!(consumer = %self.consumer, %fault, entries, "flushing is halted: the table refuses so many entries that the cause must lie in it; nothing was buried");
-        }
-        if first {
-            self.shared.failing.store(true, Ordering::Relaxed);
-            self.setup.metrics.begins_to_fail();
-        }
+        self.interrupted(fault, &response);
         pause(response.wait, stop).await
-    }
-
-    fn works_again(&mut self) {
-        if self.shared.failing.swap(false, Ordering::Relaxed) {
-            self.setup.metrics.works_again();
-        }
-        if let Some((attempts, lasted)) = self.incident.over(Instant::now()) {
-            info!(consumer = %self.consumer, attempts, lasted_ms = lasted.as_millis() as u64, "flushing goes on");
-        }
     }
 }
 
@@ -266,6 +383,11 @@ impl Drop for Settler {
             self.setup.metrics.works_again();
         }
     }
+}
+
+/// What the table has refused lately. Whoever held the lock did nothing but count.
+fn lock(setup: &WorkerSetup) -> MutexGuard<'_, Refusals> {
+    setup.refusals.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn refused_by_table(fault: &Fault) -> Death {

@@ -7,8 +7,28 @@ use crate::model::pipeline::Pipeline;
 use crate::target::KeyOrder;
 
 /// Makes this transaction's COMMIT durable whatever the role, database or pooler has set; a stronger setting stays.
-pub(super) const DURABLE: &str = "select set_config('synchronous_commit', 'on', true)
+const DURABLE: &str = "select set_config('synchronous_commit', 'on', true)
      where current_setting('synchronous_commit') in ('off', 'local', 'remote_write')";
+
+/// What a careful transaction begins with: it is durable, and lane $1 is this pipeline's, or it ends here. Before anything is judged:
+/// the rows of another pipeline's lane would tell of other entries.
+pub(super) fn preamble() -> String {
+    format!(
+        "with durable as ({DURABLE}) select tidegate.verify_lane($1, $2::text[], $3), (select count(*) from durable)"
+    )
+}
+
+/// So many keys at least, and `tidegate.upsert_all` counts their rows: it takes 0.2 ms to plan the upsert anew, and saves 0.25 us a row.
+pub(super) const MANY_KEYS: usize = 2_000;
+
+/// How the rows that the table took are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Count {
+    /// The statement counts what its upsert returns: planned once, costly for each row.
+    Returned,
+    /// A function runs the upsert and asks how many rows it touched. For keys in the order of their bytes only.
+    Diagnosed,
+}
 
 /// The statement that flushes: ledger rows, then the table, then dead letters; all of it or nothing.
 ///
@@ -16,7 +36,50 @@ pub(super) const DURABLE: &str = "select set_config('synchronous_commit', 'on', 
 /// any row of the table is locked. It also proves that the lane still is this pipeline's, and in the end that every key reached
 /// its row. Keys are distinct and sorted, and are inserted, so locked, in that order; where the table has an order of its own,
 /// PostgreSQL makes them so.
-pub(crate) fn statement(pipeline: &Pipeline, order: &KeyOrder) -> String {
+pub(crate) fn statement(pipeline: &Pipeline, order: &KeyOrder, count: Count) -> String {
+    let merged = match (order, count) {
+        (KeyOrder::Bytes, Count::Diagnosed) => format!(
+            "merged as materialized (
+             select tidegate.upsert_all('{}', $8::text[], $9::int8[]) as ok where (select ok from complete))",
+            // Names hold no quotes, so the text can stand in a literal.
+            upsert(pipeline, "unnest($1::text[], $2::int8[]) as k (key, delta)"),
+        ),
+        (KeyOrder::Bytes, Count::Returned) => format!(
+            "upserted as ({} returning 1),
+         merged as materialized (
+             select tidegate.all_reached((select count(*) from upserted), cardinality($8::text[])) as ok)",
+            upsert(pipeline, "unnest($8::text[], $9::int8[]) as k (key, delta) where (select ok from complete)"),
+        ),
+        (KeyOrder::Typed(sql_type), _) => format!(
+            "keyed as materialized (
+             select d.key::{sql_type} as key, sum(d.delta)::int8 as delta
+             from unnest($8::text[], $9::int8[]) as d (key, delta) group by 1 order by 1),
+         upserted as ({} returning 1),
+         merged as materialized (
+             select tidegate.all_reached((select count(*) from upserted), (select count(*) from keyed)) as ok)",
+            upsert(pipeline, "keyed k where (select ok from complete)"),
+        ),
+    };
+    let letters = bury::insert(12, "(select ok from complete)");
+    format!(
+        "with durable as ({DURABLE}),
+         ledgered as (
+             insert into tidegate.ledger (lane, ids, digests, digest_version, entries, consumer)
+             select $1, numrange(r.first::numeric, r.last::numeric, '[]'), r.digests, $7, r.entries, $2
+             from unnest($3::text[], $4::text[], $5::bytea[], $6::int4[]) as r (first, last, digests, entries)
+             on conflict on constraint ledger_no_overlap do nothing
+             returning 1),
+         complete as materialized (
+             select case when tidegate.verify_lane($1, $10::text[], $11) then tidegate.all_or_nothing(
+                 (select count(*) from ledgered), cardinality($3::text[])) end as ok),
+         {merged},
+         buried as ({letters})
+         select (select ok from merged), (select count(*) from durable) from complete"
+    )
+}
+
+/// The upsert into the pipeline's table of the rows (key, delta) of `k`.
+fn upsert(pipeline: &Pipeline, rows: &str) -> String {
     let (key, value) = (pipeline.key.quoted(), pipeline.value.quoted());
     let table = format!("{}.{}", pipeline.table.schema.quoted(), pipeline.table.name.quoted());
     let merged = pipeline.merge.sql(&value);
@@ -27,41 +90,9 @@ pub(crate) fn statement(pipeline: &Pipeline, order: &KeyOrder) -> String {
         }
         None => (String::new(), "", String::new()),
     };
-    let deltas = "unnest($8::text[], $9::int8[]) as d (key, delta)";
-    let keyed = match order {
-        KeyOrder::Bytes => format!("select d.key, d.delta from {deltas}"),
-        KeyOrder::Typed(sql_type) => {
-            format!("select d.key::{sql_type} as key, sum(d.delta)::int8 as delta from {deltas} group by 1 order by 1")
-        }
-    };
-    let wanted = match order {
-        KeyOrder::Bytes => "cardinality($8::text[])",
-        KeyOrder::Typed(_) => "(select count(*) from keyed)",
-    };
-    let (materialized, letters) = (
-        if *order == KeyOrder::Bytes { "not materialized" } else { "materialized" },
-        bury::insert(12, "(select ok from complete)"),
-    );
     format!(
-        "with durable as ({DURABLE}),
-         ledgered as (
-             insert into tidegate.ledger (lane, ids, digests, digest_version, entries, consumer)
-             select $1, numrange(r.first::numeric, r.last::numeric, '[]'), r.digests, $7, r.entries, $2
-             from unnest($3::text[], $4::text[], $5::bytea[], $6::int4[]) as r (first, last, digests, entries)
-             on conflict on constraint ledger_no_overlap do nothing
-             returning 1),
-         complete as materialized (
-             select tidegate.verify_lane($1, $10::text[], $11) and tidegate.all_or_nothing(
-                 (select count(*) from ledgered), cardinality($3::text[])) as ok),
-         keyed as {materialized} ({keyed}),
-         merged as (
-             insert into {table} as t ({key}, {value}{stamp})
-             select k.key, k.delta{now} from keyed k
-             where (select ok from complete)
-             on conflict ({key}) do update set {merged}{restamp}
-             returning 1),
-         buried as ({letters})
-         select tidegate.all_reached((select count(*) from merged), {wanted}), (select count(*) from durable) from complete"
+        "insert into {table} as t ({key}, {value}{stamp}) select k.key, k.delta{now} from {rows}
+             on conflict ({key}) do update set {merged}{restamp}"
     )
 }
 
@@ -80,8 +111,8 @@ mod tests {
             updated_at: None,
             ..Pipeline::counters()
         };
-        let sql = statement(&pipeline, &KeyOrder::Bytes);
+        let sql = statement(&pipeline, &KeyOrder::Bytes, Count::Returned);
         assert!(sql.contains(r#"insert into "Select"."Table" as t ("Key", "Value")"#), "{sql}");
-        assert!(sql.contains(r#"set "Value" = coalesce(t."Value", 0) + excluded."Value")"#), "{sql}");
+        assert!(sql.contains(r#"set "Value" = coalesce(t."Value", 0) + excluded."Value""#), "{sql}");
     }
 }

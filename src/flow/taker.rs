@@ -19,7 +19,7 @@ use super::session::{Identity, Session};
 use super::worker::WorkerSetup;
 use crate::failpoint;
 use crate::model::entry::{EntryId, Generation};
-use crate::retry::{Fault, Incident, Verdict, judge};
+use crate::retry::{Fault, Incident, Judgement, Verdict, judge};
 use crate::shutdown::Stop;
 use crate::valkey::Link;
 
@@ -177,7 +177,8 @@ impl Taker {
             if !claimed.is_empty() {
                 let entries = claimed.batch.as_ref().map_or(0, Batch::len);
                 self.setup.metrics.reclaimed(entries);
-                info!(worker = %self.identity.worker, entries, gone = claimed.gone.len(), "reclaimed");
+                let pipeline = &self.setup.lane.pipeline().name;
+                info!(event = "reclaimed", %pipeline, worker = %self.identity.worker, entries, gone = claimed.gone.len(), "reclaimed");
                 if self.wait_for_room(session, stop).await? == Room::ReceiverGone {
                     return Ok(Ended::ReceiverGone);
                 }
@@ -286,12 +287,20 @@ impl Taker {
 
     /// A fault on Valkey's side: tells it, waits, and leaves the rest to the next link.
     async fn met(&mut self, fault: &Fault, stop: &Stop) {
-        let response = self.incident.met(fault, Instant::now());
-        if response.tell {
-            let (worker, advice) = (&self.identity.worker, response.judgement.advice);
-            match response.judgement.verdict {
-                Verdict::Halt => error!(%worker, %fault, advice, "reading is halted"),
-                _ => warn!(%worker, %fault, advice, "reading is interrupted"),
+        let now = Instant::now();
+        let response = self.incident.met(fault, now);
+        let Judgement { verdict, advice } = response.judgement;
+        // Told once for all workers of the pipeline.
+        if let Some(lasted) = self.setup.metrics.reading.met(verdict, now) {
+            let (pipeline, lasted_ms) = (self.setup.lane.pipeline(), lasted.as_millis() as u64);
+            let (name, stream) = (&pipeline.name, &pipeline.stream);
+            match verdict {
+                Verdict::Halt => {
+                    error!(event = "halted", pipeline = %name, %stream, %fault, advice, lasted_ms, "reading is halted until this is corrected");
+                }
+                _ => {
+                    warn!(event = "interrupted", pipeline = %name, %stream, %fault, advice, lasted_ms, "reading is interrupted");
+                }
             }
         }
         tokio::select! {
@@ -301,8 +310,11 @@ impl Taker {
     }
 
     fn works_again(&mut self) {
-        if let Some((attempts, lasted)) = self.incident.over(Instant::now()) {
-            info!(worker = %self.identity.worker, attempts, lasted_ms = lasted.as_millis() as u64, "reading goes on");
+        let now = Instant::now();
+        // A peer may have said so already.
+        if let Some(lasted) = self.incident.over(now).and_then(|_| self.setup.metrics.reading.over(now)) {
+            let (pipeline, lasted_ms) = (self.setup.lane.pipeline(), lasted.as_millis() as u64);
+            info!(event = "resumed", pipeline = %pipeline.name, stream = %pipeline.stream, lasted_ms, "reading goes on");
         }
     }
 }

@@ -11,13 +11,14 @@
 //! under way bring; when PostgreSQL is slow reading stops and the backlog stays in Valkey. What arrives while a batch is
 //! flushed is the next batch: under low load entries land at once, under high load batches grow by themselves.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::acker::Acker;
+use super::bisect::Refusals;
 use super::flush::Lane;
 use super::handoff::Shared;
 use super::read::{Limits, Reader};
@@ -57,6 +58,8 @@ pub struct WorkerSetup {
     pub patience: Patience,
     /// How often the dead are looked for.
     pub sweep_every: Duration,
+    /// What the pipeline's table has refused lately; all workers of the pipeline share it.
+    pub refusals: Arc<Mutex<Refusals>>,
     /// Where it counts.
     pub metrics: Arc<Metrics>,
     /// Rung when the group had to be created: somebody should look for what is lost.
@@ -97,6 +100,6 @@ pub fn assemble(setup: WorkerSetup, worker: Arc<str>) -> (Taker, Settler, Acker)
         incident: Incident::default(),
     };
     let acker = Acker { setup: setup.clone(), worker: worker.clone(), shared: shared.clone(), settled };
-    let settler = Settler { setup, consumer: worker, shared, receiver, receipts, incident: Incident::default() };
+    let settler = Settler::new(setup, worker, shared, receiver, receipts);
     (taker, settler, acker)
 }

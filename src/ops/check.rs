@@ -1,21 +1,21 @@
-//! `tidegate check`: says whether the configuration is valid, without touching a server.
+//! `tidegate check`: checks the configuration without connecting to a server.
 //!
-//! Takes the sources that `run` would take; writes one line or every fault there is. Fails only when it cannot write.
+//! Takes the sources that `run` would take; writes one line, or every problem there is. Fails only when it cannot write.
 
 use std::io::{self, Write};
 
 use super::Exit;
 use crate::config::{Loaded, Needs, Sources, load};
 
-/// What can be said on the command line.
+/// The verb's arguments.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
 pub struct Args {
-    /// Show every key with its value and where that was written; secrets are hidden
+    /// Show every key with its value and where that is written; secrets are hidden
     #[arg(long)]
     pub print: bool,
 }
 
-/// Runs the verb. The answer goes to `out`, faults go to `err`.
+/// Runs the verb. The answer goes to `out`, problems go to `err`.
 pub fn run(args: Args, sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
     match load(sources, Needs::BOTH) {
         Ok(loaded) => {
@@ -25,9 +25,9 @@ pub fn run(args: Args, sources: &Sources, out: &mut dyn Write, err: &mut dyn Wri
             writeln!(out, "configuration is valid")?;
             Ok(Exit::Ok)
         }
-        Err(faults) => {
-            writeln!(err, "{faults}")?;
-            Ok(Exit::Config)
+        Err(problems) => {
+            writeln!(err, "{problems}")?;
+            Ok(Exit::from(&problems))
         }
     }
 }
@@ -60,12 +60,12 @@ mod tests {
         [("VALKEY_URL", "valkey://u:hunter2@cache:6379/0"), ("DATABASE_URL", "postgres://u:hunter2@db/app")];
 
     #[test]
-    fn a_valid_configuration_is_said_to_be_valid_in_one_line() {
+    fn a_valid_configuration_is_confirmed_in_one_line() {
         assert_eq!(check(false, None, &URLS), (Exit::Ok, "configuration is valid\n".into(), String::new()));
     }
 
     #[test]
-    fn every_fault_goes_to_stderr_and_the_exit_code_is_78() {
+    fn every_problem_goes_to_stderr_and_the_exit_code_is_78() {
         let (code, out, err) = check(false, None, &[("TIDEGATE__RUN__WORKERS", "0")]);
         assert_eq!((code, out.as_str()), (Exit::Config, ""));
         assert_eq!(err.lines().count(), 3, "{err}");
@@ -73,6 +73,31 @@ mod tests {
             ["run.workers", "valkey.url is missing; set VALKEY_URL", "postgres.url is missing; set DATABASE_URL"]
         {
             assert!(err.contains(needed), "{err}");
+        }
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_has_an_exit_code_of_its_own() {
+        let directory = tempfile::TempDir::new().expect("a directory");
+        for unreadable in [directory.path().join("missing.toml"), directory.path().to_owned()] {
+            let (code, out, err) = check(false, Some(&unreadable), &[("TIDEGATE__RUN__WORKERS", "0")]);
+            assert_eq!((code, out.as_str()), (Exit::NoInput, ""));
+            assert!(err.starts_with(&format!("{}: cannot be read (", unreadable.display())), "{err}");
+            assert!(err.contains("run.workers is 0"), "{err}");
+        }
+        let missing = directory.path().join("secret").display().to_string();
+        let urls = [("DATABASE_URL", "postgres://db/app"), ("TIDEGATE__VALKEY__URL_FILE", &missing)];
+        let (code, _, err) = check(false, None, &urls);
+        assert_eq!(code, Exit::NoInput);
+        assert!(err.contains(&format!("valkey.url_file is {missing:?}, which cannot be read (")), "{err}");
+    }
+
+    #[test]
+    fn a_file_that_was_read_and_is_not_valid_ends_with_78() {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        for content in [b"[batch".as_slice(), b"\xff\xfe", &[b'#'; (1 << 20) + 1]] {
+            std::fs::write(file.path(), content).expect("written");
+            assert_eq!(check(false, Some(file.path()), &URLS).0, Exit::Config);
         }
     }
 

@@ -31,9 +31,10 @@ const COUNTERS: u32 = 1_000;
 /// How many producers add to them.
 const PRODUCERS: usize = 2;
 /// How long a worker process must be silent before its peers take what it held: short, for there is an audience.
-const SETTINGS: [(&str, &str); 6] = [
+const SETTINGS: [(&str, &str); 7] = [
     ("TIDEGATE__RUN__WORKERS", "1"),
     ("TIDEGATE__RECLAIM__DEAD_AFTER", "1s"),
+    ("TIDEGATE__RECLAIM__GONE_AFTER", "500ms"),
     ("TIDEGATE__RECLAIM__SWEEP_EVERY", "200ms"),
     ("TIDEGATE__POSTGRES__STATEMENT_TIMEOUT", "900ms"),
     ("TIDEGATE__POSTGRES__LOCK_TIMEOUT", "500ms"),
@@ -169,7 +170,7 @@ async fn play(args: &Args, stage: &Stage) -> Result<Exit, Trouble> {
 fn worker(stage: &Stage, seen: &Arc<Seen>) -> std::io::Result<Child> {
     let seen = seen.clone();
     stage.worker(move |event| {
-        if event["message"] == "redelivered entries were recognised" {
+        if event["event"] == "recognised" {
             seen.recognised.fetch_add(event["entries"].as_u64().unwrap_or(0), Ordering::Relaxed);
         }
     })

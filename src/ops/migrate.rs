@@ -10,7 +10,6 @@ use crate::lanes;
 use crate::model::names;
 use crate::postgres::schema::{self, Error};
 use crate::postgres::{Database, Endpoint};
-use crate::retry::Fault;
 
 /// What can be said on the command line.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -37,9 +36,9 @@ fn parse_rename(text: &str) -> Result<(String, String), String> {
 pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::Result<Exit> {
     let address = match config.postgres.address() {
         Ok(address) => address,
-        Err(faults) => {
-            writeln!(std::io::stderr(), "{faults}")?;
-            return Ok(Exit::Config);
+        Err(problems) => {
+            writeln!(std::io::stderr(), "{problems}")?;
+            return Ok(Exit::from(&problems));
         }
     };
     let result = if let Some((old, new)) = &args.rename_pipeline {
@@ -67,7 +66,11 @@ pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::
         }
         Err(error) => {
             writeln!(std::io::stderr(), "tidegate migrate: {error}")?;
-            Ok(if matches!(error, Error::Fault(Fault::PostgresLost(_))) { Exit::Unavailable } else { Exit::Error })
+            Ok(match &error {
+                Error::Fault(fault) => fault.into(),
+                Error::Migration(_) => Exit::Error,
+                Error::Pooler => Exit::Config,
+            })
         }
     }
 }

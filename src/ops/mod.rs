@@ -10,6 +10,9 @@ pub mod run;
 pub mod sandbox;
 pub mod stage;
 
+use crate::config::{ProblemKind, Problems};
+use crate::retry::{Fault, Verdict, judge};
+
 /// How a process ends, for scripts and supervisors. The numbers are those of `sysexits.h` where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -36,6 +39,42 @@ pub enum Exit {
     Config = 78,
     /// Ended by Ctrl-C.
     Interrupted = 130,
+}
+
+impl From<&Problems> for Exit {
+    /// A file that cannot be read is not the same as one that is not valid: the next step is another.
+    fn from(problems: &Problems) -> Exit {
+        match problems.kind() {
+            ProblemKind::Unreadable => Exit::NoInput,
+            ProblemKind::Invalid => Exit::Config,
+        }
+    }
+}
+
+impl From<&Fault> for Exit {
+    /// One table for every verb: the same fault ends each of them in the same way.
+    fn from(fault: &Fault) -> Exit {
+        match fault {
+            Fault::ValkeyLost(_) | Fault::PostgresLost(_) => Exit::Unavailable,
+            Fault::Valkey { code, .. } => match code.as_str() {
+                "WRONGPASS" | "NOAUTH" | "NOPERM" => Exit::NoPermission,
+                "WRONGTYPE" => Exit::Config,
+                _ if judge(fault, 1).verdict == Verdict::Retry => Exit::Retry,
+                _ => Exit::Error,
+            },
+            Fault::Postgres { sqlstate, .. } => match (sqlstate.as_str(), sqlstate.get(..2)) {
+                ("42501", _) | (_, Some("28")) => Exit::NoPermission,
+                (_, Some("3D" | "3F" | "42" | "TG")) => Exit::Config,
+                // The disk is full, too: nothing is lost, and it can be run again when there is room.
+                (_, Some("53")) => Exit::Retry,
+                _ if judge(fault, 1).verdict == Verdict::Retry => Exit::Retry,
+                _ => Exit::Error,
+            },
+            Fault::ValkeyProtocol(_) | Fault::PostgresProtocol(_) | Fault::SumOverflow | Fault::StillRefused => {
+                Exit::Error
+            }
+        }
+    }
 }
 
 impl From<Exit> for std::process::ExitCode {

@@ -23,7 +23,7 @@ use crate::model::entry::EntryId;
 use crate::model::names;
 use crate::model::pipeline::Pipeline;
 use crate::postgres::Database;
-use crate::retry::{Fault, Verdict, judge};
+use crate::retry::{Fault, judge};
 use crate::valkey::{Command, Link, Reply, info, unexpected};
 
 /// Entries compared with the ledger in one step.
@@ -102,11 +102,7 @@ pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::
     match outcome {
         Ok(Ok(exit)) => Ok(exit),
         Ok(Err(error)) => Err(error),
-        Err(fault) => {
-            let judgement = judge(&fault, 1);
-            let exit = if judgement.verdict == Verdict::Halt { Exit::NoPermission } else { Exit::Unavailable };
-            refused(exit, &format!("{fault}: {}", judgement.advice))
-        }
+        Err(fault) => refused(Exit::from(&fault), &format!("{fault}: {}", judge(&fault, 1).advice)),
     }
 }
 
@@ -178,10 +174,8 @@ async fn replay(
         return Ok(refused(Exit::Config, "the pipeline has more than one stream"));
     };
     let identity = Identity::of(source, shard);
-    let Some(lane) = database.run(async |c| lanes::find(c, &identity).await).await? else {
-        let words = format!("pipeline {} has flushed nothing from {stream} yet: nothing to replay", pipeline.name);
-        return Ok(refused(Exit::BadInput, &words));
-    };
+    // None: PostgreSQL was restored to a time before the pipeline, and its ledger lacks everything.
+    let lane = database.run(async |c| lanes::find(c, &identity).await).await?;
     let account = account(link, database, lane, stream, since, delivered).await?;
     let written = writeln!(
         out,
@@ -240,7 +234,7 @@ struct Account {
 async fn account(
     link: &Link,
     database: &Database,
-    lane: LaneId,
+    lane: Option<LaneId>,
     stream: &str,
     since: EntryId,
     up_to: EntryId,
@@ -249,7 +243,10 @@ async fn account(
     while let Some(start) = from.filter(|start| *start <= up_to) {
         let page = trim::page(link, stream, start, up_to, STEP).await?;
         let (Some(first), Some(last)) = (page.entries().first(), page.entries().last()) else { break };
-        let rows = database.run(async |c| ledger::rows_within(c, lane, first.id, last.id).await).await?;
+        let rows = match lane {
+            Some(lane) => database.run(async |c| ledger::rows_within(c, lane, first.id, last.id).await).await?,
+            None => Vec::new(),
+        };
         let findings = judge::examine(&page, &rows);
         account.known += findings.known.len();
         account.new += findings.new.len();

@@ -1,10 +1,11 @@
 //! `tidegate run`: the daemon.
 
 use std::io::Write;
+use std::time::Duration;
 
 use super::Exit;
-use crate::config::{Config, Faults};
-use crate::retry::{Verdict, judge};
+use crate::config::{Config, Problems};
+use crate::postgres::schema;
 use crate::service::{self, Ending, Options, Refusal};
 
 /// What can be said on the command line.
@@ -13,6 +14,9 @@ pub struct Args {
     /// Settle everything that is in the streams, then exit
     #[arg(long)]
     pub until_empty: bool,
+    /// With --until-empty: give up when a server is out of reach, or nothing is settled, for so long
+    #[arg(long, default_value = "60s", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
     /// Migrate the database first
     #[arg(long)]
     pub migrate: bool,
@@ -22,23 +26,30 @@ pub struct Args {
 }
 
 /// Runs the verb.
-pub async fn run(args: Args, config: Config, reload: impl Fn() -> Result<Config, Faults>) -> std::io::Result<Exit> {
-    let options =
-        Options { until_empty: args.until_empty, migrate: args.migrate, accept_eviction: args.accept_eviction };
+pub async fn run(args: Args, config: Config, reload: impl Fn() -> Result<Config, Problems>) -> std::io::Result<Exit> {
+    let Args { until_empty, timeout, migrate, accept_eviction } = args;
+    let options = Options { until_empty, timeout, migrate, accept_eviction };
     match service::run(config, options, reload).await {
         Ok(Ending::Settled) => Ok(Exit::Ok),
         Ok(Ending::LeftPending) => Ok(Exit::Retry),
         Ok(Ending::NoWorkers) => Ok(Exit::Error),
+        Ok(Ending::Lost(entries)) => {
+            writeln!(std::io::stderr(), "tidegate run: Valkey lost {entries} entries: see the log for which")?;
+            Ok(Exit::Drift)
+        }
+        Ok(Ending::Buried(entries)) => {
+            writeln!(std::io::stderr(), "tidegate run: {entries} entries are dead letters: see tidegate.dead_letters")?;
+            Ok(Exit::BadInput)
+        }
+        Ok(Ending::Stuck(fault)) => Ok(fault.as_ref().map_or(Exit::Retry, Exit::from)),
         Err(refusal) => {
             writeln!(std::io::stderr(), "tidegate run: {refusal}")?;
-            Ok(match refusal {
-                Refusal::NotMigrated(_)
-                | Refusal::Table(_)
-                | Refusal::Unregistered(_)
-                | Refusal::Config(_)
-                | Refusal::Evicting(_) => Exit::Config,
-                Refusal::Fault(fault, _) if judge(&fault, 1).verdict == Verdict::Halt => Exit::NoPermission,
-                Refusal::Fault(..) => Exit::Unavailable,
+            Ok(match &refusal {
+                Refusal::NotMigrated(_) | Refusal::Table(_) | Refusal::Unregistered(_) | Refusal::Evicting(_) => {
+                    Exit::Config
+                }
+                Refusal::Config(problems) => problems.into(),
+                Refusal::Fault(fault, _) | Refusal::Migration(schema::Error::Fault(fault)) => fault.into(),
                 Refusal::Migration(_) | Refusal::Io(_) => Exit::Error,
             })
         }

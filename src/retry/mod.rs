@@ -47,6 +47,8 @@ pub enum Fault {
     },
     /// PostgreSQL did not answer in time or closed the connection: what was sent may or may not have happened.
     PostgresLost(String),
+    /// PostgreSQL cannot be talked to: TLS, a certificate, or an answer that cannot be understood. Waiting does not help.
+    PostgresProtocol(String),
     /// A batch cannot be summed: the total of one key leaves the range of `bigint`.
     SumOverflow,
     /// A flush met rows of concurrent flushes again and again ([`A_FEW`] × the careful path).
@@ -99,11 +101,14 @@ pub fn judge(fault: &Fault, attempt: u32) -> Judgement {
         Fault::PostgresLost(_) => {
             retry("PostgreSQL is out of reach; the batch is held and its outcome read from the ledger")
         }
+        Fault::PostgresProtocol(_) => {
+            halt("PostgreSQL cannot be talked to: correct postgres.url or the certificates; the batch is held")
+        }
         Fault::Valkey { code, .. } => judge_valkey(code, attempt),
         Fault::ValkeyLost(_) => retry("Valkey is out of reach; what was read stays pending there"),
-        Fault::ValkeyProtocol(_) => {
-            halt("what answers there is not Valkey as valkey.url describes it: correct the URL, its scheme or the certificate")
-        }
+        Fault::ValkeyProtocol(_) => halt(
+            "what answers there is not Valkey as valkey.url describes it: correct the URL, its scheme or the certificate",
+        ),
         Fault::SumOverflow => split("the deltas of one key add up to more than a bigint holds"),
         Fault::StillRefused => {
             halt("the ledger keeps refusing this batch; run `tidegate check` and look at tidegate.ledger")
@@ -117,11 +122,16 @@ fn judge_postgres(code: &str, ours: bool, constraint: Option<&str>, attempt: u32
         // Passing: contention, restarts, limits of the moment.
         ("40001" | "40P01", _) => retry("a conflict with another transaction; it is repeated"),
         ("55P03", _) => retry("a lock was not to be had in time (a long transaction or a DDL statement?)"),
-        ("0A000", _) => retry("the table changed under a prepared statement; it is prepared again"),
+        ("0A000", _) if attempt <= A_FEW => retry("the table changed under a prepared statement; it is prepared again"),
+        ("0A000", _) => {
+            halt("PostgreSQL does not support the statement on this table (a rule? a type that was changed?)")
+        }
+        ("53200", _) if attempt <= A_FEW => retry("PostgreSQL is out of memory"),
+        ("53200", _) => shrink("PostgreSQL is out of memory again and again; smaller batches are tried"),
         ("26000" | "42P05", _) => retry("a connection pooler swapped the session; statements are prepared again"),
         ("25006", _) => retry("this PostgreSQL is read-only (a failover?); waiting for the primary"),
         ("25P03", _) => retry("the transaction stood idle too long and was ended by the server; it is repeated"),
-        ("53100", _) => halt("PostgreSQL's disk is full: free some space; flushing goes on by itself"),
+        ("53100", _) => halt("PostgreSQL's disk is full: free some space"),
         (_, "53") => retry("PostgreSQL is short of connections or memory"),
         ("57014", _) if attempt <= A_FEW => retry("the statement ran out of time (postgres.statement_timeout)"),
         ("57014", _) => shrink("the statement ran out of time again and again; smaller batches are tried"),
@@ -132,24 +142,21 @@ fn judge_postgres(code: &str, ours: bool, constraint: Option<&str>, attempt: u32
              with another configuration. Restart this daemon, which registers anew; after a restore run `tidegate replay`",
         ),
         ("TG003", _) => halt(
-            "the table drops rows: a trigger returns null, a rule or a policy hides them? Remove it; nothing was acknowledged, and \
-             flushing goes on by itself",
+            "the table drops rows: a trigger returns null, a rule or a policy hides them? Remove it; nothing was acknowledged",
         ),
         // Tidegate's own tables: never an entry's fault.
         (_, "21" | "22" | "23" | "54" | "P0") if ours => halt(
             "one of Tidegate's own tables refused a row: has its schema been changed? compare with `tidegate migrate --dry-run`",
         ),
         // Poison: an entry's content.
-        ("23514", _) if constraint.is_none() => {
-            halt("the table has no partition for a row: create it; flushing goes on by itself")
-        }
+        ("23514", _) if constraint.is_none() => halt("the table has no partition for a row: create it"),
         (_, "21") => split("two rows of one statement meet the same row of the table"),
         (_, "22") => split("the table cannot hold a value"),
         (_, "23") => split("a constraint of the table refuses a row"),
         (_, "54") => split("a row is too large for the table or its index"),
-        ("P0001", _) => split("a trigger of the table refuses a row"),
+        (_, "P0") => split("a trigger of the table refuses a row"),
         // Somebody must act.
-        ("42501", _) => halt("the role lacks a privilege: grant it; flushing goes on by itself"),
+        ("42501", _) => halt("the role lacks a privilege: grant it"),
         ("42P01" | "42703" | "42704" | "42P10", _) => halt(
             "a table, column, index or constraint is missing: run `tidegate migrate`, or mend the pipeline's table",
         ),
@@ -157,9 +164,26 @@ fn judge_postgres(code: &str, ours: bool, constraint: Option<&str>, attempt: u32
         (_, "28") => halt("PostgreSQL refuses the credentials: mend postgres.url"),
         ("3D000" | "3F000", _) => halt("the database or schema does not exist: create it, or mend postgres.url"),
         ("XX001" | "XX002", _) => halt("PostgreSQL reports corrupted data: see its log before anything else"),
+        // Letters and digits that PostgreSQL leaves to applications: a trigger's own code.
+        _ if is_application_code(code) => split("a trigger of the table refuses a row with a code of its own"),
         _ if attempt <= A_FEW => retry("an error Tidegate does not know; it is tried a few times"),
         _ => halt("an error Tidegate does not know, again and again: see PostgreSQL's log"),
     }
+}
+
+/// Whether no error of PostgreSQL itself has such a code: the SQL standard leaves classes that begin with 5 to 9 or I to Z to
+/// implementations, and PostgreSQL uses but a few of them (appendix A of its manual).
+fn is_application_code(code: &str) -> bool {
+    const OF_POSTGRESQL: [&str; 12] = ["53", "54", "55", "57", "58", "72", "HV", "P0", "XX", "TG", "F0", "0Z"];
+    let class = code.get(..2).unwrap_or_default();
+    let is_standard = class.starts_with(|c: char| matches!(c, '0'..='4' | 'A'..='H'));
+    let is_raised = code.len() == 5 && code != "00000";
+    let is_known_standard = [
+        "00", "01", "02", "03", "08", "09", "0A", "0B", "0F", "0L", "0P", "20", "21", "22", "23", "24", "25", "26",
+        "27", "28", "2B", "2D", "2F", "34", "38", "39", "3B", "3D", "3F", "40", "42", "44",
+    ]
+    .contains(&class);
+    is_raised && !OF_POSTGRESQL.contains(&class) && !(is_standard && is_known_standard)
 }
 
 /// The table for Valkey.
@@ -176,7 +200,7 @@ fn judge_valkey(code: &str, attempt: u32) -> Judgement {
         "BUSY" => retry("Valkey is busy with a script"),
         "MISCONF" => retry("Valkey cannot persist and refuses writes: see its log"),
         "OOM" => retry("Valkey is out of memory: raise maxmemory; draining goes on where it can"),
-        "WRONGTYPE" => halt("the stream's key holds another type: rename or delete it; reading goes on by itself"),
+        "WRONGTYPE" => halt("the stream's key holds another type: rename or delete it"),
         "NOAUTH" | "WRONGPASS" => halt("Valkey refuses the credentials: mend valkey.url"),
         "NOPERM" => halt(
             "the Valkey user lacks a permission: see the message for the command or key; grant it with ACL SETUSER",
@@ -258,7 +282,7 @@ impl fmt::Display for Fault {
             Fault::Valkey { message, .. } => write!(f, "Valkey: {message}"),
             Fault::ValkeyLost(why) | Fault::ValkeyProtocol(why) => write!(f, "Valkey: {why}"),
             Fault::Postgres { sqlstate, message, .. } => write!(f, "PostgreSQL: {message} ({sqlstate})"),
-            Fault::PostgresLost(why) => write!(f, "PostgreSQL: {why}"),
+            Fault::PostgresLost(why) | Fault::PostgresProtocol(why) => f.write_str(why),
             Fault::SumOverflow => f.write_str("the deltas of one key add up to more than a bigint holds"),
             Fault::StillRefused => f.write_str("the ledger refused the batch again and again"),
         }
@@ -281,10 +305,9 @@ mod tests {
 
     #[test]
     fn passing_trouble_is_retried_for_as_long_as_it_lasts() {
-        for code in [
-            "08006", "40001", "40P01", "55P03", "0A000", "53200", "53300", "57P01", "57P02", "57P03", "25006", "25P03",
-            "26000", "42P05",
-        ] {
+        for code in
+            ["08006", "40001", "40P01", "55P03", "53300", "57P01", "57P02", "57P03", "25006", "25P03", "26000", "42P05"]
+        {
             assert_eq!(verdict(&postgres(code), 1), Verdict::Retry, "{code}");
             assert_eq!(verdict(&postgres(code), 1000), Verdict::Retry, "{code} after long");
         }
@@ -292,15 +315,29 @@ mod tests {
     }
 
     #[test]
+    fn what_may_pass_is_retried_for_a_while_and_then_not() {
+        assert_eq!(
+            (verdict(&postgres("0A000"), A_FEW), verdict(&postgres("0A000"), A_FEW + 1)),
+            (Verdict::Retry, Verdict::Halt)
+        );
+        assert_eq!(
+            (verdict(&postgres("53200"), A_FEW), verdict(&postgres("53200"), A_FEW + 1)),
+            (Verdict::Retry, Verdict::Shrink)
+        );
+    }
+
+    #[test]
     fn an_entry_that_the_table_cannot_take_is_searched_for() {
-        for code in ["22003", "22021", "21000", "54000", "P0001", "23502", "23503", "23505"] {
+        for code in
+            ["22003", "22021", "21000", "54000", "P0001", "P0002", "P0004", "AP123", "U0001", "23502", "23503", "23505"]
+        {
             assert_eq!(verdict(&postgres(code), 1), Verdict::Split, "{code}");
         }
     }
 
     #[test]
     fn what_no_entry_can_have_caused_halts_and_buries_nothing() {
-        for code in ["42P01", "42703", "42704", "42501", "28P01", "3D000", "53100", "XX001"] {
+        for code in ["42P01", "42703", "42704", "42501", "28P01", "3D000", "53100", "XX001", "TG002", "TG003"] {
             assert_eq!(verdict(&postgres(code), 1), Verdict::Halt, "{code}");
         }
     }

@@ -1,15 +1,17 @@
 //! Drain: when the daemon is to stop, and how its tasks end in two phases.
 
-use std::time::Duration;
+use std::cell::RefCell;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
-use tracing::warn;
+use tracing::{info, warn};
 
-use super::Ending;
-use super::prepare::Flow;
+use super::prepare::{Flow, Options};
 use crate::flow::read;
-use crate::retry::{Fault, backoff};
+use crate::retry::{Fault, Verdict, backoff, judge};
 use crate::shutdown::{Signals, Stop};
+use crate::telemetry::contract::Snapshot;
 use crate::valkey::{self, Link};
 
 /// How often it is looked whether the stream is empty.
@@ -17,45 +19,132 @@ const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// How long a daemon that was forced to stop waits for its tasks to notice.
 const FORCED_GRACE: Duration = Duration::from_millis(200);
 
+/// How often `--until-empty` looks whether anything moves.
+const LOOK_FOR_PROGRESS_EVERY: Duration = Duration::from_millis(500);
+
+/// Why tasks are to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Drain {
+    /// The daemon stops: a signal now is the second one.
+    ToStop,
+    /// Another configuration follows: a signal now is the first one.
+    ToReload,
+}
+
+/// How they ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Drained {
+    /// Everything that was held is settled.
+    Settled,
+    /// Everything that was held is settled, and this signal came while a configuration was to follow.
+    Signalled(&'static str),
+    /// A second signal: what was held is pending.
+    SignalledTwice,
+    /// The time was over: what was held is pending.
+    OutOfTime,
+}
+
 /// Waits for the tasks in two phases, and says which one ended it.
 pub(super) async fn drain(
     grace: Duration,
     signals: &mut Signals,
+    reason: Drain,
     stop: &Stop,
     workers: &mut JoinSet<()>,
     caretakers: &mut JoinSet<()>,
-) -> Ending {
+) -> Drained {
     let settled = async {
         while workers.join_next().await.is_some() {}
         while caretakers.join_next().await.is_some() {}
     };
-    let mut settled = std::pin::pin!(settled);
-    tokio::select! {
-        () = &mut settled => return Ending::Settled,
-        signal = signals.next() => warn!(signal, "told again: leaving what is held pending"),
-        () = tokio::time::sleep(grace) => warn!(grace_ms = grace.as_millis() as u64, "stop.grace is over: leaving what is held pending"),
-    }
+    let (mut settled, mut deadline) = (std::pin::pin!(settled), std::pin::pin!(tokio::time::sleep(grace)));
+    let (mut first, mut asked) = (None, reason == Drain::ToStop);
+    let drained = loop {
+        tokio::select! {
+            () = &mut settled => return first.map_or(Drained::Settled, Drained::Signalled),
+            signal = signals.next() => {
+                if asked {
+                    warn!(signal, "told again: leaving what is held pending");
+                    break Drained::SignalledTwice;
+                }
+                info!(signal, "stopping: settling what is held");
+                (first, asked) = (Some(signal), true);
+            }
+            () = &mut deadline => {
+                let grace_ms = grace.as_millis() as u64;
+                warn!(grace_ms, "stop.grace is over: leaving what is held pending");
+                break if first.is_some() { Drained::SignalledTwice } else { Drained::OutOfTime };
+            }
+        }
+    };
     stop.force();
     let _ = tokio::time::timeout(FORCED_GRACE, settled).await;
-    Ending::LeftPending
+    drained
 }
 
-/// Resolves when every pipeline's group has settled everything in its stream; never, unless that is asked for.
-pub(super) async fn until_empty(valkey: &valkey::Endpoint, flows: &[Flow], asked: bool) {
-    if !asked {
-        std::future::pending::<()>().await;
+/// How `--until-empty` ends.
+#[derive(Debug)]
+pub(super) enum Emptied {
+    /// Every pipeline's group has settled everything in its stream.
+    Settled,
+    /// It has not, and waiting does not help: because of this fault, or because nothing has moved for `--timeout`.
+    Stuck(Option<Fault>),
+}
+
+/// Resolves when everything is settled, or when waiting for that does not help; never, unless that is asked for.
+pub(super) async fn until_empty(valkey: &valkey::Endpoint, flows: &[Flow], options: Options) -> Emptied {
+    if !options.until_empty {
+        return std::future::pending().await;
     }
+    let met = RefCell::default();
+    tokio::select! {
+        emptied = until_settled(valkey, flows, &met) => emptied,
+        stuck = until_stuck(flows, options.timeout, &met) => stuck,
+    }
+}
+
+/// `met`: the last fault of a Valkey that has not answered since.
+async fn until_settled(valkey: &valkey::Endpoint, flows: &[Flow], met: &RefCell<Option<Fault>>) -> Emptied {
     let mut waits = backoff();
     loop {
-        match Link::open(valkey, "tidegate:until-empty").await {
+        let fault = match Link::open(valkey, "tidegate:until-empty").await {
             Ok(link) => {
                 waits = backoff();
-                if watch_until_empty(&link, flows).await.is_ok() {
-                    return;
+                met.take();
+                match watch_until_empty(&link, flows).await {
+                    Ok(()) => return Emptied::Settled,
+                    Err(fault) => fault,
                 }
             }
-            // The workers meet it too, and tell.
-            Err(_) => tokio::time::sleep(waits.next().unwrap_or_default()).await,
+            Err(fault) => fault,
+        };
+        if judge(&fault, 1).verdict == Verdict::Halt {
+            return Emptied::Stuck(Some(fault));
+        }
+        met.replace(Some(fault));
+        // The workers meet it too, and tell.
+        tokio::time::sleep(waits.next().unwrap_or_default()).await;
+    }
+}
+
+/// Resolves when a pipeline is halted by what waiting does not mend, or when nothing was settled for so long.
+async fn until_stuck(flows: &[Flow], timeout: Duration, met: &RefCell<Option<Fault>>) -> Emptied {
+    let (mut last, mut since): (Vec<Snapshot>, _) = (Vec::new(), Instant::now());
+    loop {
+        tokio::time::sleep(LOOK_FOR_PROGRESS_EVERY).await;
+        for flow in flows {
+            let refusals = flow.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(fault) = refusals.halted_by().filter(|fault| judge(fault, 1).verdict == Verdict::Halt) {
+                return Emptied::Stuck(Some(fault.clone()));
+            }
+        }
+        let now: Vec<Snapshot> = flows.iter().map(|flow| flow.metrics.snapshot()).collect();
+        // Gauges move while nothing is settled: an age grows by itself.
+        if last.is_empty() || now.iter().zip(&last).any(|(now, before)| now.counted_since(before)) {
+            (last, since) = (now, Instant::now());
+        }
+        if since.elapsed() >= timeout {
+            return Emptied::Stuck(met.take());
         }
     }
 }

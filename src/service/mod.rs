@@ -2,33 +2,32 @@
 
 mod drain;
 mod prepare;
+mod report;
 mod supervise;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
+use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
-use self::drain::{drain, until_empty};
+use self::drain::{Drain, Drained, Emptied, drain, until_empty};
 use self::prepare::{Flow, Places, caretaker_setup, prepare, raise_file_limit, try_prepare, worker_setup};
 pub use self::prepare::{Options, Refusal};
+use self::report::Reporter;
 use self::supervise::supervise;
 use crate::care::caretaker::Caretaker;
-use crate::config::{Config, Faults};
+use crate::config::{Config, Problems, hide};
 use crate::failpoint;
 use crate::lanes::Record;
-use crate::model::pipeline::Pipeline;
+use crate::retry::Fault;
 use crate::shutdown::{Hangups, Signals, Stop};
 use crate::telemetry::contract::Snapshot;
 
-/// How often a line tells what was done, if anything was.
-const REPORT_EVERY: Duration = Duration::from_secs(10);
-
 /// How the daemon ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ending {
     /// Everything that was held is settled.
     Settled,
@@ -36,13 +35,19 @@ pub enum Ending {
     LeftPending,
     /// No worker was alive any more.
     NoWorkers,
+    /// The streams are empty, and so many entries were lost upstream: deleted before anybody could flush them.
+    Lost(u64),
+    /// The streams are empty, and so many entries are dead letters.
+    Buried(u64),
+    /// The streams are not empty, and waiting does not help, or has not helped for so long.
+    Stuck(Option<Fault>),
 }
 
 /// Runs the daemon until a signal, or until the stream is empty. At SIGHUP it goes on with what `reload` gives.
 pub async fn run(
     config: Config,
     options: Options,
-    reload: impl Fn() -> Result<Config, Faults>,
+    reload: impl Fn() -> Result<Config, Problems>,
 ) -> Result<Ending, Refusal> {
     raise_file_limit();
     let (mut signals, mut hangups) = (Signals::listen()?, Hangups::listen()?);
@@ -65,42 +70,49 @@ pub async fn run(
                 error!("no worker is alive");
                 return Ok(Ending::NoWorkers);
             }
+            Watched::Stuck(fault) => {
+                let why = fault.as_ref().map_or_else(|| "nothing was settled for a while".into(), Fault::to_string);
+                error!(why, "giving up: what is not settled stays in Valkey");
+                running.stop(&mut signals, Drain::ToStop).await;
+                return Ok(Ending::Stuck(fault));
+            }
             Watched::Hangup => {
-                let Some(next) = running.next(&reload, options).await else { continue };
-                info!("the configuration was read again: settling what is held, then going on with it");
+                let Some(config) = running.next(&reload, options).await else { continue };
+                info!(
+                    event = "reloaded",
+                    "the configuration was read again: settling what is held, then going on with it"
+                );
                 failpoint::reached("reload.read");
-                match running.stop(&mut signals).await {
-                    Ending::Settled => running = next.start(),
-                    ending => return Ok(ending),
+                match running.stop(&mut signals, Drain::ToReload).await {
+                    // What could not be settled in time stays pending: the new configuration's workers take it up.
+                    Drained::Settled | Drained::OutOfTime => {}
+                    Drained::Signalled(signal) => {
+                        info!(event = "stopped", reason = signal, phase = "settled", "stopped");
+                        return Ok(Ending::Settled);
+                    }
+                    Drained::SignalledTwice => return Ok(Ending::LeftPending),
                 }
+                running = running.followed_by(config, options).await?;
                 failpoint::reached("reload.started");
                 continue;
             }
         };
         info!(reason, "stopping: reading no more, settling what is held");
         failpoint::reached("stop.asked");
-        let ending = running.stop(&mut signals).await;
-        match ending {
-            Ending::Settled => info!(phase = "settled", "stopped"),
-            _ => warn!(
-                phase = "left pending",
-                "stopped; what was held is delivered again, and recognised where it was flushed"
-            ),
-        }
-        return Ok(ending);
-    }
-}
-
-/// What a configuration asks for, made sure of and not yet started.
-struct Prepared {
-    config: Config,
-    places: Places,
-    flows: Vec<Flow>,
-}
-
-impl Prepared {
-    fn start(self) -> Running {
-        Running::start(self.config, self.places, self.flows)
+        return Ok(match running.stop(&mut signals, Drain::ToStop).await {
+            Drained::Settled => {
+                info!(event = "stopped", phase = "settled", "stopped");
+                if options.until_empty { running.result() } else { Ending::Settled }
+            }
+            _ => {
+                warn!(
+                    event = "stopped",
+                    phase = "left pending",
+                    "stopped; what was held is delivered again, and recognised where it was flushed"
+                );
+                Ending::LeftPending
+            }
+        });
     }
 }
 
@@ -109,7 +121,7 @@ struct Running {
     config: Config,
     places: Places,
     flows: Vec<Flow>,
-    told: Vec<Snapshot>,
+    reporter: Reporter,
     stop: Stop,
     workers: JoinSet<()>,
     caretakers: JoinSet<()>,
@@ -118,6 +130,7 @@ struct Running {
 /// Why the watch over a running daemon ended.
 enum Watched {
     Stop(&'static str),
+    Stuck(Option<Fault>),
     NoWorkers,
     Hangup,
 }
@@ -136,22 +149,28 @@ impl Running {
                 }
             }
         }
-        info!(workers = config.run.workers, pipelines = flows.len(), version = env!("CARGO_PKG_VERSION"), "running");
-        let told = flows.iter().map(|flow| flow.metrics.snapshot()).collect();
-        Running { config, places, flows, told, stop, workers, caretakers }
+        info!(
+            event = "running", workers = config.run.workers, pipelines = flows.len(), valkey = %shown(&config.valkey.url),
+            postgres = %shown(&config.postgres.url), version = env!("CARGO_PKG_VERSION"), "running"
+        );
+        let reporter = Reporter::new(&places.valkey, &flows);
+        Running { config, places, flows, reporter, stop, workers, caretakers }
     }
 
     /// Watches until there is something to be done.
     async fn watch(&mut self, options: Options, signals: &mut Signals, hangups: &mut Hangups) -> Watched {
-        let mut report = tokio::time::interval(REPORT_EVERY);
-        let empty = until_empty(&self.places.valkey, &self.flows, options.until_empty);
+        let mut reports = std::pin::pin!(self.reporter.run(&self.flows));
+        let empty = until_empty(&self.places.valkey, &self.flows, options);
         let mut empty = std::pin::pin!(empty);
         loop {
             tokio::select! {
                 signal = signals.next() => return Watched::Stop(signal),
                 () = hangups.next() => return Watched::Hangup,
-                () = &mut empty => return Watched::Stop("everything is settled"),
-                _ = report.tick() => tell(&self.flows, &mut self.told),
+                emptied = &mut empty => return match emptied {
+                    Emptied::Settled => Watched::Stop("everything is settled"),
+                    Emptied::Stuck(fault) => Watched::Stuck(fault),
+                },
+                never = &mut reports => match never {},
                 ended = self.workers.join_next() => if ended.is_none() {
                     return Watched::NoWorkers;
                 },
@@ -159,37 +178,60 @@ impl Running {
         }
     }
 
-    /// What to go on with; nothing if that is not fit to be gone on with.
-    async fn next(&self, reload: impl Fn() -> Result<Config, Faults>, options: Options) -> Option<Prepared> {
-        let prepared = async {
+    /// What to go on with; nothing if that is not fit to be gone on with. Nothing is registered yet: the flows at work still are.
+    async fn next(&self, reload: impl Fn() -> Result<Config, Problems>, options: Options) -> Option<Config> {
+        let checked = async {
             let config = reload()?;
             let places = Places::named_in(&config)?;
-            let flows = try_prepare(&config, &places, Options { migrate: false, ..options }, Record::No).await?;
-            Ok(Prepared { config, places, flows })
+            try_prepare(&config, &places, Options { migrate: false, ..options }, Record::No).await?;
+            Ok(config)
         };
-        match prepared.await {
-            Ok(mut prepared) => {
-                for flow in &mut prepared.flows {
-                    let before = self.flows.iter().find(|before| before.lane.id() == flow.lane.id());
-                    flow.metrics = before.map_or_else(Arc::default, |before| before.metrics.clone());
-                }
-                Some(prepared)
-            }
+        match checked.await {
+            Ok(config) => Some(config),
             Err::<_, Refusal>(refusal) => {
-                error!(%refusal, "the configuration cannot be used: going on with the one before");
+                error!(event = "reload_refused", %refusal, "the configuration cannot be used: going on with the one before");
                 None
             }
         }
     }
 
+    /// The daemon with another configuration, after this one was stopped; with this one again if the other is refused now.
+    async fn followed_by(self, config: Config, options: Options) -> Result<Running, Refusal> {
+        let options = Options { migrate: false, ..options };
+        let places = Places::named_in(&config)?;
+        let (config, places, mut flows) = match try_prepare(&config, &places, options, Record::Yes).await {
+            Ok(flows) => (config, places, flows),
+            Err(refusal) => {
+                error!(event = "reload_refused", %refusal, "the configuration cannot be used: going on with the one before");
+                let flows = prepare(&self.config, &self.places, options).await?;
+                (self.config, self.places, flows)
+            }
+        };
+        for flow in &mut flows {
+            let before = self.flows.iter().find(|before| before.lane.id() == flow.lane.id());
+            flow.metrics = before.map_or_else(Arc::default, |before| before.metrics.clone());
+        }
+        Ok(Running::start(config, places, flows))
+    }
+
     /// Stops in two phases.
-    async fn stop(&mut self, signals: &mut Signals) -> Ending {
+    async fn stop(&mut self, signals: &mut Signals, reason: Drain) -> Drained {
         self.stop.ask();
         let grace = self.config.stop.grace;
-        let ending = drain(grace, signals, &self.stop, &mut self.workers, &mut self.caretakers).await;
+        let drained = drain(grace, signals, reason, &self.stop, &mut self.workers, &mut self.caretakers).await;
         self.places.database.close().await;
-        tell(&self.flows, &mut self.told);
-        ending
+        self.reporter.finish(&self.flows).await;
+        drained
+    }
+
+    /// How it came out, where everything is settled.
+    fn result(&self) -> Ending {
+        let sum = |of: fn(&Snapshot) -> u64| self.flows.iter().map(|flow| of(&flow.metrics.snapshot())).sum::<u64>();
+        match (sum(|now| now.lost_upstream), sum(|now| now.buried)) {
+            (0, 0) => Ending::Settled,
+            (0, buried) => Ending::Buried(buried),
+            (lost, _) => Ending::Lost(lost),
+        }
     }
 }
 
@@ -202,19 +244,7 @@ fn by_stream(flows: &[Flow]) -> BTreeMap<&str, Vec<&Flow>> {
     streams
 }
 
-/// Tells what was done since the last time, if anything was.
-fn tell(flows: &[Flow], told: &mut [Snapshot]) {
-    for (flow, told) in flows.iter().zip(told) {
-        let now = flow.metrics.snapshot();
-        if now == *told {
-            continue;
-        }
-        *told = now;
-        let pipeline: &Pipeline = flow.lane.pipeline();
-        info!(
-            pipeline = %pipeline.name, applied = now.applied, recognised = now.recognised, buried = now.buried,
-            collided = now.collided, rows = now.rows, flushes = now.flushes, reclaimed = now.reclaimed, dropped = now.dropped,
-            lost_upstream = now.lost_upstream, trimmed = now.trimmed, acks_dropped = now.acks_dropped, "so far"
-        );
-    }
+/// A url as it may be shown: without its password.
+fn shown(url: &Option<SecretString>) -> String {
+    url.as_ref().map_or_else(String::new, |url| hide(url.expose_secret()))
 }

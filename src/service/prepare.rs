@@ -3,7 +3,7 @@
 //! Takes the configuration; gives the flows that can be started, each with its lane in the ledger. Fails with a [`Refusal`] that
 //! says what to do; waits for a PostgreSQL that is out of reach.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -11,7 +11,8 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use crate::care::caretaker::CaretakerSetup;
-use crate::config::{Config, Faults};
+use crate::config::{Config, Problems};
+use crate::flow::bisect::Refusals;
 use crate::flow::flush::Lane;
 use crate::flow::read::{self, Limits};
 use crate::flow::reclaim::Patience;
@@ -20,14 +21,10 @@ use crate::lanes::{self, Identity, Record, Unregistered};
 use crate::model::names;
 use crate::model::pipeline::Shard;
 use crate::postgres::{Database, schema};
-use crate::retry::{Fault, Incident, Verdict};
+use crate::retry::{Fault, Incident, Verdict, judge};
 use crate::target::{self, Unfit};
 use crate::telemetry::contract::Metrics;
 use crate::valkey::{self, Link, info};
-
-/// When a consumer whose connection no longer exists is dead.
-// from the configuration: reclaim.gone_after
-const GONE_AFTER: Duration = Duration::from_secs(2);
 
 /// What is asked of this run of the daemon.
 #[derive(Debug, Clone, Copy, Default)]
@@ -36,6 +33,8 @@ pub struct Options {
     pub until_empty: bool,
     /// Migrate the database first.
     pub migrate: bool,
+    /// With `until_empty`: how long to wait for a server, or for anything to be settled, before giving up.
+    pub timeout: Duration,
     /// Start although Valkey may evict the stream.
     pub accept_eviction: bool,
 }
@@ -63,7 +62,7 @@ pub enum Refusal {
     Evicting(String),
     /// A server's place is not configured.
     #[error("{0}")]
-    Config(#[from] Faults),
+    Config(#[from] Problems),
     /// A server refuses.
     #[error("{0}: {1}")]
     Fault(Fault, &'static str),
@@ -86,7 +85,7 @@ pub(super) struct Places {
 }
 
 impl Places {
-    pub(super) fn named_in(config: &Config) -> Result<Places, Faults> {
+    pub(super) fn named_in(config: &Config) -> Result<Places, Problems> {
         let database = Database::new(config.postgres.address()?, config.postgres.connections);
         Ok(Places { valkey: config.valkey.address()?, database })
     }
@@ -96,25 +95,32 @@ impl Places {
 pub(super) struct Flow {
     pub(super) lane: Lane,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) refusals: Arc<Mutex<Refusals>>,
 }
 
 /// Makes sure that the database is what the daemon needs; waits for one that is out of reach.
 pub(super) async fn prepare(config: &Config, places: &Places, options: Options) -> Result<Vec<Flow>, Refusal> {
-    // Out of reach, or not allowed to say: the workers will meet it, and tell.
-    if let Ok(link) = Link::open(&places.valkey, "tidegate:start").await
-        && let Ok(Some(policy)) = read::evicts_anything(&link).await
-        && !options.accept_eviction
-    {
-        return Err(Refusal::Evicting(policy));
+    match Link::open(&places.valkey, "tidegate:start").await {
+        Ok(link) => {
+            let policy = read::evicts_anything(&link).await.unwrap_or_default().filter(|_| !options.accept_eviction);
+            policy.map_or(Ok(()), |policy| Err(Refusal::Evicting(policy)))?;
+        }
+        Err(fault) if options.until_empty && judge(&fault, 1).verdict == Verdict::Halt => {
+            let advice = judge(&fault, 1).advice;
+            return Err(Refusal::Fault(fault, advice));
+        }
+        // Out of reach, or not allowed to say: the workers will meet it, and tell.
+        Err(_) => {}
     }
-    let mut incident = Incident::default();
+    let (mut incident, began) = (Incident::default(), Instant::now());
     loop {
         let fault = match try_prepare(config, places, options, Record::Yes).await {
             Err(Refusal::Fault(fault, _) | Refusal::Migration(schema::Error::Fault(fault))) => fault,
             done => return done,
         };
         let response = incident.met(&fault, Instant::now());
-        if response.judgement.verdict != Verdict::Retry {
+        let is_over = options.until_empty && began.elapsed() >= options.timeout;
+        if response.judgement.verdict != Verdict::Retry || is_over {
             return Err(Refusal::Fault(fault, response.judgement.advice));
         }
         if response.tell {
@@ -150,7 +156,11 @@ pub(super) async fn try_prepare(
             let others_alive = others_are_alive(places, &shard, config.reclaim.dead_after).await;
             let register = async |c: &mut _| lanes::register(c, &identity, others_alive, record).await;
             let id = database.run(register).await.map_err(refused)??;
-            flows.push(Flow { lane: Lane::new(pipeline.clone(), &order, id, identity), metrics: Arc::default() });
+            flows.push(Flow {
+                lane: Lane::new(pipeline.clone(), &order, id, identity),
+                metrics: Arc::default(),
+                refusals: Arc::default(),
+            });
         }
     }
     Ok(flows)
@@ -176,11 +186,12 @@ pub(super) fn worker_setup(config: &Config, places: &Places, flow: &Flow, regrou
             max_entry_bytes: config.batch.max_entry_bytes,
         },
         patience: Patience {
-            gone_after: GONE_AFTER.min(config.reclaim.dead_after),
+            gone_after: config.reclaim.gone_after,
             dead_after: config.reclaim.dead_after,
             max_deliveries: config.reclaim.max_deliveries,
         },
         sweep_every: config.reclaim.sweep_every,
+        refusals: flow.refusals.clone(),
         metrics: flow.metrics.clone(),
         regrouped,
     }

@@ -1,4 +1,5 @@
-//! What a process says of itself: metrics ([`contract`]) and log lines ([`log`]).
+//! What a process says of itself: instruments and events ([`contract`]), log lines ([`log`]), each fault once ([`incident`]).
 
 pub mod contract;
+pub mod incident;
 pub mod log;

@@ -174,6 +174,8 @@ async fn a_valkey_that_was_killed_and_came_back_with_its_data_counts_on() {
     lab.valkey.kill();
     daemon.wait_for("reading is interrupted").await;
     lab.valkey.restart().await.expect("Valkey starts again");
+    let loaded = async || lab.client().await.call(&["PING"]).await == Resp::Text(b"PONG".to_vec());
+    eventually("its data is loaded", true, loaded).await;
     lab.client().await.add("a", 1).await;
     lab.await_value("a", 101).await;
     lab.assert_settled().await;

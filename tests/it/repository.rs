@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use tidegate::telemetry::contract::{EVENTS, INSTRUMENTS, Instrument, Kind};
+
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Files that are, or could be, committed.
@@ -17,9 +19,14 @@ fn files() -> Vec<PathBuf> {
 }
 
 fn sources() -> Vec<(String, String)> {
+    rust_files(&["src/"])
+}
+
+/// All Rust files under these folders, with their names from the root.
+fn rust_files(folders: &[&str]) -> Vec<(String, String)> {
     let source = |path: &PathBuf| {
         let name = path.strip_prefix(ROOT).ok()?.to_str()?.to_owned();
-        (name.starts_with("src/") && name.ends_with(".rs"))
+        (folders.iter().any(|folder| name.starts_with(folder)) && name.ends_with(".rs"))
             .then(|| (name, std::fs::read_to_string(path).expect("text")))
     };
     files().iter().filter_map(source).collect()
@@ -60,7 +67,7 @@ fn only_the_valkey_side_of_the_flow_sends_commands() {
 #[test]
 fn only_the_postgresql_side_imports_its_client_library() {
     let postgresql_side =
-        ["postgres", "flow/ledger", "flow/flush", "flow/bury", "care/compact", "target", "lanes", "ops"];
+        ["postgres", "flow/ledger", "flow/flush", "flow/bury", "care/compact", "care/merge", "target", "lanes", "ops"];
     for (name, text) in sources() {
         let allowed = is_in(&name, &postgresql_side);
         assert!(!imports(&text, "sqlx") || allowed, "{name} imports sqlx: that is for {postgresql_side:?}");
@@ -117,10 +124,84 @@ fn the_project_names_no_machine_and_no_registry() {
     }
 }
 
+/// The table that stands in the document between its marker and the end.
+fn documented(document: &str, marker: &str, table: &str) {
+    let path = Path::new(ROOT).join(document);
+    let text = std::fs::read_to_string(&path).expect("the document");
+    let begin = format!("<!-- {marker} -->\n");
+    let (before, rest) = text.split_once(&begin).expect("the marker");
+    let (inside, after) = rest.split_once("<!-- end -->").expect("the end");
+    if std::env::var_os("TIDEGATE_UPDATE_DOCS").is_some() {
+        std::fs::write(&path, format!("{before}{begin}{table}<!-- end -->{after}")).expect("written");
+    } else {
+        assert_eq!(inside, table, "{document} differs from the program: run this test with TIDEGATE_UPDATE_DOCS=1");
+    }
+}
+
+#[test]
+fn documents_have_every_instrument_and_every_event_word_for_word() {
+    let mut events = String::from("| event | fields | when |\n| --- | --- | --- |\n");
+    for event in EVENTS {
+        events.push_str(&format!("| `{}` | {} | {} |\n", event.name, event.fields, event.sentence));
+    }
+    documented("docs/telemetry.md", "events", &events);
+    let mut instruments = String::from("| name | kind | unit | meaning |\n| --- | --- | --- | --- |\n");
+    for Instrument { name, kind, unit, sentence } in INSTRUMENTS {
+        let kind = if *kind == Kind::Counter { "counter" } else { "gauge" };
+        instruments.push_str(&format!("| `{name}` | {kind} | {unit} | {sentence} |\n"));
+    }
+    documented("docs/telemetry.md", "instruments", &instruments);
+}
+
+#[test]
+fn every_event_in_the_code_is_in_the_contract_and_the_other_way_round() {
+    let mut told = std::collections::BTreeSet::new();
+    for (_, text) in sources() {
+        let code = code(&text);
+        told.extend(code.split("event = \"").skip(1).filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())));
+    }
+    let contract: std::collections::BTreeSet<String> = EVENTS.iter().map(|event| event.name.to_owned()).collect();
+    assert_eq!(told, contract);
+}
+
 #[test]
 fn every_module_says_what_it_is() {
-    for (name, text) in sources() {
+    for (name, text) in rust_files(&["src/", "lab/"]) {
         assert!(text.starts_with("//!"), "{name} does not begin with what it is");
+    }
+}
+
+#[test]
+fn no_file_is_dead() {
+    let files = rust_files(&["src/", "lab/", "tests/"]);
+    let roots =
+        ["src/lib.rs", "src/main.rs", "lab/src/lib.rs", "lab/src/main.rs", "tests/it/main.rs", "tests/model.rs"];
+    for (name, _) in files.iter().filter(|(name, _)| !roots.contains(&name.as_str())) {
+        let path = Path::new(name.strip_suffix("/mod.rs").or(name.strip_suffix(".rs")).unwrap_or(name));
+        let (folder, module) = (path.parent().expect("in a folder"), path.file_name().and_then(|m| m.to_str()));
+        let parents = ["lib.rs", "main.rs", "mod.rs"].map(|file| folder.join(file));
+        let is_parent = |other: &str| {
+            parents.iter().any(|p| p == Path::new(other)) || Path::new(other) == folder.with_extension("rs")
+        };
+        let declaration = format!("mod {};", module.expect("a name"));
+        let declares = |text: &str| text.lines().any(|line| line.trim_start().trim_end().ends_with(&declaration));
+        assert!(files.iter().any(|(other, text)| is_parent(other) && declares(text)), "{name} belongs to no module");
+    }
+}
+
+#[test]
+fn every_control_applies_to_the_tree_as_it_is() {
+    let controls = tidegate_lab::edits::controls();
+    let read = |file: &str| std::fs::read_to_string(Path::new(ROOT).join(file));
+    let faults = tidegate_lab::edits::apply(&controls, read).err().unwrap_or_default();
+    assert!(faults.is_empty(), "edit lab/controls.toml: {}", faults.join("\n"));
+    for test in controls.iter().flat_map(|control| &control.tests) {
+        let (file, name) = test.split_once("::").expect("a test is named FILE::NAME");
+        let text = read(&format!("tests/it/{file}.rs")).unwrap_or_default();
+        assert!(
+            text.contains(&format!("async fn {name}()")),
+            "lab/controls.toml names a test that is not there: {test}"
+        );
     }
 }
 

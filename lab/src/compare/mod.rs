@@ -3,8 +3,6 @@
 //! One private Valkey with one stream, one private PostgreSQL, and every contestant in turn, in another order each round.
 //! Each reads the whole stream with a group of its own into the same empty table, and what it left there is checked.
 
-#![allow(unreachable_pub, clippy::print_stdout, reason = "a program of several files, whose purpose is to print")]
-
 mod contestants;
 mod limits;
 mod report;
@@ -13,7 +11,6 @@ mod workload;
 use std::error::Error;
 use std::path::PathBuf;
 
-use clap::Parser;
 use contestants::{ALL, Contestant, Took};
 use sqlx::{Connection, PgConnection};
 use tidegate::config::{Needs, Sources, load};
@@ -23,13 +20,13 @@ use tidegate::postgres::schema;
 use workload::Workload;
 
 /// Where the hand-written workers are.
-const PEERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/compare/peers");
+const PEERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/peers");
 /// PostgreSQL as people run it: every commit reaches the disk.
 const SETTINGS: [&str; 5] =
     ["fsync=on", "full_page_writes=on", "synchronous_commit=on", "shared_buffers=256MB", "max_wal_size=4GB"];
 
-#[derive(Debug, Parser)]
-struct Args {
+#[derive(Debug, clap::Args)]
+pub struct Args {
     /// Entries in the stream
     #[arg(long, default_value_t = 1_000_000)]
     entries: usize,
@@ -48,9 +45,6 @@ struct Args {
     /// Be one of the limits
     #[arg(long, hide = true)]
     limit: Option<String>,
-    /// What `cargo bench` says to every benchmark
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 /// Where a round takes place.
@@ -62,7 +56,7 @@ struct Stage {
     stream: String,
     group: String,
     tidegate: PathBuf,
-    sabotaged: PathBuf,
+    without_ledger: PathBuf,
     node: PathBuf,
     python: PathBuf,
 }
@@ -106,9 +100,17 @@ impl Stage {
     }
 }
 
-#[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
-    let args = Args::parse();
+pub async fn run(args: Args) -> bool {
+    match compare(args).await {
+        Ok(()) => true,
+        Err(error) => {
+            eprintln!("{error}");
+            false
+        }
+    }
+}
+
+async fn compare(args: Args) -> Result<(), Box<dyn Error>> {
     let chosen = |name: &str| args.workloads.is_empty() || args.workloads.iter().any(|w| w == name);
     let workloads: Vec<Workload> = workload::ALL.into_iter().filter(|workload| chosen(workload.name)).collect();
     if let Some(limit) = &args.limit {
@@ -124,7 +126,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         group: pipeline.group(),
         stream: pipeline.stream,
         tidegate: from_environment("TIDEGATE"),
-        sabotaged: from_environment("TIDEGATE_SABOTAGED"),
+        without_ledger: from_environment("TIDEGATE_CONTROLS"),
         node: from_environment("NODE_PEER"),
         python: from_environment("PYTHON"),
     };

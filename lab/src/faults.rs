@@ -13,8 +13,8 @@ use tidegate::ops::sandbox::{Postgres, Valkey};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
-use crate::harness::{Client, GROUP, Resp, STREAM};
-use crate::proxy::{Proxy, Then, Way};
+use tidegate_lab::harness::{Client, GROUP, Resp, STREAM, program};
+use tidegate_lab::proxy::{Proxy, Then, Way};
 
 /// What can go wrong, and how often against the others.
 const FAULTS: &[(Fault, u32)] = &[
@@ -191,7 +191,7 @@ impl Stage {
     }
 
     fn start(&self, valkey: &Proxy, postgres: &Proxy) -> Child {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        let mut command = Command::new(program());
         command.arg("run").env_clear().kill_on_drop(true).stdin(Stdio::null()).stderr(Stdio::piped());
         let database = self.url().replace(&self.postgres.port().to_string(), &postgres.port().to_string());
         command.env("VALKEY_URL", valkey.url()).env("DATABASE_URL", database);
@@ -203,6 +203,7 @@ impl Stage {
             ("POSTGRES__LOCK_TIMEOUT", "600ms"),
             ("POSTGRES__IDLE_IN_TRANSACTION_TIMEOUT", "600ms"),
             ("RECLAIM__DEAD_AFTER", "1s"),
+            ("RECLAIM__GONE_AFTER", "500ms"),
             ("RECLAIM__SWEEP_EVERY", "200ms"),
             // A name alone never kills here, and many share it.
             ("RECLAIM__MAX_DELIVERIES", "1000"),
@@ -221,11 +222,10 @@ impl Stage {
             while let Ok(Some(line)) = lines.next_line().await {
                 let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
                 let entries = event["entries"].as_u64().unwrap_or(0);
-                let message = event["message"].as_str().unwrap_or_default();
-                let sum = match message {
-                    "redelivered entries were recognised" => &heard.recognised,
+                let sum = match event["event"].as_str().unwrap_or_default() {
+                    "recognised" => &heard.recognised,
                     "reclaimed" => &heard.reclaimed,
-                    _ if message.contains("gone from the stream") || message.contains("deleted from the stream") => {
+                    "lost_upstream" => {
                         println!("   {line}");
                         &heard.lost_upstream
                     }

@@ -7,7 +7,7 @@ use hdrhistogram::Histogram;
 use sqlx::{Connection, PgConnection};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::harness::{Client, Daemon, Lab, STREAM};
+use tidegate_lab::harness::{Client, Daemon, Lab, STREAM};
 
 /// Between two bursts of the load.
 const BURST_EVERY: Duration = Duration::from_millis(2);

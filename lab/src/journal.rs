@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::harness::{Client, Resp, STREAM};
+use tidegate_lab::harness::{Client, Resp, STREAM};
 
 /// Counters that a round adds to.
 pub const COUNTERS: u32 = 200;
@@ -41,7 +41,7 @@ impl Meant {
     }
 
     pub fn is_bad(&self) -> bool {
-        self.scramble() / COUNTERS % BAD == 0
+        (self.scramble() / COUNTERS).is_multiple_of(BAD)
     }
 
     pub fn key(&self) -> String {

@@ -11,9 +11,9 @@ use std::process::Command;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 
-use crate::contestants::Contestant;
-use crate::workload::Workload;
-use crate::{SETTINGS, Score, Stage};
+use super::contestants::{Contestant, RETENTION};
+use super::workload::Workload;
+use super::{SETTINGS, Score, Stage};
 
 /// Where results begin on a page, and where they end.
 const BEGIN: &str = "<!-- results: written by `make bench-compare` -->";
@@ -46,7 +46,7 @@ impl Report {
             says(&stage.python.display().to_string(), &["--version"]).unwrap_or_else(|| "no Python".into()),
         ];
         let heading = format!(
-            "{} entries, {runs} rounds; {cpu}, {cores} cores for both servers and the worker together; {}; PostgreSQL with {}",
+            "{} entries, {runs} rounds; {cpu}, {cores} cores for both servers and the worker together; {}; PostgreSQL with {}; Tidegate with a retention of {RETENTION}, so that it trims nothing",
             thousands(stage.entries as f64),
             versions.join(", "),
             SETTINGS.join(", ")

@@ -16,8 +16,8 @@ use tokio::process::Command;
 use tokio::sync::Semaphore;
 
 use crate::books::Books;
-use crate::harness::{Client, GROUP, Lab, STREAM, within_limit};
 use crate::journal::{Journal, Writer};
+use tidegate_lab::harness::{Client, GROUP, Lab, STREAM, within_limit};
 
 /// A worker that has not come to its point by then is killed from outside, and not counted.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -52,6 +52,8 @@ enum By {
     Trimming,
     /// Rows in the ledger that are old enough to be merged.
     Compacting,
+    /// Many small rows in the ledger, all of them settled and acknowledged.
+    Merging,
     /// A signal, once it runs.
     Telling(Signal),
     /// An empty database is migrated.
@@ -87,6 +89,8 @@ const POINTS: &[Point] = &[
     Point(14, "trim.cut", By::Trimming, 20, 50),
     Point(15, "compact.removed", By::Compacting, 20, 50),
     Point(15, "compact.commit", By::Compacting, 20, 50),
+    Point(15, "merge.sent", By::Merging, 20, 50),
+    Point(15, "merge.commit", By::Merging, 20, 50),
     Point(16, "migrate.sent", By::Migrating, 0, 1_000_000),
     Point(17, "stop.asked", By::Telling(Signal::TERM), 200, 50),
     Point(17, "stop.settled", By::Telling(Signal::TERM), 200, 50),
@@ -228,7 +232,7 @@ impl Victim {
                 self.client.call(&["XGROUP", "CREATE", STREAM, GROUP, "0", "MKSTREAM"]).await;
                 self.client.call(&["XREADGROUP", "GROUP", GROUP, "silent", "STREAMS", STREAM, ">"]).await;
             }
-            By::Feeding | By::Trimming | By::Telling(_) => {}
+            By::Feeding | By::Trimming | By::Merging | By::Telling(_) => {}
         }
     }
 
@@ -246,6 +250,7 @@ impl Victim {
         for (key, value) in [
             ("LOG__LEVEL", "info"),
             ("RECLAIM__DEAD_AFTER", "300ms"),
+            ("RECLAIM__GONE_AFTER", "200ms"),
             ("RECLAIM__SWEEP_EVERY", "100ms"),
             ("POSTGRES__STATEMENT_TIMEOUT", "250ms"),
             ("POSTGRES__LOCK_TIMEOUT", "200ms"),
@@ -258,6 +263,9 @@ impl Victim {
         }
         if self.point.2 == By::Trimming {
             command.env("TIDEGATE__TRIM__RETENTION", "0s");
+        }
+        if self.point.2 == By::Merging {
+            command.env("TIDEGATE__BATCH__MAX_ENTRIES", "2").env("TIDEGATE__BATCH__READ_COUNT", "2");
         }
         command
     }
@@ -275,8 +283,7 @@ impl Victim {
         let listen = async {
             while let Ok(Some(line)) = lines.next_line().await {
                 let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-                let message = event["message"].as_str().unwrap_or_default();
-                if message == "running"
+                if event["event"] == "running"
                     && let By::Telling(signal) = self.point.2
                 {
                     // Gone already, perhaps.

@@ -14,8 +14,8 @@ use tokio::task::JoinSet;
 
 use crate::books::{Books, Verdicts};
 use crate::faults::{Dice, Fault, Stage};
-use crate::harness::{Client, GROUP, Resp, STREAM, migrate};
 use crate::journal::{Journal, WRITERS, Writer};
+use tidegate_lab::harness::{Client, GROUP, Resp, STREAM, migrate};
 
 /// Worker processes.
 const WORKERS: usize = 4;

@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use sqlx::{Connection, PgConnection, Row};
 use tidegate::model::entry::{self, EntryId};
 
-use crate::harness::{Client, Resp, STREAM};
 use crate::journal::{COUNTERS, Journal, Meant, Outcome, key};
+use tidegate_lab::harness::{Client, Resp, STREAM};
 
 /// Entries asked for at once.
 const PAGE: &str = "2000";

@@ -1,7 +1,7 @@
 //! Urls: whether one can be used, and how to show it without its secrets.
 //!
-//! Takes a url's text; gives nothing but a verdict, or the text with every password starred. Whatever is not understood
-//! is hidden whole: a password with a raw `/`, `?`, `#` or `@` tears a url apart and turns up where a path should be.
+//! Takes the text of a url; gives a verdict, or the text with every password replaced by `***`. A url that is not understood
+//! is hidden whole: after a raw `/`, `?`, `#` or `@` in a password the rest of it looks like a host, a path or a query.
 
 use url::Url;
 
@@ -23,9 +23,9 @@ const SHOWN: [&str; 14] = [
     "sentinelUsername",
 ];
 
-const TORN: &str = "has a # in it or an @ behind its host; write / ? # @ in a user or password as %2F %3F %23 %40";
+const SPLIT: &str = "contains a #, or an @ after its host; write / ? # @ in a user or password as %2F %3F %23 %40";
 
-/// Accepts what a connection to Valkey can be opened with. The error ends a sentence that begins with the key's name.
+/// Accepts a url of which a connection to Valkey can be opened. The error ends a sentence that begins with the key's name.
 pub(super) fn check_valkey(text: &str) -> Result<(), String> {
     let url = parse(text)?;
     let (family, form) = url.scheme().split_once('-').unwrap_or((url.scheme(), ""));
@@ -39,7 +39,7 @@ pub(super) fn check_valkey(text: &str) -> Result<(), String> {
         "" => {}
         "sentinel" => {
             if !url.query_pairs().any(|(name, value)| name == "sentinelServiceName" && !value.is_empty()) {
-                return Err("names no service; add ?sentinelServiceName= and the name the sentinels know".into());
+                return Err("names no service; add ?sentinelServiceName= and the name that the sentinels use".into());
             }
             let is_node = |node: &str| {
                 node.split_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
@@ -50,7 +50,7 @@ pub(super) fn check_valkey(text: &str) -> Result<(), String> {
         }
         "cluster" => {
             return Err(
-                "names a cluster, which is not supported yet; point it to one primary or use the -sentinel form".into(),
+                "names a cluster, which is not supported yet; use the url of one primary, or the -sentinel form".into(),
             );
         }
         _ => return Err("has another scheme; write valkey:// or valkey-sentinel://".into()),
@@ -61,13 +61,13 @@ pub(super) fn check_valkey(text: &str) -> Result<(), String> {
     let database = url.path().strip_prefix('/').unwrap_or_default();
     if !database.is_empty() && database.parse::<u8>().is_err() {
         return Err(
-            "names a database that is no number; write its number behind the host, such as valkey://host:6379/0".into(),
+            "names a database that is not a number; write a number after the host, such as valkey://host:6379/0".into(),
         );
     }
     Ok(())
 }
 
-/// Accepts what a connection to PostgreSQL can be opened with. The error ends a sentence as above.
+/// Accepts a url of which a connection to PostgreSQL can be opened. The error ends a sentence that begins with the key's name.
 pub(super) fn check_postgres(text: &str) -> Result<(), String> {
     const MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
     let url = parse(text)?;
@@ -81,20 +81,20 @@ pub(super) fn check_postgres(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The url with every secret starred, the host left to see.
-pub fn hide(text: &str) -> String {
+/// The url with every secret replaced by `***`. The host stays visible.
+pub(crate) fn hide(text: &str) -> String {
     let Ok(mut url) = Url::parse(text) else { return "***".into() };
     if url.cannot_be_a_base() {
         return "***".into();
     }
-    if is_torn(&url) {
+    if is_split(&url) {
         return format!("{}://***", url.scheme());
     }
     if url.password().is_some() {
-        // Where this fails there is no host, and a url without a host has no password.
+        // This fails only without a host, and a url without a host has no password.
         let _ = url.set_password(Some("***"));
     } else if !url.username().is_empty() && !url.scheme().starts_with("postgres") {
-        // Some clients of Valkey take a lone name for the password; so may have whoever wrote it.
+        // Some Valkey clients read a user without a password as the password.
         let _ = url.set_username("***");
     }
     let shown = url.query().map(|query| query.split('&').map(hide_parameter).collect::<Vec<_>>().join("&"));
@@ -118,11 +118,11 @@ fn parse(text: &str) -> Result<Url, String> {
     if url.cannot_be_a_base() {
         return Err("is not a url with a host; write scheme://user:password@host:port/database".into());
     }
-    if is_torn(&url) { Err(TORN.into()) } else { Ok(url) }
+    if is_split(&url) { Err(SPLIT.into()) } else { Ok(url) }
 }
 
-/// Whether the part behind the host may hold what belongs before it.
-fn is_torn(url: &Url) -> bool {
+/// Whether a part of the password may stand after the host.
+fn is_split(url: &Url) -> bool {
     url.fragment().is_some() || url.path().contains('@') || url.query().is_some_and(|query| query.contains('@'))
 }
 
@@ -132,7 +132,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn every_form_that_can_be_connected_to_is_accepted() {
+    fn every_supported_form_is_accepted() {
         for good in [
             "valkey://localhost",
             "redis://h:6379/3",
@@ -149,15 +149,15 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster_is_refused_in_plain_words() {
+    fn a_cluster_is_refused_with_the_reason() {
         for scheme in ["valkey-cluster", "redis-cluster", "valkeys-cluster", "rediss-cluster"] {
-            let fault = check_valkey(&format!("{scheme}://h:6379")).expect_err(scheme);
-            assert!(fault.contains("not supported yet"), "{fault}");
+            let sentence = check_valkey(&format!("{scheme}://h:6379")).expect_err(scheme);
+            assert!(sentence.contains("not supported yet"), "{sentence}");
         }
     }
 
     #[test]
-    fn what_cannot_be_connected_to_is_refused_without_quoting_it() {
+    fn an_unusable_url_is_refused_without_quoting_it() {
         for bad in [
             "hunter2",
             "valkey:hunter2",
@@ -173,19 +173,19 @@ mod tests {
             "valkey-sentinel://u:hunter2@h",
             "valkey-sentinel://u:hunter2@h?sentinelServiceName=p&node=h2",
         ] {
-            let fault = check_valkey(bad).expect_err(bad);
-            assert!(!fault.contains("hunter"), "{bad}: {fault}");
+            let sentence = check_valkey(bad).expect_err(bad);
+            assert!(!sentence.contains("hunter"), "{bad}: {sentence}");
         }
         for bad in
             ["hunter2", "mysql://u:hunter2@h/db", "postgres://u:hunter2@h/db?sslmode=maybe", "postgres://u:1/hunter2@h"]
         {
-            let fault = check_postgres(bad).expect_err(bad);
-            assert!(!fault.contains("hunter"), "{bad}: {fault}");
+            let sentence = check_postgres(bad).expect_err(bad);
+            assert!(!sentence.contains("hunter"), "{bad}: {sentence}");
         }
     }
 
     #[test]
-    fn the_host_is_shown_and_no_password_is() {
+    fn the_host_is_shown_and_the_password_is_not() {
         for (url, shown) in [
             ("valkey://user:hunter2@host:6379/1", "valkey://user:***@host:6379/1"),
             ("valkey://:hunter2@host", "valkey://:***@host"),
@@ -214,8 +214,8 @@ mod tests {
         fn no_password_is_ever_shown_however_it_is_written(before in "[!-~]{0,6}", after in "[!-~]{0,6}") {
             let url = format!("postgres://app:{before}hunter2{after}@host/db");
             prop_assert!(!hide(&url).contains("hunter2"), "{} became {}", url, hide(&url));
-            if let Err(fault) = check_postgres(&url) {
-                prop_assert!(!fault.contains("hunter2"), "{} was quoted: {}", url, fault);
+            if let Err(sentence) = check_postgres(&url) {
+                prop_assert!(!sentence.contains("hunter2"), "{} was quoted: {}", url, sentence);
             }
         }
     }

@@ -108,7 +108,6 @@ impl Proxy {
     }
 
     /// Everything on that way waits until `release`.
-    #[allow(dead_code, reason = "for tests/proof")]
     pub fn hold(&self, way: Way) {
         self.shared.state.send_modify(|s| s.held[way as usize] = true);
     }
@@ -215,6 +214,7 @@ async fn pump(way: Way, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, shared:
     }
 }
 
+#[cfg(test)]
 mod tests {
     use super::*;
 

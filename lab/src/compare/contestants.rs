@@ -12,10 +12,14 @@ use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
-use crate::Stage;
+use tidegate_lab::harness::BROKEN;
+
+use super::Stage;
 
 /// How often a contestant's memory is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
+/// Tidegate trims nothing during a run: every contestant reads the same stream.
+pub const RETENTION: &str = "24h";
 /// A worker with an upsert for each entry gets so many at the most: it would take minutes.
 const NAIVE_ENTRIES: usize = 20_000;
 
@@ -83,7 +87,7 @@ impl Contestant {
             Contestant::Node(_) => needs(&stage.node.join("node_modules"), "node and npm: see `make bench-compare`"),
             Contestant::Python => needs(&stage.python, "python3 with venv: see `make bench-compare`"),
             Contestant::LedgerOff => {
-                needs(&stage.sabotaged, "a build with the feature sabotage: see `make bench-compare`")
+                needs(&stage.without_ledger, "a build with the controls: see `make bench-compare`")
             }
             _ => None,
         }
@@ -92,14 +96,14 @@ impl Contestant {
     fn command(self, stage: &Stage) -> Result<Command, Box<dyn Error>> {
         let limit = |name: &str| -> Result<Command, Box<dyn Error>> {
             let mut command = Command::new(std::env::current_exe()?);
-            command.args(["--limit", name, "--workloads", stage.workload.name, "--entries"]);
+            command.args(["compare", "--limit", name, "--workloads", stage.workload.name, "--entries"]);
             command.arg(stage.entries.to_string()).env("VALKEY_PORT", stage.valkey.port().to_string());
             Ok(command)
         };
         let tidegate = |program: &Path, workers: usize| {
             let mut command = Command::new(program);
             command.args(["run", "--until-empty", "--workers", &workers.to_string()]);
-            command.env("TIDEGATE__TRIM__RETENTION", "24h").env("TIDEGATE__LOG__FORMAT", "json");
+            command.env("TIDEGATE__TRIM__RETENTION", RETENTION).env("TIDEGATE__LOG__FORMAT", "json");
             command
         };
         let mut command = match self {
@@ -113,13 +117,13 @@ impl Contestant {
             }
             Contestant::Python => {
                 let mut command = Command::new(&stage.python);
-                command.arg(crate::PEERS.to_owned() + "/python/worker.py");
+                command.arg(super::PEERS.to_owned() + "/python/worker.py");
                 command
             }
             Contestant::Tidegate(workers) => tidegate(&stage.tidegate, workers),
             Contestant::LedgerOff => {
-                let mut command = tidegate(&stage.sabotaged, 1);
-                command.env("TIDEGATE_SABOTAGE", "ledger_off");
+                let mut command = tidegate(&stage.without_ledger, 1);
+                command.env(BROKEN, "ledger_off");
                 command
             }
         };

@@ -1,5 +1,6 @@
 //! What every test stands on: its own Valkey, its own database, and the real program as a process.
 
+use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -23,8 +24,17 @@ static LIMIT: LazyLock<Duration> = LazyLock::new(|| {
     Duration::from_secs(seconds.unwrap_or(60))
 });
 
+/// Names the control that is broken, in a tree with all controls' edits: for the tests and for every program they start.
+pub const BROKEN: &str = "TIDEGATE_BROKEN";
+
 pub const STREAM: &str = "flush:counters";
 pub const GROUP: &str = "tidegate:counters";
+
+/// The program: the one that cargo names to a test, else the one beside this program.
+pub fn program() -> PathBuf {
+    let beside = || std::env::current_exe().expect("this program's path").with_file_name("tidegate");
+    std::env::var_os("CARGO_BIN_EXE_tidegate").map_or_else(beside, PathBuf::from)
+}
 
 /// One PostgreSQL for all tests of the process, each in a database of its own, copied from a migrated one.
 static POSTGRES: OnceCell<Postgres> = OnceCell::const_new();
@@ -72,6 +82,12 @@ pub async fn eventually<T: std::fmt::Debug + PartialEq>(what: &str, expected: T,
     }
 }
 
+/// A port on which nobody listens.
+pub async fn free_port() -> u16 {
+    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
+    listener.local_addr().expect("an address").port()
+}
+
 /// Runs a program to its end: exit code, stdout, stderr.
 pub async fn output(command: &mut Command) -> (i32, String, String) {
     let output = within_limit("the end of the program", command.output()).await.expect("it runs");
@@ -107,11 +123,11 @@ impl Lab {
 
     /// The program, with everything short, on this lab's servers.
     pub fn program(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tidegate"));
+        let mut command = Command::new(program());
         command.args(arguments).env_clear().kill_on_drop(true).stdin(Stdio::null());
         command.env("VALKEY_URL", self.valkey.url()).env("DATABASE_URL", &self.database);
-        if let Some(promise) = std::env::var_os("TIDEGATE_SABOTAGE") {
-            command.env("TIDEGATE_SABOTAGE", promise);
+        if let Some(control) = std::env::var_os(BROKEN) {
+            command.env(BROKEN, control);
         }
         for (key, value) in [
             ("LOG__FORMAT", "json"),
@@ -121,6 +137,7 @@ impl Lab {
             ("POSTGRES__LOCK_TIMEOUT", "600ms"),
             ("POSTGRES__IDLE_IN_TRANSACTION_TIMEOUT", "600ms"),
             ("RECLAIM__DEAD_AFTER", "1s"),
+            ("RECLAIM__GONE_AFTER", "500ms"),
             ("RECLAIM__SWEEP_EVERY", "200ms"),
             ("TRIM__EVERY", "200ms"),
             ("COMPACT__EVERY", "200ms"),
@@ -147,11 +164,11 @@ impl Lab {
         Daemon::start(command)
     }
 
-    /// A fresh daemon settles everything that is left, and ends well.
+    /// A fresh daemon settles everything that is left, flushed or buried, and ends well.
     pub async fn settle_everything(&self) -> Daemon {
         let mut daemon = Daemon::start(self.program(&["run", "--until-empty"]));
         let status = daemon.exit().await;
-        assert!(status.success(), "{status}: {}", daemon.last_lines());
+        assert!(matches!(status.code(), Some(0 | 65)), "{status}: {}", daemon.last_lines());
         daemon
     }
 
@@ -237,6 +254,22 @@ impl Daemon {
         loop {
             let next = tokio::time::timeout(*LIMIT, self.lines.recv()).await;
             let Ok(Some(event)) = next else { panic!("no line {message:?}; the last were {}", self.last_lines()) };
+            self.seen.push(event.clone());
+            if is(&event) {
+                return event;
+            }
+        }
+    }
+
+    /// Waits for an event of this name that fits.
+    pub async fn wait_for_event(&mut self, name: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        let is = |event: &Value| event["event"] == name && fits(event);
+        if let Some(event) = self.seen.iter().find(|event| is(event)) {
+            return event.clone();
+        }
+        loop {
+            let next = tokio::time::timeout(*LIMIT, self.lines.recv()).await;
+            let Ok(Some(event)) = next else { panic!("no event {name}; the last lines were {}", self.last_lines()) };
             self.seen.push(event.clone());
             if is(&event) {
                 return event;

@@ -12,7 +12,7 @@ use std::time::Instant;
 use sqlx::{Connection, PgConnection};
 use tidegate::valkey::resp::{Piece, Scan};
 
-use crate::workload::{Workload, encode};
+use super::workload::{Workload, encode};
 
 /// Entries in a read.
 const READ: &str = "1000";

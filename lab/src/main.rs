@@ -1,0 +1,50 @@
+//! The lab's programs, each on real servers of its own. Each is a `make` target:
+//!
+//! - `controls` breaks promises on purpose, in a copied tree: the tests must notice each of them;
+//! - `crash` kills a worker at each crash point, again and again, and compares all totals after each death;
+//! - `soak` lets producers and workers run under a random schedule of faults, compares totals all the time, and writes down
+//!   what came out;
+//! - `caretaking` shows what trimming and compaction cost a flush, and how large ledger and stream stay;
+//! - `compare` measures Tidegate, hand-written workers and the limits of the two servers side by side.
+//!
+//! The checker of `crash` and `soak` knows nothing but what producers were told, what the stream holds, and what PostgreSQL
+//! shows. docs/guarantees.md describes it.
+
+mod books;
+mod caretaking;
+mod compare;
+mod controls;
+mod crash;
+mod faults;
+mod journal;
+mod soak;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+#[derive(Debug, Parser)]
+enum Cli {
+    /// Break each promise on purpose: the tests must notice
+    Controls(controls::Args),
+    /// Kill a worker at each crash point
+    Crash(crash::Args),
+    /// Run for long under random faults
+    Soak(soak::Args),
+    /// Measure what trimming and compaction cost a flush
+    Caretaking(caretaking::Args),
+    /// Measure side by side: Tidegate, hand-written workers, the servers' limits
+    Compare(compare::Args),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let holds = match Cli::parse() {
+        Cli::Controls(args) => controls::run(args).await,
+        Cli::Crash(args) => crash::run(args).await,
+        Cli::Soak(args) => soak::run(args).await,
+        Cli::Caretaking(args) => caretaking::run(args).await,
+        Cli::Compare(args) => compare::run(args).await,
+    };
+    if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,149 @@
+//! The configuration: one struct a section, every limit checked, every problem reported at once.
+//!
+//! Takes [`Sources`] (a TOML file, the environment, flags); gives a [`Loaded`] configuration in which each value is
+//! within its limits and fits the others, and that knows where each value came from. Fails with all [`Problems`] there are,
+//! each one sentence with its place and the next step. No value is rounded, converted or ignored.
+//!
+//! Layers, weakest first: defaults, the file, `VALKEY_URL` and `DATABASE_URL`, `TIDEGATE__SECTION__KEY` variables,
+//! flags. Every value is checked where it is written, also one that a stronger layer overrides.
+//!
+//! `sections` declares every key; `kind` says what a key accepts; `layers` and `file` read the sources; `settings` is what
+//! took effect; `servers` and `pipelines` have the rules that are about more than one key.
+
+mod file;
+mod guess;
+mod key;
+mod kind;
+mod layers;
+mod pipelines;
+mod problem;
+mod sections;
+mod servers;
+mod setting;
+mod settings;
+mod units;
+mod url;
+
+#[cfg(test)]
+mod docs;
+#[cfg(test)]
+mod tests;
+
+pub use self::layers::Sources;
+use self::layers::{Given, defaults};
+use self::pipelines::Named;
+use self::problem::Problem;
+pub use self::problem::{ProblemKind, Problems};
+pub use self::sections::*;
+pub use self::servers::Needs;
+use self::settings::Settings;
+pub(crate) use self::url::hide;
+use crate::model::pipeline::Pipeline;
+
+/// The whole configuration. Its `Debug` shows no secret.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// `[valkey]`
+    pub valkey: ValkeySection,
+    /// `[postgres]`
+    pub postgres: PostgresSection,
+    /// `[run]`
+    pub run: RunSection,
+    /// `[batch]`
+    pub batch: BatchSection,
+    /// `[reclaim]`
+    pub reclaim: ReclaimSection,
+    /// `[trim]`
+    pub trim: TrimSection,
+    /// `[compact]`
+    pub compact: CompactSection,
+    /// `[dead_letters]`
+    pub dead_letters: DeadLettersSection,
+    /// `[stop]`
+    pub stop: StopSection,
+    /// `[log]`
+    pub log: LogSection,
+    /// `[pipelines.<name>]`, by name; no two with the same stream and table.
+    pub pipelines: Vec<Pipeline>,
+}
+
+impl Config {
+    /// None if a value was refused or is missing.
+    fn of(settings: &Settings, pipelines: &Named) -> Option<Config> {
+        Some(Config {
+            valkey: settings.section()?,
+            postgres: settings.section()?,
+            run: settings.section()?,
+            batch: settings.section()?,
+            reclaim: settings.section()?,
+            trim: settings.section()?,
+            compact: settings.section()?,
+            dead_letters: settings.section()?,
+            stop: settings.section()?,
+            log: settings.section()?,
+            pipelines: pipelines.keys().map(|name| pipelines::build(settings, name)).collect::<Option<_>>()?,
+        })
+    }
+}
+
+/// A valid configuration that knows where its values came from.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    rows: Vec<Row>,
+}
+
+impl Loaded {
+    /// Every key, in the order of the documentation, pipelines last. Secrets are hidden.
+    pub fn describe(&self) -> &[Row] {
+        &self.rows
+    }
+}
+
+/// One key as it took effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Its full path.
+    pub key: String,
+    /// Its value, secrets hidden.
+    pub value: String,
+    /// Where it is written: `default`, `path:line`, `env NAME`, `flag`, or `file PATH` for a url in a file of its own.
+    pub origin: String,
+    /// What the value counts.
+    pub unit: &'static str,
+    /// Why the key exists.
+    pub reason: &'static str,
+}
+
+/// Reads, merges and checks. Fails with every problem that can be found.
+pub fn load(sources: &Sources, needs: Needs) -> Result<Loaded, Problems> {
+    let Given { layers, mut pipelines, mut problems, complete } = Given::read(sources);
+    if pipelines.is_empty() {
+        pipelines.insert("counters".into(), "default".into());
+    }
+    let mut builder = config::Config::builder().add_source(defaults(&pipelines));
+    for layer in layers {
+        builder = builder.add_source(layer);
+    }
+    let mut settings = match builder.build().and_then(|merged| Settings::of(&merged, &pipelines)) {
+        Ok(settings) => settings,
+        Err(error) => {
+            problems.push(Problem::invalid(Problem::NOWHERE, format!("cannot be merged ({error})")));
+            return Err(Problems(problems));
+        }
+    };
+    // If a file was not read to its end, a key may seem to be missing, or not to fit, only because it was not seen.
+    if complete {
+        problems.extend(servers::settle_urls(&mut settings, needs));
+        problems.extend(settings.check_relations());
+        problems.extend(pipelines::check(&settings, &pipelines));
+    }
+    match Config::of(&settings, &pipelines) {
+        Some(config) if problems.is_empty() => Ok(Loaded { config, rows: settings.rows() }),
+        _ => {
+            assert!(!problems.is_empty(), "a configuration without a problem can be built");
+            Err(Problems(problems))
+        }
+    }
+}

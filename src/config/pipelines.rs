@@ -1,0 +1,91 @@
+//! Pipelines: the one section that may exist many times, and the rules between its keys.
+//!
+//! Takes the settings and the pipelines that were named; gives a [`Pipeline`] each. Fails with a problem for each key that
+//! must be set and is not, and for each rule that is broken.
+
+use std::collections::BTreeMap;
+
+use super::guess::nearest;
+use super::key::Section;
+use super::problem::Problem;
+use super::sections::PipelineSection;
+use super::settings::{Effective, Settings};
+use crate::client::{OP_FIELD, TRACEPARENT_FIELD};
+use crate::model::pipeline::Pipeline;
+
+/// The pipelines, each with the place that first named it.
+pub(super) type Named = BTreeMap<String, String>;
+
+/// The pipeline of this name. None if one of its values was refused or is missing.
+pub(super) fn build(settings: &Settings, name: &str) -> Option<Pipeline> {
+    let path = PipelineSection::PATH.replace("<name>", name);
+    let section = PipelineSection::from_settings(settings, &path)?;
+    Some(Pipeline {
+        name: name.into(),
+        stream: section.stream,
+        table: section.table,
+        key: section.key_column,
+        value: section.value_column,
+        updated_at: section.updated_at_column,
+        key_field: section.key_field,
+        value_field: section.value_field,
+        merge: section.merge,
+    })
+}
+
+/// Every problem between the keys of a pipeline, and between pipelines.
+pub(super) fn check(settings: &Settings, named: &Named) -> Vec<Problem> {
+    let mut problems: Vec<Problem> = settings.missing().map(|effective| missing(effective, named)).collect();
+    let pipelines: Vec<Pipeline> = named.keys().filter_map(|name| build(settings, name)).collect();
+    for (index, pipeline) in pipelines.iter().enumerate() {
+        let sentences = [twins(&pipelines[..index], pipeline), fields(pipeline), columns(pipeline)];
+        let place = named.get(&pipeline.name).cloned().unwrap_or_default();
+        problems.extend(sentences.into_iter().flatten().map(|sentence| Problem::invalid(&place, sentence)));
+    }
+    problems
+}
+
+/// Only a pipeline has keys that must be set.
+fn missing(effective: &Effective, named: &Named) -> Problem {
+    let name = effective.path.split('.').nth(1).unwrap_or_default();
+    let others = named.keys().map(String::as_str).chain(["counters"]).filter(|other| *other != name);
+    let hint = nearest(name, others.map(str::to_owned));
+    let hint = hint.map(|meant| format!("; or did you mean the pipeline {meant}?")).unwrap_or_default();
+    let sentence = format!("{} is missing; {}{hint}", effective.path, effective.key.kind.advice());
+    Problem::invalid(named.get(name).cloned().unwrap_or_default(), sentence)
+}
+
+fn twins(before: &[Pipeline], pipeline: &Pipeline) -> Option<String> {
+    let Pipeline { name, stream, table, .. } = pipeline;
+    let twin = before.iter().find(|other| (&other.stream, &other.table) == (stream, table))?;
+    Some(format!(
+        "pipelines {} and {name} both feed {table} from {stream}: every delta would count twice; remove one or change its \
+         stream or table",
+        twin.name
+    ))
+}
+
+fn fields(pipeline: &Pipeline) -> Option<String> {
+    let Pipeline { name, key_field, value_field, .. } = pipeline;
+    let of_producers =
+        [key_field, value_field].into_iter().find(|f| [OP_FIELD, TRACEPARENT_FIELD].contains(&f.as_str()));
+    match of_producers {
+        Some(field) => Some(format!(
+            "pipeline {name} uses the field {field}, which producers fill; write other fields as key_field and value_field"
+        )),
+        None => (key_field == value_field).then(|| {
+            format!("pipeline {name} uses one field twice; write two different ones as key_field and value_field")
+        }),
+    }
+}
+
+fn columns(pipeline: &Pipeline) -> Option<String> {
+    let Pipeline { name, key, value, updated_at, .. } = pipeline;
+    let twice = key == value || updated_at.as_ref().is_some_and(|column| column == key || column == value);
+    twice.then(|| {
+        format!(
+            "pipeline {name} uses one column twice; write three different ones as key_column, value_column and \
+             updated_at_column"
+        )
+    })
+}

@@ -1,0 +1,212 @@
+//! The declaration of the configuration: every section, every key, and how keys relate to each other.
+//!
+//! To add a key, add its field here, then write the document with `TIDEGATE_UPDATE_DOCS=1 cargo test --lib config::docs`.
+//! A new section is also a field of [`Config`] and a heading in `docs/configuration.md`.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use super::key::{Key, Section, sections};
+use super::kind::Kind::*;
+use super::setting::choice;
+use super::settings::Settings;
+use crate::flow::reclaim::ALONE_AFTER;
+use crate::merge::Merge;
+use crate::model::pipeline::{Identifier, Table};
+
+const fn ms(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+const FIVE_MINUTES: Duration = Duration::from_secs(300);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(86_400);
+const YEAR: Duration = Duration::from_secs(365 * 86_400);
+const KIB: u64 = 1 << 10;
+const GIB: u64 = 1 << 30;
+
+sections! {
+    /// Where the streams are.
+    ValkeySection at "valkey" {
+        /// Where the streams are. `VALKEY_URL` sets the same key; empty means none.
+        url: Option<SecretString> = "", ValkeyUrl;
+        /// A file that contains `valkey.url`, for mounted secrets; empty means none.
+        url_file: Option<PathBuf> = "", Path;
+        /// Names this Valkey deployment in the ledger. Two deployments that flush into one database need different names,
+        /// or they would share ranges of ids.
+        source: String = "main", Name;
+        /// The limit for opening a connection.
+        connect_timeout: Duration = "5s", Time(ms(1)..=FIVE_MINUTES);
+        /// The limit for one command. A command that blocks has this long on top of its blocking time: a silent server must
+        /// not hold a worker.
+        command_timeout: Duration = "5s", Time(ms(1)..=FIVE_MINUTES);
+    }
+
+    /// Where the tables are.
+    PostgresSection at "postgres" {
+        /// Where the tables are. `DATABASE_URL` sets the same key; empty means none.
+        url: Option<SecretString> = "", PostgresUrl;
+        /// A file that contains `postgres.url`, for mounted secrets; empty means none.
+        url_file: Option<PathBuf> = "", Path;
+        /// The most connections that one process opens. Its workers and caretakers share them, however many streams there
+        /// are.
+        connections: usize = "8", Count("connections", 1..=1000);
+        /// The limit for opening a connection.
+        connect_timeout: Duration = "5s", Time(ms(1)..=FIVE_MINUTES);
+        /// The server's limit for one statement. A flush must end before its worker is taken for dead.
+        statement_timeout: Duration = "10s", Time(ms(1)..=HOUR);
+        /// The server's limit for one wait for a lock: a worker that waits for a busy row gives up and tries again.
+        lock_timeout: Duration = "5s", Time(ms(1)..=HOUR);
+        /// The server ends a transaction whose client is silent for this long: a stopped worker must not block its peers.
+        idle_in_transaction_timeout: Duration = "10s", Time(ms(1)..=HOUR);
+    }
+
+    /// The process.
+    RunSection at "run" {
+        /// Workers of each pipeline. One prepares a batch while another flushes; more of them help only where they do not
+        /// update the same rows.
+        workers: usize = "2", Count("workers", 1..=256);
+    }
+
+    /// What one transaction flushes.
+    BatchSection at "batch" {
+        /// The most entries that one transaction flushes. More cost memory, and work that a failure repeats; fewer cost
+        /// throughput.
+        max_entries: usize = "40000", Count("entries", 1..=1_000_000);
+        /// The most bytes that one batch holds in memory, whatever the size of its entries.
+        max_bytes: usize = "8MiB", Bytes(1..=GIB);
+        /// Entries requested in one read. Larger replies cost more for each entry, not less.
+        read_count: usize = "1000", Count("entries", 1..=1_000_000);
+        /// A larger entry becomes a dead letter, so that no single entry can fill a batch.
+        max_entry_bytes: usize = "1MiB", Bytes(1..=GIB);
+    }
+
+    /// When pending entries of other consumers are taken.
+    ReclaimSection at "reclaim" {
+        /// A consumer that is silent for this long is taken for dead, and its pending entries are reclaimed.
+        dead_after: Duration = "30s", Time(ms(300)..=DAY);
+        /// A consumer whose connection to the server no longer exists is reclaimed after this long.
+        gone_after: Duration = "2s", Time(ms(100)..=DAY);
+        /// How often workers look for entries to reclaim.
+        sweep_every: Duration = "500ms", Time(ms(10)..=DAY);
+        /// An entry that was tried alone and whose process died before the flush was sent, so often that its deliveries
+        /// reached this, is buried. The minimum is above the delivery from which an entry is tried alone.
+        max_deliveries: u64 = "8", Count("deliveries", ALONE_AFTER + 1..=1000);
+    }
+
+    /// When settled entries leave the stream.
+    TrimSection at "trim" {
+        /// How long settled entries stay in the stream, so that they can be replayed; `0s` means not at all.
+        retention: Duration = "1h", Time(Duration::ZERO..=YEAR);
+        /// How often settled entries older than that are removed.
+        every: Duration = "10s", Time(ms(10)..=DAY);
+    }
+
+    /// When rows of the ledger are merged.
+    CompactSection at "compact" {
+        /// Ledger rows younger than this are never merged: longer than a stopped worker can stay suspended.
+        margin: Duration = "1h", Time(ms(300)..=YEAR);
+        /// How often older ledger rows are merged.
+        every: Duration = "10s", Time(ms(10)..=DAY);
+    }
+
+    /// What is kept of entries that cannot be applied.
+    DeadLettersSection at "dead_letters" {
+        /// A dead letter larger than this keeps its digest, its length and the beginning of each field.
+        max_bytes: usize = "1MiB", Bytes(KIB..=GIB);
+    }
+
+    /// How the process stops.
+    StopSection at "stop" {
+        /// How long a stop may take to settle what the process holds. Keep it below the supervisor's kill delay
+        /// (Kubernetes: 30s).
+        grace: Duration = "25s", Time(ms(1)..=DAY);
+    }
+
+    /// What is logged, and how.
+    LogSection at "log" {
+        /// `text` for people, `json` for log collectors.
+        format: LogFormat = "text", Choice(LogFormat::WORDS);
+        /// A level, or levels by module, such as `info,tidegate::flow=debug`.
+        level: String = "info", Filter;
+    }
+
+    /// Which stream feeds which table.
+    PipelineSection at "pipelines.<name>" {
+        /// The stream to read.
+        stream: String = "flush:counters" for counters, Text;
+        /// The table to write, as `schema.table`; a table alone is in `public`.
+        table: Table = "public.counters" for counters, TableName;
+        /// The column that identifies a row; it needs a unique index of its own.
+        key_column: Identifier = "id", Column;
+        /// The column that a delta is merged into.
+        value_column: Identifier = "value", Column;
+        /// The column that takes the time of the last flush; empty means none.
+        updated_at_column: Option<Identifier> = "updated_at", OptionalColumn;
+        /// The entry's field that has the row's key.
+        key_field: String = "id", Text;
+        /// The entry's field that has the delta.
+        value_field: String = "amount", Text;
+        /// How a delta and the row's value become the new value.
+        merge: Merge = "sum", Choice(Merge::WORDS);
+    }
+}
+
+/// Who reads the log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// People.
+    Text,
+    /// Log collectors.
+    Json,
+}
+
+choice! { LogFormat: "text" => LogFormat::Text, "json" => LogFormat::Json }
+choice! { Merge: "sum" => Merge::Sum }
+
+/// Two keys whose values must keep an order.
+#[derive(Debug)]
+pub(super) struct Relation {
+    pub(super) lesser: &'static str,
+    pub(super) order: Order,
+    pub(super) greater: &'static str,
+    /// What goes wrong otherwise.
+    pub(super) reason: &'static str,
+}
+
+/// How the lesser value relates to the greater one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    Below,
+    AtMost,
+}
+
+const fn relation(lesser: &'static str, order: Order, greater: &'static str, reason: &'static str) -> Relation {
+    Relation { lesser, order, greater, reason }
+}
+
+/// Every relation between keys.
+#[rustfmt::skip] // a table, one relation a row
+pub(super) const RELATIONS: &[Relation] = &[
+    relation("postgres.statement_timeout", Order::Below, "reclaim.dead_after",
+        "a worker in the middle of a flush would be taken for dead"),
+    relation("postgres.lock_timeout", Order::AtMost, "postgres.statement_timeout",
+        "it could never take effect"),
+    relation("postgres.idle_in_transaction_timeout", Order::Below, "reclaim.dead_after",
+        "a dead worker's transaction would still block the workers that reclaim its entries"),
+    relation("reclaim.gone_after", Order::AtMost, "reclaim.dead_after",
+        "a consumer without a connection would be reclaimed later than a silent one"),
+    relation("reclaim.sweep_every", Order::AtMost, "reclaim.dead_after",
+        "dead consumers would be found long after their time"),
+    relation("batch.read_count", Order::AtMost, "batch.max_entries",
+        "one read would overfill a batch"),
+    relation("batch.max_entry_bytes", Order::AtMost, "batch.max_bytes",
+        "an accepted entry would not fit into any batch"),
+    relation("dead_letters.max_bytes", Order::AtMost, "batch.max_bytes",
+        "one dead letter would hold more memory than a batch may"),
+    relation("postgres.statement_timeout", Order::Below, "stop.grace",
+        "a stop could not wait for the last flush"),
+    relation("reclaim.dead_after", Order::AtMost, "compact.margin",
+        "rows would be merged that a reclaimed entry still needs"),
+];

@@ -1,0 +1,147 @@
+//! Entries that the table refuses, and tables that refuse entries.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::{Client, Daemon, GROUP, Lab, STREAM, eventually};
+
+const DEAD: &str = "select count(*) from tidegate.dead_letters";
+
+fn two_workers(lab: &Lab) -> Daemon {
+    let mut command = lab.program(&["run"]);
+    command.env("TIDEGATE__RUN__WORKERS", "2");
+    Daemon::start(command)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entries_that_cannot_be_added_keep_no_good_one_waiting() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    for n in 0..13 {
+        client.add(&format!("full{n}"), 1).await;
+    }
+    lab.settle_everything().await;
+    // Thirteen that overflow their counters beside sixty good ones, and more good ones behind them.
+    for n in 0..13 {
+        client.add(&format!("full{n}"), i64::MAX).await;
+    }
+    client.add_many("good", 60).await;
+    let _daemon = two_workers(&lab);
+    lab.await_value("good", 60).await;
+    client.add_many("later", 60).await;
+    lab.await_value("later", 60).await;
+    eventually("dead letters", 13, async || lab.number(DEAD).await).await;
+    assert_eq!(lab.value("full0").await, Some(1));
+    lab.assert_settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_full_counter_with_a_fifth_of_the_traffic_halts_nothing() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    client.add("full", i64::MAX).await;
+    let mut daemon = two_workers(&lab);
+    lab.await_value("full", i64::MAX).await;
+    for n in 1..=40 {
+        for key in ["a", "b", "full", "c", "d"] {
+            client.add(key, 1).await;
+        }
+        lab.await_value("d", n).await;
+    }
+    eventually("dead letters", 40, async || lab.number(DEAD).await).await;
+    assert_eq!(daemon.count("flushing is halted"), 0, "{}", daemon.last_lines());
+}
+
+/// Adds one entry each time, to a key of its own where `many`, until the daemon says that it has halted.
+async fn add_until_halted(client: &mut Client, daemon: &mut Daemon, every: Duration, many: bool) -> i64 {
+    let (started, mut added) = (Instant::now(), 0);
+    let mut tick = tokio::time::interval(every);
+    while daemon.count("flushing is halted") == 0 {
+        tick.tick().await;
+        let key = if many { format!("k{added}") } else { "k".into() };
+        client.add(&key, 1).await;
+        added += 1;
+        assert!(started.elapsed() < Duration::from_secs(60), "never halted: {}", daemon.last_lines());
+    }
+    added
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_refuses_everything_is_found_out_at_any_rate_and_goes_on_by_itself() {
+    for (every, many) in [(100, true), (10, true), (1, true), (20, false)] {
+        let lab = Lab::new().await;
+        let (mut client, mut daemon) = (lab.client().await, two_workers(&lab));
+        client.add_many("before", 1_000).await;
+        lab.await_value("before", 1_000).await;
+        lab.execute("alter table public.counters add constraint never check (value < 0) not valid").await;
+        let added = add_until_halted(&mut client, &mut daemon, Duration::from_millis(every), many).await;
+        client.add_many("after", 100).await;
+        let buried = lab.number(DEAD).await;
+        assert!(buried <= 10, "{buried} buried, one entry every {every} ms");
+        // The server gathers its figures itself; each probe of a halted pipeline is one more rollback.
+        let rollbacks =
+            async || lab.number("select xact_rollback from pg_stat_database where datname = current_database()").await;
+        let before = rollbacks().await;
+        eventually("a probe that was refused", true, async || rollbacks().await > before).await;
+        assert_eq!(daemon.count("flushing is halted"), 1, "one incident: {}", daemon.last_lines());
+        assert_eq!(lab.number(DEAD).await, buried, "nothing more was buried");
+        lab.execute("alter table public.counters drop constraint never").await;
+        lab.await_value("after", 100).await;
+        let landed = "select coalesce(sum(value), 0)::bigint from public.counters where id like 'k%'";
+        eventually("the rest", added - buried, async || lab.number(landed).await).await;
+        lab.assert_settled().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_a_trigger_raises_is_about_its_entry() {
+    let lab = Lab::new().await;
+    lab.execute(
+        "create function public.judge() returns trigger language plpgsql as $$ begin
+             case new.id
+                 when 'raises' then raise exception 'no';
+                 when 'no_data' then raise no_data_found;
+                 when 'too_many' then raise too_many_rows;
+                 when 'asserts' then assert false, 'never';
+                 when 'own_code' then raise exception using errcode = 'AP123', message = 'our own';
+                 else null;
+             end case;
+             return new;
+         end $$;
+         create trigger judge before insert on public.counters for each row execute function public.judge()",
+    )
+    .await;
+    let mut client = lab.client().await;
+    let mut daemon = two_workers(&lab);
+    for n in 1..=3 {
+        for key in ["raises", "no_data", "too_many", "asserts", "own_code", "good"] {
+            client.add(key, 1).await;
+        }
+        lab.await_value("good", n).await;
+    }
+    eventually("dead letters", 15, async || lab.number(DEAD).await).await;
+    assert_eq!(daemon.count("flushing is halted"), 0, "{}", daemon.last_lines());
+    lab.assert_settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_table_lock_and_many_restarts_bury_nobody() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    client.call(&["XGROUP", "CREATE", STREAM, GROUP, "0", "MKSTREAM"]).await;
+    client.add("healthy", 1).await;
+    let mut lock = lab.sql().await;
+    for statement in ["begin", "lock table public.counters in access exclusive mode"] {
+        sqlx::raw_sql(statement).execute(&mut lock).await.expect(statement);
+    }
+    for _ in 0..12 {
+        let mut daemon = lab.daemon();
+        // It has the entry, and its flush waits for the lock.
+        let waiting =
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        eventually("a flush that waits", true, async || lab.number(waiting).await > 0).await;
+        daemon.kill().await;
+    }
+    sqlx::raw_sql("rollback").execute(&mut lock).await.expect("rolled back");
+    lab.settle_everything().await;
+    assert_eq!((lab.value("healthy").await, lab.number(DEAD).await), (Some(1), 0));
+}
