@@ -19,8 +19,9 @@ use crate::valkey::{Command, Link, Reply, Wire, info, unexpected};
 /// to wait for a core. Sixteen were 2 % faster still on two busy cores, and would keep the server's other clients waiting
 /// for 16 ms at times, at about 1 ms a read.
 const READS_UNDER_WAY: usize = 8;
-/// An id that no entry has: reading one's own history behind it is an empty read, and a sign of life.
-const BEYOND: &str = "18446744073709551615-18446744073709551615";
+/// An id that no entry has: reading one's own history behind it is an empty read, and a sign of life. Not the highest of all,
+/// which is how the server writes `>`: it would deliver fresh entries.
+const BEYOND: &str = "18446744073709551615-18446744073709551614";
 
 /// What bounds a batch.
 #[derive(Debug, Clone, Copy)]

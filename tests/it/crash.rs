@@ -255,7 +255,7 @@ async fn sigterm_under_load_settles_what_is_held_and_leaves_no_trace() {
     let status = daemon.exit().await;
     assert!(status.success(), "{status}: {}", daemon.last_lines());
     assert_eq!(daemon.wait_for("stopped").await["phase"], "settled");
-    assert_eq!(lab.pending().await, 0, "everything that was read is settled");
+    assert_eq!(lab.pending().await, 0, "everything that was read is settled{}", daemon.last_lines());
     let consumers = client.call(&["XINFO", "CONSUMERS", STREAM, GROUP]).await;
     assert_eq!(consumers, Resp::Array(vec![]), "and the consumer has left");
     lab.settle_everything().await;
