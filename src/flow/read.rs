@@ -229,8 +229,6 @@ pub struct Backlog {
     pub undelivered: Option<u64>,
     /// Whether there is nothing of either kind.
     pub is_empty: bool,
-    /// How long ago the oldest entry of either kind was added, by the server's clock; none if there is none.
-    pub oldest: Option<Duration>,
 }
 
 /// Asks for a group's backlog. A group that does not exist yet has all the stream before it.
@@ -245,7 +243,7 @@ pub async fn backlog(link: &Link, stream: &str, group: &str) -> Result<Backlog, 
     };
     let Some(fields) = fields else {
         let undelivered = last.is_none().then_some(0);
-        return Ok(Backlog { pending: 0, undelivered, is_empty: last.is_none(), oldest: None });
+        return Ok(Backlog { pending: 0, undelivered, is_empty: last.is_none() });
     };
     let field = |name: &str| fields.get(name).and_then(Reply::as_int);
     let pending = field("pending").unwrap_or(0).unsigned_abs();
@@ -253,12 +251,12 @@ pub async fn backlog(link: &Link, stream: &str, group: &str) -> Result<Backlog, 
     let delivered = last_delivered(&fields)?;
     // What is pending and was deleted from the stream is still to be accounted for.
     let is_empty = pending == 0 && last.is_none_or(|(last, _)| delivered >= last);
-    let oldest = if is_empty { None } else { oldest(link, stream, group, delivered).await? };
-    Ok(Backlog { pending, undelivered, is_empty, oldest })
+    Ok(Backlog { pending, undelivered, is_empty })
 }
 
-/// How long ago the oldest entry was added that is pending or behind this id.
-async fn oldest(link: &Link, stream: &str, group: &str, delivered: EntryId) -> Result<Option<Duration>, Fault> {
+/// How long ago the oldest unsettled entry was added, by the server's clock; none if there is none, or no such group.
+pub async fn age(link: &Link, stream: &str, group: &str) -> Result<Option<Duration>, Fault> {
+    let Some(delivered) = delivered(link, stream, group).await? else { return Ok(None) };
     let pending = link.commands().call(Command::new("XPENDING").arg(stream).arg(group)).await?;
     let pending: Option<EntryId> =
         pending.into_array().and_then(|mut parts| parts.nth(1)).and_then(|id| id.as_text()?.parse().ok());
