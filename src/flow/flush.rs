@@ -65,6 +65,11 @@ impl Lane {
         Ok(registered.map(|id| self.id.store(id, Ordering::Relaxed)))
     }
 
+    /// The Valkey deployment that its entries come from.
+    pub fn source(&self) -> &str {
+        &self.identity.source
+    }
+
     /// The pipeline it belongs to.
     pub fn pipeline(&self) -> &Pipeline {
         &self.pipeline

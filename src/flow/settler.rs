@@ -101,6 +101,9 @@ impl Settler {
             self.account_for(&held.gone, stop).await?;
         }
         let Some(batch) = held.batch else { return self.hand_on(Receipt::Done).await };
+        if let Some(id) = held.suspect {
+            self.acquit(&held.link, &batch, id).await;
+        }
         let handoff = self.next_handoff;
         self.next_handoff += 1;
         self.handoffs.insert(handoff, (held.link, batch.bytes()));
@@ -244,6 +247,15 @@ impl Settler {
         if !self.shared.failing.swap(true, Ordering::Relaxed) {
             self.setup.metrics.begins_to_fail();
         }
+    }
+
+    /// An entry that is tried alone: if it kills its readers it does so here, in memory. Who dies later dies of something else.
+    async fn acquit(&self, link: &Link, batch: &Batch, id: EntryId) {
+        let pipeline = self.setup.lane.pipeline();
+        let _ = batch.coalesce(pipeline, 0..batch.len());
+        let consumer = &batch.origin().consumer;
+        // If it fails, the entry counts one death too many.
+        let _ = reclaim::acquit(link, &pipeline.stream, &pipeline.group(), consumer, id).await;
     }
 
     async fn hand_on(&self, receipt: Receipt) -> Result<(), Interrupted> {

@@ -70,7 +70,9 @@ impl From<&Fault> for Exit {
                 _ if judge(fault, 1).verdict == Verdict::Retry => Exit::Retry,
                 _ => Exit::Error,
             },
-            Fault::PostgresProtocol(_) | Fault::SumOverflow | Fault::StillRefused => Exit::Error,
+            Fault::ValkeyProtocol(_) | Fault::PostgresProtocol(_) | Fault::SumOverflow | Fault::StillRefused => {
+                Exit::Error
+            }
         }
     }
 }

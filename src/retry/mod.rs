@@ -30,8 +30,10 @@ pub enum Fault {
         /// The whole reply.
         message: String,
     },
-    /// Valkey did not answer in time, closed the connection, or answered what cannot be understood.
+    /// Valkey did not answer in time, or closed the connection.
     ValkeyLost(String),
+    /// What answered cannot be understood or trusted: a certificate, TLS to a plain port, another protocol.
+    ValkeyProtocol(String),
     /// PostgreSQL answered with an error.
     Postgres {
         /// Its five-character code.
@@ -104,6 +106,9 @@ pub fn judge(fault: &Fault, attempt: u32) -> Judgement {
         }
         Fault::Valkey { code, .. } => judge_valkey(code, attempt),
         Fault::ValkeyLost(_) => retry("Valkey is out of reach; what was read stays pending there"),
+        Fault::ValkeyProtocol(_) => halt(
+            "what answers there is not Valkey as valkey.url describes it: correct the URL, its scheme or the certificate",
+        ),
         Fault::SumOverflow => split("the deltas of one key add up to more than a bigint holds"),
         Fault::StillRefused => {
             halt("the ledger keeps refusing this batch; run `tidegate check` and look at tidegate.ledger")
@@ -275,7 +280,7 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fault::Valkey { message, .. } => write!(f, "Valkey: {message}"),
-            Fault::ValkeyLost(why) => write!(f, "Valkey: {why}"),
+            Fault::ValkeyLost(why) | Fault::ValkeyProtocol(why) => write!(f, "Valkey: {why}"),
             Fault::Postgres { sqlstate, message, .. } => write!(f, "PostgreSQL: {message} ({sqlstate})"),
             Fault::PostgresLost(why) | Fault::PostgresProtocol(why) => f.write_str(why),
             Fault::SumOverflow => f.write_str("the deltas of one key add up to more than a bigint holds"),

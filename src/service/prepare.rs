@@ -15,7 +15,7 @@ use crate::config::{Config, Problems};
 use crate::flow::bisect::Refusals;
 use crate::flow::flush::Lane;
 use crate::flow::read::{self, Limits};
-use crate::flow::reclaim;
+use crate::flow::reclaim::Patience;
 use crate::flow::worker::WorkerSetup;
 use crate::lanes::{self, Identity, Record, Unregistered};
 use crate::model::names;
@@ -24,7 +24,7 @@ use crate::postgres::{Database, schema};
 use crate::retry::{Fault, Incident, Verdict, judge};
 use crate::target::{self, Unfit};
 use crate::telemetry::contract::Metrics;
-use crate::valkey::{self, Link};
+use crate::valkey::{self, Link, info};
 
 /// What is asked of this run of the daemon.
 #[derive(Debug, Clone, Copy, Default)]
@@ -169,7 +169,7 @@ pub(super) async fn try_prepare(
 /// Whether daemons other than this process are at work on a shard. Where Valkey does not say, none is seen.
 async fn others_are_alive(places: &Places, shard: &Shard, dead_after: Duration) -> bool {
     let Ok(link) = Link::open(&places.valkey, "tidegate:start").await else { return false };
-    let consumers = reclaim::consumers(&link, &shard.stream, &shard.pipeline.group()).await.unwrap_or_default();
+    let consumers = info::consumers(link.commands(), &shard.stream, &shard.pipeline.group()).await.unwrap_or_default();
     let own = names::consumers_of(&names::host(), std::process::id());
     consumers.iter().any(|consumer| consumer.idle < dead_after && !consumer.name.starts_with(&own))
 }
@@ -185,9 +185,12 @@ pub(super) fn worker_setup(config: &Config, places: &Places, flow: &Flow, regrou
             read_count: config.batch.read_count,
             max_entry_bytes: config.batch.max_entry_bytes,
         },
-        dead_after: config.reclaim.dead_after,
+        patience: Patience {
+            gone_after: config.reclaim.gone_after,
+            dead_after: config.reclaim.dead_after,
+            max_deliveries: config.reclaim.max_deliveries,
+        },
         sweep_every: config.reclaim.sweep_every,
-        max_deliveries: config.reclaim.max_deliveries,
         refusals: flow.refusals.clone(),
         metrics: flow.metrics.clone(),
         regrouped,

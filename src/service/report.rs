@@ -73,32 +73,26 @@ impl Reporter {
         };
         for (flow, line) in flows.iter().zip(&mut self.lines) {
             let pipeline = flow.lane.pipeline();
-            let (stream, group) = (&pipeline.stream, pipeline.group());
-            let backlog = async |link: &Link| {
-                let backlog = read::backlog(link, stream, &group).await?;
-                let age = if backlog.is_empty { None } else { read::age(link, stream, &group).await? };
-                Ok((backlog, age))
-            };
-            let known = match &link {
-                Ok(link) => backlog(link).await,
+            let backlog = match &link {
+                Ok(link) => read::backlog(link, &pipeline.stream, &pipeline.group()).await,
                 Err(fault) => Err(fault.clone()),
             };
-            line.note(flow, known, Instant::now());
+            line.note(flow, backlog, Instant::now());
         }
         self.link = link.ok().filter(|link| !link.is_lost());
     }
 }
 
 impl Line {
-    fn note(&mut self, flow: &Flow, backlog: Result<(Backlog, Option<Duration>), Fault>, now: Instant) {
+    fn note(&mut self, flow: &Flow, backlog: Result<Backlog, Fault>, now: Instant) {
         let ms = |duration: Duration| duration.as_millis() as u64;
         match backlog {
-            Ok((backlog, age)) => {
+            Ok(backlog) => {
                 self.known = now;
                 flow.metrics.told_backlog(Unsettled {
                     undelivered: if backlog.is_empty { Some(0) } else { backlog.undelivered },
                     pending: backlog.pending,
-                    age_ms: age.map_or(0, ms),
+                    age_ms: backlog.oldest.map_or(0, ms),
                 });
             }
             // The workers meet the fault too, and tell.

@@ -18,8 +18,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::command::{Command, Reply, server_error};
+use super::connection::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_TRIES, UNCONFIRMED_LIMIT};
 use super::resp::{Piece, Scan, Strings};
-use super::{Command, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_TRIES, Reply, UNCONFIRMED_LIMIT, server_error};
 use crate::failpoint;
 use crate::model::entry::EntryId;
 use crate::retry::Fault;

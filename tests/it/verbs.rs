@@ -233,6 +233,7 @@ async fn until_empty_ends_where_waiting_does_not_help() {
     let (valkey, database) = (lab.valkey.url(), lab.database.clone());
     let nobody = harness::free_port().await;
     let mut client = lab.client().await;
+    client.add("a", 1).await;
     client.call(&["ACL", "SETUSER", "reader", "on", ">secret", "~*", "+@all", "-xinfo", "-xrevrange"]).await;
     lab.execute("create role without_rights login").await;
     let (_, place) = database.split_once('@').expect("a user in the url");
