@@ -36,9 +36,9 @@ pub(super) async fn look(setup: &CaretakerSetup, link: &Link, stop: &Stop) -> Re
         let id = lane.id();
         let lost = lost(setup, link, id, stop).await?;
         if lost > 0 {
-            metrics.lost_upstream(lost);
+            metrics.lost_flushed(lost);
             error!(
-                event = "lost_upstream", stream = %setup.stream, pipeline = %lane.pipeline().name, entries = lost,
+                event = "lost_upstream", flushed = true, stream = %setup.stream, pipeline = %lane.pipeline().name, entries = lost,
                 "entries that were flushed are gone from the stream: Valkey lost them (a failover or restart without its tail?); PostgreSQL keeps what was flushed"
             );
         }
