@@ -251,8 +251,9 @@ impl Daemon {
         if let Some(event) = self.seen.iter().find(|event| is(event)) {
             return event.clone();
         }
+        let deadline = tokio::time::Instant::now() + *LIMIT;
         loop {
-            let next = tokio::time::timeout(*LIMIT, self.lines.recv()).await;
+            let next = tokio::time::timeout_at(deadline, self.lines.recv()).await;
             let Ok(Some(event)) = next else { panic!("no line {message:?}; the last were {}", self.last_lines()) };
             self.seen.push(event.clone());
             if is(&event) {
@@ -267,8 +268,9 @@ impl Daemon {
         if let Some(event) = self.seen.iter().find(|event| is(event)) {
             return event.clone();
         }
+        let deadline = tokio::time::Instant::now() + *LIMIT;
         loop {
-            let next = tokio::time::timeout(*LIMIT, self.lines.recv()).await;
+            let next = tokio::time::timeout_at(deadline, self.lines.recv()).await;
             let Ok(Some(event)) = next else { panic!("no event {name}; the last lines were {}", self.last_lines()) };
             self.seen.push(event.clone());
             if is(&event) {

@@ -353,10 +353,10 @@ impl Settler {
                 Ok(lost) => {
                     self.landed(None);
                     if !lost.is_empty() {
-                        self.setup.metrics.lost_upstream(lost.len());
+                        self.setup.metrics.lost_unflushed(lost.len());
                         let first: Vec<String> = lost.iter().take(IDS_TOLD).map(EntryId::to_string).collect();
                         error!(
-                            event = "lost_upstream", pipeline = %self.setup.lane.pipeline().name,
+                            event = "lost_upstream", flushed = false, pipeline = %self.setup.lane.pipeline().name,
                             consumer = %self.consumer, entries = lost.len(), ids = %first.join(" "),
                             "entries were deleted from the stream before they were flushed: lost upstream (MAXLEN, XDEL?)"
                         );

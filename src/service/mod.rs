@@ -227,7 +227,7 @@ impl Running {
     /// How it came out, where everything is settled.
     fn result(&self) -> Ending {
         let sum = |of: fn(&Snapshot) -> u64| self.flows.iter().map(|flow| of(&flow.metrics.snapshot())).sum::<u64>();
-        match (sum(|now| now.lost_upstream), sum(|now| now.buried)) {
+        match (sum(|now| now.lost_unflushed), sum(|now| now.buried)) {
             (0, 0) => Ending::Settled,
             (0, buried) => Ending::Buried(buried),
             (lost, _) => Ending::Lost(lost),

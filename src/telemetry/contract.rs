@@ -109,7 +109,8 @@ instruments! {
         flushes, "transactions", "transactions committed";
         reclaimed, "entries", "entries taken over from dead consumers, or found again after a lost reply";
         dropped, "entries", "entries that could not be judged and that somebody had settled";
-        lost_upstream, "entries", "entries that Valkey lost, before or after they were flushed";
+        lost_unflushed, "entries", "entries that Valkey lost before they were flushed: the table lacks them";
+        lost_flushed, "entries", "entries that Valkey lost after they were flushed: the table has them";
         trimmed, "entries", "entries trimmed from the stream";
         acks_dropped, "acknowledgements", "acknowledgements not sent because the connection had changed; the entries come again and are recognised";
     }
@@ -144,7 +145,7 @@ pub const EVENTS: &[Event] = &[
     event("recognised", "pipeline, entries", "redelivered entries were found in the ledger, and not added again"),
     event("buried", "pipeline, entries", "entries became dead letters"),
     event("reclaimed", "pipeline, entries, gone", "entries were taken over from a dead consumer, or found again"),
-    event("lost_upstream", "pipeline, entries", "Valkey lost entries"),
+    event("lost_upstream", "pipeline, entries, flushed", "Valkey lost entries, before or after they were flushed"),
     event(
         "interrupted",
         "pipeline, stream, fault, advice, lasted_ms",
@@ -235,9 +236,14 @@ impl Metrics {
         add(&self.dropped, entries as u64);
     }
 
-    /// Entries were found lost upstream.
-    pub fn lost_upstream(&self, entries: usize) {
-        add(&self.lost_upstream, entries as u64);
+    /// Valkey lost entries before they were flushed.
+    pub fn lost_unflushed(&self, entries: usize) {
+        add(&self.lost_unflushed, entries as u64);
+    }
+
+    /// Valkey lost entries after they were flushed.
+    pub fn lost_flushed(&self, entries: usize) {
+        add(&self.lost_flushed, entries as u64);
     }
 
     /// Entries were trimmed.

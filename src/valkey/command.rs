@@ -147,6 +147,8 @@ pub fn unexpected(command: &str) -> Fault {
 
 /// An error that the server answered with.
 pub(super) fn server_error(message: &str) -> Fault {
-    let code = message.split(' ').next().unwrap_or_default();
+    // What a script may not do for its user is reported as an error of the script.
+    let is_of_acl = message.contains("ACL failure in script");
+    let code = if is_of_acl { "NOPERM" } else { message.split(' ').next().unwrap_or_default() };
     Fault::Valkey { code: code.to_owned(), message: message.to_owned() }
 }

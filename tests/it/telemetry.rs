@@ -21,7 +21,7 @@ async fn the_last_event_of_a_run_has_the_final_counts() {
         (&"counters".into(), &"flush:counters".into(), &"public.counters".into(),)
     );
     let of = |field| number(&event, field);
-    assert_eq!((of("applied"), of("recognised"), of("buried"), of("lost_upstream")), (5_000, 0, 0, 0), "{event}");
+    assert_eq!((of("applied"), of("recognised"), of("buried"), of("lost_unflushed")), (5_000, 0, 0, 0), "{event}");
     assert_eq!((of("undelivered"), of("pending"), of("age_ms")), (0, 0, 0), "{event}");
     assert!((1..=of("flushes")).contains(&of("rows")), "{event}");
     assert!(daemon.exit().await.success());
