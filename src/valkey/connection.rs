@@ -44,10 +44,30 @@ pub struct Endpoint {
     pub command_timeout: Duration,
 }
 
+/// Who a connection introduces itself as: the URL's user and password, decoded once.
+#[derive(Debug, Clone)]
+struct Credentials {
+    username: Option<String>,
+    password: Option<SecretString>,
+}
+
+/// A string as a server reads it in a line of text: the library sends its greeting as one, unquoted, so that a blank in a
+/// password would begin the next word.
+fn quoted(text: &str) -> String {
+    let bytes: String = text.bytes().map(|byte| format!("\\x{byte:02x}")).collect();
+    format!("\"{bytes}\"")
+}
+
+/// A host without the brackets that an IPv6 address bears in a URL.
+fn bare_host(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+}
+
 /// One connection. Lost once, lost for good.
 #[derive(Debug)]
 pub struct Connection {
     client: Client,
+    credentials: Credentials,
     task: AbortHandle,
     command_timeout: Duration,
     lost: AtomicBool,
@@ -64,6 +84,15 @@ impl Connection {
     /// Connects, in RESP3, as a user who may not have the right to name a connection.
     pub async fn open_unnamed(address: &Endpoint) -> Result<Connection, Fault> {
         let mut config = FredConfig::from_url(address.url.expose_secret()).map_err(lost)?;
+        if let ServerConfig::Centralized { server } = &mut config.server {
+            server.host = bare_host(&server.host).into();
+        }
+        let credentials = Credentials {
+            username: config.username.as_deref().map(str::to_owned),
+            password: config.password.as_deref().map(SecretString::from),
+        };
+        config.username = config.username.as_deref().map(quoted);
+        config.password = config.password.as_deref().map(quoted);
         config.version = RespVersion::RESP3;
         config.fail_fast = true;
         config.blocking = Blocking::Block;
@@ -91,7 +120,7 @@ impl Connection {
         let performance = PerformanceConfig { default_command_timeout: address.command_timeout, ..Default::default() };
         let client = Client::new(config, Some(performance), Some(connection), None);
         let task = client.init().await.map_err(lost)?.abort_handle();
-        Ok(Connection { client, task, command_timeout: address.command_timeout, lost: AtomicBool::new(false) })
+        Ok(Connection { client, credentials, task, command_timeout: address.command_timeout, lost: AtomicBool::new(false) })
     }
 
     /// Sends one command and waits for its reply, within the address's limit.
@@ -123,8 +152,8 @@ impl Connection {
             host: server.host.to_string(),
             port: server.port,
             tls,
-            username: config.username,
-            password: config.password,
+            username: self.credentials.username.clone(),
+            password: self.credentials.password.clone(),
             database: config.database.unwrap_or(0),
         })
     }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use redis_protocol::resp3::decode::complete::decode_bytes;
 use rustls::pki_types::ServerName;
+use secrecy::{ExposeSecret, SecretString};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -37,7 +38,7 @@ pub(super) struct Place {
     /// The connector, and the name that the certificate must bear.
     pub(super) tls: Option<(TlsConnector, String)>,
     pub(super) username: Option<String>,
-    pub(super) password: Option<String>,
+    pub(super) password: Option<SecretString>,
     pub(super) database: u8,
 }
 
@@ -68,7 +69,7 @@ impl Wire {
         let mut wire = Wire { socket, inbox, outbox, chunk: CHUNK.0, limit, lost: false };
         let mut hello = Command::new("HELLO").arg(3);
         if let Some(password) = &place.password {
-            hello = hello.arg("AUTH").arg(place.username.as_deref().unwrap_or("default")).arg(password.as_str());
+            hello = hello.arg("AUTH").arg(place.username.as_deref().unwrap_or("default")).arg(password.expose_secret());
         }
         wire.call(&hello.arg("SETNAME").arg(name)).await?;
         if place.database > 0 {

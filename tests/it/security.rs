@@ -65,3 +65,43 @@ async fn a_certificate_that_nobody_vouches_for_is_refused() {
     let line = daemon.wait_for("reading is interrupted").await;
     assert!(line["fault"].as_str().is_some_and(|fault| fault.to_lowercase().contains("certificate")), "{line}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_and_a_password_may_hold_any_character() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    client.add_many("a", 100).await;
+    let password = r#"a b%@:/ü"c'\"#;
+    client.call(&["ACL", "SETUSER", "tide@ü", "on", &format!(">{password}"), "~*", "+@all"]).await;
+    client.call(&["CONFIG", "SET", "requirepass", password]).await;
+    let encoded = "a%20b%25%40%3A%2F%C3%BC%22c%27%5C";
+    for (user, expected) in [("tide%40%C3%BC", 100), ("", 200)] {
+        let url = format!("valkey://{user}:{encoded}@127.0.0.1:{}", lab.valkey.port());
+        let mut command = lab.program(&["run", "--until-empty"]);
+        let (code, _, stderr) = output(command.env("VALKEY_URL", &url)).await;
+        assert_eq!(code, 0, "{stderr}");
+        assert_eq!(lab.value("a").await, Some(expected));
+        assert!(!stderr.contains("a b%") && !stderr.contains(encoded), "{stderr}");
+        client.add_many("a", 100).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_may_be_named_by_its_ipv6_address() {
+    let Ok(listener) = TcpListener::bind(("::1", 0)).await else { return };
+    let lab = Lab::new().await;
+    let (port, upstream) = (listener.local_addr().expect("bound").port(), lab.valkey.port());
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut server = TcpStream::connect(("127.0.0.1", upstream)).await?;
+                tokio::io::copy_bidirectional(&mut client, &mut server).await
+            });
+        }
+    });
+    lab.client().await.add_many("a", 100).await;
+    let mut command = lab.program(&["run", "--until-empty"]);
+    let (code, _, stderr) = output(command.env("VALKEY_URL", format!("valkey://[::1]:{port}"))).await;
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(lab.value("a").await, Some(100));
+}
