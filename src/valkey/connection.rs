@@ -120,7 +120,13 @@ impl Connection {
         let performance = PerformanceConfig { default_command_timeout: address.command_timeout, ..Default::default() };
         let client = Client::new(config, Some(performance), Some(connection), None);
         let task = client.init().await.map_err(lost)?.abort_handle();
-        Ok(Connection { client, credentials, task, command_timeout: address.command_timeout, lost: AtomicBool::new(false) })
+        Ok(Connection {
+            client,
+            credentials,
+            task,
+            command_timeout: address.command_timeout,
+            lost: AtomicBool::new(false),
+        })
     }
 
     /// Sends one command and waits for its reply, within the address's limit.

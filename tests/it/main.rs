@@ -10,6 +10,7 @@ mod permissions;
 mod poison;
 mod pooler;
 mod producing;
+mod reclaim;
 mod replay;
 mod repository;
 mod security;
