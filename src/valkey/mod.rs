@@ -1,7 +1,7 @@
 //! Talking to Valkey: the only module that names `fred`, so that it can be patched or replaced.
 //!
 //! A [`Connection`] is one TCP connection that never reconnects, never retries and bounds every wait; whoever loses one
-//! opens another. A [`Link`] is such a connection to one server in one life of it: its [`Generation`]. What was read by a
+//! opens another. A [`Link`] is such a connection to one server in one life of it: its [`Generation`](crate::model::entry::Generation). What was read by a
 //! link is acknowledged on that link or not at all, so "an acknowledgement never crosses to another server" needs no care
 //! at run time: there is nothing that could carry it there. Whoever reads a stream adds a [`Wire`] to his link, to the
 //! same server: reads wait there, and are parsed by our own hand.
