@@ -140,7 +140,7 @@ impl Taker {
         // In a stop, what was asked for is still taken.
         while !stop.is_asked() || !(session.is_quiet() || stop.is_forced()) {
             if session.is_lost() {
-                return Err(Fault::ValkeyLost("the connection was given up".into()));
+                return Err(Fault::ValkeyLost("the connection to Valkey was given up".into()));
             }
             if Instant::now() >= plan.speak_at {
                 self.keep_alive(session).await?;

@@ -142,7 +142,7 @@ fn string(frame: &Resp3Frame) -> Option<&Bytes> {
 
 /// A reply of another shape than the command has.
 pub fn unexpected(command: &str) -> Fault {
-    Fault::ValkeyProtocol(format!("the reply to {command} has an unknown shape"))
+    Fault::ValkeyProtocol(format!("Valkey's reply to {command} has an unknown shape"))
 }
 
 /// An error that the server answered with.

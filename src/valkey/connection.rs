@@ -11,7 +11,7 @@ use fred::clients::Client;
 use fred::interfaces::ClientLike;
 use fred::types::RespVersion;
 use fred::types::config::{
-    Blocking, Config as FredConfig, ConnectionConfig, Options, PerformanceConfig, ServerConfig, TcpConfig,
+    Blocking, Config as FredConfig, ConnectionConfig, Options, PerformanceConfig, Server, ServerConfig, TcpConfig,
     TlsConnector, UnresponsiveConfig,
 };
 use secrecy::{ExposeSecret, SecretString};
@@ -19,7 +19,8 @@ use socket2::TcpKeepalive;
 use tokio::task::AbortHandle;
 
 use super::command::{Command, Reply, server_error};
-use super::info::Server;
+use super::info;
+use super::plain;
 use super::wire::{Place, Wire};
 use crate::model::entry::Generation;
 use crate::retry::Fault;
@@ -51,6 +52,22 @@ struct Credentials {
     password: Option<SecretString>,
 }
 
+/// Where a server is, as the library's configuration and the URL tell.
+fn place_of(config: &FredConfig, server: &Server, credentials: &Credentials) -> Place {
+    let tls = config.tls.as_ref().map(|tls| {
+        let TlsConnector::Rustls(connector) = &tls.connector;
+        (connector.clone(), server.tls_server_name.as_ref().unwrap_or(&server.host).to_string())
+    });
+    Place {
+        host: server.host.to_string(),
+        port: server.port,
+        tls,
+        username: credentials.username.clone(),
+        password: credentials.password.clone(),
+        database: config.database.unwrap_or(0),
+    }
+}
+
 /// A string as a server reads it in a line of text: the library sends its greeting as one, unquoted, so that a blank in a
 /// password would begin the next word.
 fn quoted(text: &str) -> String {
@@ -67,6 +84,8 @@ fn bare_host(host: &str) -> &str {
 #[derive(Debug)]
 pub struct Connection {
     client: Client,
+    /// Where it leads to, for people.
+    name: String,
     credentials: Credentials,
     task: AbortHandle,
     command_timeout: Duration,
@@ -83,7 +102,8 @@ impl Connection {
 
     /// Connects, in RESP3, as a user who may not have the right to name a connection.
     pub async fn open_unnamed(address: &Endpoint) -> Result<Connection, Fault> {
-        let mut config = FredConfig::from_url(address.url.expose_secret()).map_err(lost)?;
+        let unreadable = |error| plain::of_library("Valkey", &error);
+        let mut config = FredConfig::from_url(address.url.expose_secret()).map_err(unreadable)?;
         if let ServerConfig::Centralized { server } = &mut config.server {
             server.host = bare_host(&server.host).into();
         }
@@ -118,10 +138,24 @@ impl Connection {
             ..Default::default()
         };
         let performance = PerformanceConfig { default_command_timeout: address.command_timeout, ..Default::default() };
+        let place = match &config.server {
+            ServerConfig::Centralized { server } => Some(place_of(&config, server, &credentials)),
+            _ => None,
+        };
+        let name = place.as_ref().map_or_else(|| "Valkey, by its sentinels".into(), Place::name);
         let client = Client::new(config, Some(performance), Some(connection), None);
-        let task = client.init().await.map_err(lost)?.abort_handle();
+        let task = match (client.init().await, place) {
+            (Ok(task), _) => task.abort_handle(),
+            (Err(error), Some(place)) if !plain::is_reply(&error) => {
+                // The library tells little of why; asked once more, by hand, the place tells more.
+                let told = place.diagnose(address.connect_timeout).await;
+                return Err(told.unwrap_or_else(|| plain::of_library(&name, &error)));
+            }
+            (Err(error), _) => return Err(plain::of_library(&name, &error)),
+        };
         Ok(Connection {
             client,
+            name,
             credentials,
             task,
             command_timeout: address.command_timeout,
@@ -137,31 +171,19 @@ impl Connection {
         let (custom, arguments) = command.into_parts();
         match self.client.with_options(&options).custom_raw(custom, arguments).await {
             Ok(frame) => Reply::of(frame),
-            Err(e) if is_reply(&e) => Err(server_error(e.details())),
+            Err(e) if plain::is_reply(&e) => Err(server_error(e.details())),
             Err(e) => Err(self.broken(e)),
         }
     }
 
     /// Where the server is that it reached: for a name that stands for several, the one that was primary.
     fn place(&self) -> Result<Place, Fault> {
-        let config = self.client.client_config();
         let reached = self.client.active_connections().into_iter().next();
-        let server = match config.server {
-            ServerConfig::Centralized { server } => server,
-            _ => reached.ok_or_else(|| Fault::ValkeyLost("the connection was lost before".into()))?,
+        let server = match self.client.client_config().server {
+            ServerConfig::Centralized { server } => server.clone(),
+            _ => reached.ok_or_else(|| Fault::ValkeyLost("the connection to Valkey was lost before".into()))?,
         };
-        let tls = config.tls.map(|tls| {
-            let TlsConnector::Rustls(connector) = tls.connector;
-            (connector, server.tls_server_name.as_ref().unwrap_or(&server.host).to_string())
-        });
-        Ok(Place {
-            host: server.host.to_string(),
-            port: server.port,
-            tls,
-            username: self.credentials.username.clone(),
-            password: self.credentials.password.clone(),
-            database: config.database.unwrap_or(0),
-        })
+        Ok(place_of(&self.client.client_config(), &server, &self.credentials))
     }
 
     /// Whether the connection was found broken: by a command, or by itself while there was none.
@@ -171,13 +193,13 @@ impl Connection {
 
     /// A command given to a client whose connection has ended waits for nothing until its time is up.
     fn refuse_if_lost(&self) -> Result<(), Fault> {
-        if self.is_lost() { Err(Fault::ValkeyLost("the connection was lost before".into())) } else { Ok(()) }
+        if self.is_lost() { Err(Fault::ValkeyLost("the connection to Valkey was lost before".into())) } else { Ok(()) }
     }
 
     /// A connection whose reply is missing cannot be used again: the reply may still come, to the wrong question.
     fn broken(&self, error: fred::error::Error) -> Fault {
         self.lost.store(true, Ordering::Relaxed);
-        lost(error)
+        plain::of_library(&self.name, &error)
     }
 }
 
@@ -208,7 +230,7 @@ impl Link {
     /// the server does not tell it.
     pub async fn open_as(address: &Endpoint, name: impl FnOnce(&str, u64) -> String) -> Result<Link, Fault> {
         let commands = Connection::open_unnamed(address).await?;
-        let server = Server::told_by(&commands.call(Server::question()).await?)?;
+        let server = info::Server::told_by(&commands.call(info::Server::question()).await?)?;
         let number = match commands.call(Command::new("CLIENT").arg("ID")).await {
             Ok(id) => id.as_int().and_then(|id| id.try_into().ok()).unwrap_or(0),
             Err(Fault::Valkey { .. }) => 0,
@@ -228,8 +250,10 @@ impl Link {
     pub async fn open_wire(&self, name: &str) -> Result<(Wire, Option<i64>), Fault> {
         let place = self.commands.place()?;
         let mut wire = Wire::open(&place, name, self.address.connect_timeout, self.address.command_timeout).await?;
-        if !self.is(&Server::told_by(&wire.call(&Server::question()).await?)?) {
-            return Err(Fault::ValkeyLost("two connections reached two different servers (a failover?)".into()));
+        if !self.is(&info::Server::told_by(&wire.call(&info::Server::question()).await?)?) {
+            return Err(Fault::ValkeyLost(
+                "two connections to Valkey reached two different servers (a failover?)".into(),
+            ));
         }
         // Without this privilege a stop waits for the current blocking read to end, a second or two.
         let id = wire.call(&Command::new("CLIENT").arg("ID")).await.ok().and_then(|id| id.as_int());
@@ -255,10 +279,10 @@ impl Link {
     ///
     /// A server that became a replica and a primary again keeps its connections and changes its replication id.
     pub async fn is_same_server(&self) -> Result<bool, Fault> {
-        Ok(self.is(&Server::told_by(&self.commands.call(Server::question()).await?)?))
+        Ok(self.is(&info::Server::told_by(&self.commands.call(info::Server::question()).await?)?))
     }
 
-    fn is(&self, server: &Server) -> bool {
+    fn is(&self, server: &info::Server) -> bool {
         server.run_id == self.generation.run_id && server.replication_id == self.generation.replication_id
     }
 
@@ -267,14 +291,4 @@ impl Link {
         // If this fails the read ends by itself a little later.
         let _ = self.commands.call(Command::new("CLIENT").arg("UNBLOCK").arg(wire)).await;
     }
-}
-
-fn lost(error: fred::error::Error) -> Fault {
-    if is_reply(&error) { server_error(error.details()) } else { Fault::ValkeyLost(error.details().to_owned()) }
-}
-
-/// Whether the server said it; everything else this client makes up itself.
-fn is_reply(error: &fred::error::Error) -> bool {
-    let code = error.details().split(' ').next().unwrap_or_default();
-    code.len() >= 3 && code.bytes().all(|b| b.is_ascii_uppercase() || b == b'_')
 }

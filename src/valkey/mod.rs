@@ -13,6 +13,7 @@
 mod command;
 mod connection;
 pub mod info;
+mod plain;
 pub mod resp;
 mod wire;
 

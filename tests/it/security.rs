@@ -10,7 +10,7 @@ use tempfile::NamedTempFile;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use crate::harness::{Daemon, Lab, output};
+use crate::harness::{Daemon, Lab, free_port, output};
 
 /// A door of TLS in front of a local port, and the file with the certificate to trust.
 async fn tls_in_front_of(upstream: u16) -> (u16, NamedTempFile) {
@@ -62,8 +62,53 @@ async fn a_certificate_that_nobody_vouches_for_is_refused() {
     let mut command = lab.program(&["run"]);
     command.env("VALKEY_URL", format!("valkeys://localhost:{port}")).env("SSL_CERT_FILE", other.path());
     let mut daemon = Daemon::start(command);
-    let line = daemon.wait_for("reading is interrupted").await;
-    assert!(line["fault"].as_str().is_some_and(|fault| fault.to_lowercase().contains("certificate")), "{line}");
+    let line = daemon.wait_for("reading is halted").await;
+    let fault = line["fault"].as_str().unwrap_or_default();
+    assert!(fault.starts_with(&format!("the certificate of Valkey at localhost:{port} is not trusted")), "{line}");
+    assert!(fault.contains("SSL_CERT_FILE"), "{line}");
+}
+
+/// The first fault that a daemon meets on this url.
+async fn fault(lab: &Lab, url: &str, message: &str) -> String {
+    let mut command = lab.program(&["run"]);
+    command.env("VALKEY_URL", url).env("TIDEGATE__VALKEY__CONNECT_TIMEOUT", "1s");
+    command.env("TIDEGATE__VALKEY__COMMAND_TIMEOUT", "1s");
+    let line = Daemon::start(command).wait_for(message).await;
+    line["fault"].as_str().unwrap_or_default().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_out_of_reach_and_what_is_not_valkey_is_said_in_plain_words_with_its_address() {
+    let lab = Lab::new().await;
+    let (plain, nobody) = (lab.valkey.port(), free_port().await);
+    let (tls, _) = tls_in_front_of(plain).await;
+    for (url, message, expected) in [
+        (
+            format!("valkey://127.0.0.1:{nobody}"),
+            "reading is interrupted",
+            format!("cannot reach Valkey at 127.0.0.1:{nobody}: connection refused"),
+        ),
+        (
+            "valkey://no-such-host.invalid:6379".into(),
+            "reading is interrupted",
+            "cannot reach Valkey at no-such-host.invalid:6379: the host's name is not known".into(),
+        ),
+        (
+            format!("valkeys://localhost:{plain}"),
+            "reading is halted",
+            format!("Valkey at localhost:{plain} does not speak TLS: write valkey:// in valkey.url"),
+        ),
+        (format!("valkey://localhost:{tls}"), "reading is halted", format!("Valkey at localhost:{tls} ")),
+        (
+            format!("valkey://localhost:{}", lab.postgres_port()),
+            "reading is halted",
+            format!("at localhost:{}", lab.postgres_port()),
+        ),
+    ] {
+        let fault = fault(&lab, &url, message).await;
+        assert!(fault.contains(&expected), "{url}: {fault:?}, expected {expected:?}");
+        assert!(!fault.contains("Os {") && !fault.contains("Custom {"), "{fault}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
