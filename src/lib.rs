@@ -37,20 +37,26 @@
 //!
 //! | failure | what happens |
 //! | --- | --- |
-//! | a worker dies, stalls or is cut off | its entries stay pending; a peer takes them once it has been silent for `reclaim.dead_after`; the ledger recognises those that were committed |
+//! | a worker dies, stalls or is cut off | its entries stay pending; a peer takes them over when it counts as dead; the ledger recognises those that were committed |
 //! | the outcome of a COMMIT is unknown | nothing is acknowledged; the same batch is tried again and the ledger tells |
 //! | PostgreSQL is down | reading stops, two batches a worker are held, the rest waits in Valkey |
 //! | Valkey is down, restarted, failed over | a new connection is a new generation: acknowledgements of the old one are dropped, entries come again, the ledger recognises them |
 //! | the group is gone | it is created at the stream's start; what was flushed is recognised |
-//! | an entry cannot be applied | the batch is halved until it stands alone, and it alone is buried |
-//! | the table, its schema or its rights are wrong | flushing halts and says so, nothing is buried, and goes on when it is mended |
+//! | an entry cannot be applied | its neighbours are flushed first, then it is found and buried alone |
+//! | the table refuses many different entries, or the schema or a right is wrong | flushing halts and says so, nothing more is buried, and it resumes when the cause is corrected |
 //!
 //! # Where to read
 //!
-//! In this order: [`entry`] and [`pipeline`] say what flows; [`flow`] is its life, step by step, with [`flow::worker`] as the
-//! parent that can be read aloud; [`retry`] decides about every error; [`service`] puts it together; [`produce`] is the
-//! writing side, for Rust producers; [`ops`] is what an operator types. [`valkey`] and [`postgres`] are the two doors to the
-//! outside: no other module names their client libraries, but for the steps that write SQL.
+//! In this order: `model` says what flows, `flow` is its life step by step, with `flow::worker` as the parent of the three
+//! actors; `care` trims and compacts; `retry` decides about every error; `service` starts, watches and stops it all;
+//! `telemetry` says what programs may rely on; `client` is the writing side, for Rust producers; `ops` has one file for each
+//! command. `valkey` and `postgres` open the connections; beside them only the steps of `flow` and `care` that send commands
+//! or SQL, `target`, `lanes` and `ops` use the client libraries.
+//!
+//! # Features
+//!
+//! `daemon`, on by default, is the program. Without it the crate is [`client`] and what that needs: a producer links neither
+//! sqlx nor clap.
 
 pub mod merge;
 pub mod model;

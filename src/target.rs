@@ -35,7 +35,7 @@ impl fmt::Display for Unfit {
 impl std::error::Error for Unfit {}
 
 /// Types whose text, equality and order make them usable as keys.
-const KEY_TYPES: [&str; 19] = [
+const KEY_TYPES: [&str; 18] = [
     "text",
     "varchar",
     "bpchar",
@@ -54,7 +54,6 @@ const KEY_TYPES: [&str; 19] = [
     "macaddr",
     "bool",
     "bytea",
-    "name",
 ];
 /// Types that hold every sum of whole numbers exactly, or refuse it.
 const VALUE_TYPES: [&str; 4] = ["int2", "int4", "int8", "numeric"];
@@ -64,6 +63,7 @@ struct Table {
     kind: String,
     rules: Vec<String>,
     is_row_security_active: bool,
+    is_unlogged: bool,
     lacks: Vec<String>,
 }
 
@@ -111,6 +111,10 @@ pub async fn check_table(
     findings.extend(found.rules.iter().map(|rule| {
         format!("rule {rule} may drop or redirect rows: drop rule {rule} on {table}, and use a trigger if you need one")
     }));
+    if found.is_unlogged {
+        findings
+            .push(format!("it, or a partition, is not logged and empty after a crash: alter table {table} set logged"));
+    }
     if found.is_row_security_active {
         findings.push(
             "row security applies to this role and may hide rows: alter role … bypassrls, or use another role".into(),
@@ -187,6 +191,8 @@ fn key_order(key: &Column) -> KeyOrder {
 async fn find_table(connection: &mut PgConnection, pipeline: &Pipeline) -> Result<Option<Table>, sqlx::Error> {
     let row = sqlx::query(
         "select c.relkind::text as kind, row_security_active(c.oid) as row_security,
+                exists (select from pg_partition_tree(c.oid) p join pg_class leaf on leaf.oid = p.relid
+                        where leaf.relpersistence <> 'p') or c.relpersistence <> 'p' as unlogged,
                 array(select r.rulename::text from pg_rewrite r where r.ev_class = c.oid and r.rulename <> '_RETURN') as rules,
                 array(select p from unnest(array['select', 'insert', 'update']) p
                       where not has_table_privilege(c.oid, p)) as lacks
@@ -202,6 +208,7 @@ async fn find_table(connection: &mut PgConnection, pipeline: &Pipeline) -> Resul
             kind: row.try_get("kind")?,
             rules: row.try_get("rules")?,
             is_row_security_active: row.try_get("row_security")?,
+            is_unlogged: row.try_get("unlogged")?,
             lacks: row.try_get("lacks")?,
         })
     };
@@ -225,7 +232,8 @@ async fn find_columns(connection: &mut PgConnection, pipeline: &Pipeline) -> Res
                  join pg_namespace cn on cn.oid = co.collnamespace
                  where co.oid = a.attcollation and not co.collisdeterministic) as collation,
                 a.attgenerated <> '' or a.attidentity = 'a' as is_generated,
-                a.attnotnull and not a.atthasdef and a.attidentity = '' as is_required
+                (a.attnotnull or (select typnotnull from pg_type where oid = a.atttypid))
+                    and not a.atthasdef and a.attidentity = '' as is_required
          from base b
          join pg_type t on t.oid = b.type and t.typtype <> 'd'
          join pg_attribute a on a.attrelid = b.attrelid and a.attnum = b.attnum

@@ -17,7 +17,30 @@ fail() { say "$*"; exit 69; }
 found() {
     echo "export TIDEGATE_VALKEY_SERVER=$1"
     echo "export TIDEGATE_POSTGRES_BIN=$2"
+    pooler
     exit 0
+}
+
+# A pgbouncer, if one is installed or can be had from this Debian; the tests that want one say so where there is none.
+pooler() {
+    local root=$home/pgbouncer/root installed
+    installed=${TIDEGATE_PGBOUNCER:-$(PATH=$PATH:/usr/sbin command -v pgbouncer || true)}
+    if [ -z "$installed" ] && [ ! -x "$home/pgbouncer/pgbouncer" ] && command -v apt-get > /dev/null; then
+        mkdir -p "$root"
+        # Unpacked and not installed: that needs no root, and starts nothing.
+        (cd "$home/pgbouncer" && apt-get -qq download pgbouncer libc-ares2 libevent-2.1-7 > /dev/null 2>&1 \
+            && for package in ./*.deb; do dpkg-deb -x "$package" root; done; rm -f ./*.deb) || true
+        [ ! -x "$root/usr/sbin/pgbouncer" ] || {
+            cat > "$home/pgbouncer/pgbouncer" <<'WRAPPER'
+#!/bin/sh
+root=$(dirname "$(readlink -f "$0")")/root
+LD_LIBRARY_PATH=$(find "$root" -name '*.so*' -exec dirname {} + | sort -u | paste -sd :) exec "$root/usr/sbin/pgbouncer" "$@"
+WRAPPER
+            chmod +x "$home/pgbouncer/pgbouncer"
+        }
+    fi
+    [ -n "$installed" ] || [ ! -x "$home/pgbouncer/pgbouncer" ] || installed=$home/pgbouncer/pgbouncer
+    [ -z "$installed" ] || echo "export TIDEGATE_PGBOUNCER=$installed"
 }
 
 postgres_of_debian() { ls -d /usr/lib/postgresql/*/bin/postgres 2>/dev/null | sort -V | tail -n 1 | xargs -r dirname; }

@@ -33,6 +33,13 @@ pub(crate) fn is(control: &str) -> bool {
         std::sync::LazyLock::new(|| std::env::var("TIDEGATE_BROKEN").unwrap_or_default());
     *NAMED == control
 }
+
+/// The text, with one part of it replaced if this control is broken. Without that part the control is out of date.
+#[allow(dead_code)]
+pub(crate) fn replaced(control: &str, text: &str, part: &str, by: &str) -> String {
+    assert_eq!(text.matches(part).count(), 1, "control {control}: the text to replace must occur once: {part}");
+    if is(control) { text.replace(part, by) } else { text.to_owned() }
+}
 "#;
 
 #[derive(Debug, Clone, clap::Args)]

@@ -208,7 +208,7 @@ impl Victim {
                 self.execute("update tidegate.ledger set digests = null, digest_version = null").await;
                 self.rewind().await;
             }
-            // Rows of long ago, of a stream that has gone on.
+            // Rows of long ago, of a stream that has gone on; with digests of another version, so that they are not merged with others.
             By::Compacting => {
                 let left = "select coalesce(sum(entries), 150)::bigint from tidegate.ledger where upper(ids) <= 150";
                 let left: i64 = sqlx::query_scalar(left).fetch_one(&mut self.sql).await.expect("readable");
@@ -219,7 +219,7 @@ impl Victim {
                     "lock table tidegate.ledger in access exclusive mode; -- what the dead one sent may be under way
                      delete from tidegate.ledger where upper(ids) <= 150;
                      insert into tidegate.ledger (lane, ids, digests, digest_version, entries, consumer, flushed_at)
-                     select lane, numrange(n, n, '[]'), '\\x0102030405060708', 1, 1, 'old', now() - interval '1 day'
+                     select lane, numrange(n, n, '[]'), '\\x0102030405060708', 99, 1, 'old', now() - interval '1 day'
                      from tidegate.lanes, generate_series(1, 150) n",
                 )
                 .await;
@@ -283,8 +283,7 @@ impl Victim {
         let listen = async {
             while let Ok(Some(line)) = lines.next_line().await {
                 let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-                let message = event["message"].as_str().unwrap_or_default();
-                if message == "running"
+                if event["event"] == "running"
                     && let By::Telling(signal) = self.point.2
                 {
                     // Gone already, perhaps.
@@ -318,7 +317,8 @@ impl Victim {
         let mut command = self.program(arguments);
         command.stderr(Stdio::null()).stdout(Stdio::null());
         let status = within_limit("the end of the backlog", command.status()).await.expect("it runs");
-        if !status.success() {
+        // Bad entries are a part of some scenarios: then it says 65.
+        if !matches!(status.code(), Some(0 | 65)) {
             self.tally.wrong.push(format!("the one in peace ended with {status}"));
         }
         if self.point.2 == By::Migrating {

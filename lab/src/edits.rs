@@ -50,8 +50,9 @@ pub fn apply(
 ) -> Result<BTreeMap<String, String>, Vec<String>> {
     let (mut places, mut faults) = (BTreeMap::<&str, Vec<Place<'_>>>::new(), Vec::new());
     for control in controls {
-        if !control.edit.iter().any(|edit| edit.text().contains(&format!("broken::is(\"{}\")", control.name))) {
-            faults.push(format!("control {}: no edit asks broken::is(\"{}\")", control.name, control.name));
+        let asks = ["is", "replaced"].map(|ask| format!("broken::{ask}(\"{}\"", control.name));
+        if !control.edit.iter().any(|edit| asks.iter().any(|ask| edit.text().contains(ask))) {
+            faults.push(format!("control {}: no edit asks whether it is broken", control.name));
         }
         for edit in &control.edit {
             match Place::of(edit, &read) {

@@ -222,11 +222,10 @@ impl Stage {
             while let Ok(Some(line)) = lines.next_line().await {
                 let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
                 let entries = event["entries"].as_u64().unwrap_or(0);
-                let message = event["message"].as_str().unwrap_or_default();
-                let sum = match message {
-                    "redelivered entries were recognised" => &heard.recognised,
+                let sum = match event["event"].as_str().unwrap_or_default() {
+                    "recognised" => &heard.recognised,
                     "reclaimed" => &heard.reclaimed,
-                    _ if message.contains("gone from the stream") || message.contains("deleted from the stream") => {
+                    "lost_upstream" => {
                         println!("   {line}");
                         &heard.lost_upstream
                     }

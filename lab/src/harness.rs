@@ -251,9 +251,27 @@ impl Daemon {
         if let Some(event) = self.seen.iter().find(|event| is(event)) {
             return event.clone();
         }
+        let deadline = tokio::time::Instant::now() + *LIMIT;
         loop {
-            let next = tokio::time::timeout(*LIMIT, self.lines.recv()).await;
+            let next = tokio::time::timeout_at(deadline, self.lines.recv()).await;
             let Ok(Some(event)) = next else { panic!("no line {message:?}; the last were {}", self.last_lines()) };
+            self.seen.push(event.clone());
+            if is(&event) {
+                return event;
+            }
+        }
+    }
+
+    /// Waits for an event of this name that fits.
+    pub async fn wait_for_event(&mut self, name: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        let is = |event: &Value| event["event"] == name && fits(event);
+        if let Some(event) = self.seen.iter().find(|event| is(event)) {
+            return event.clone();
+        }
+        let deadline = tokio::time::Instant::now() + *LIMIT;
+        loop {
+            let next = tokio::time::timeout_at(deadline, self.lines.recv()).await;
+            let Ok(Some(event)) = next else { panic!("no event {name}; the last lines were {}", self.last_lines()) };
             self.seen.push(event.clone());
             if is(&event) {
                 return event;

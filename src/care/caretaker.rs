@@ -260,9 +260,11 @@ impl Caretaker {
 
 /// Tells a fault of one duty, at first and now and then; gives how long to wait before the next try.
 fn tell(incident: &mut Incident, stream: &str, fault: &Fault, what: &str) -> Duration {
-    let response = incident.met(fault, Instant::now());
-    if response.tell {
-        match response.judgement.verdict {
+    let now = Instant::now();
+    let response = incident.met(fault, now);
+    let verdict = response.judgement.verdict;
+    if incident.is_news(verdict, now) {
+        match verdict {
             Verdict::Halt => error!(%stream, %fault, advice = response.judgement.advice, "{what}"),
             _ => info!(%stream, %fault, "{what} for now"),
         }

@@ -7,12 +7,12 @@
 
 use std::time::Duration;
 
-use sqlx::postgres::PgConnection;
-use sqlx::{Connection, Row};
+use sqlx::Row;
 
 use crate::failpoint;
 use crate::lanes::LaneId;
 use crate::model::entry::EntryId;
+use crate::postgres::Session;
 
 /// Rows merged in one transaction: each may hold 320 KB of digests.
 const STEP: i64 = 200;
@@ -21,12 +21,12 @@ const WORTHWHILE: u64 = 2;
 
 /// Merges a step of rows; gives how many. None: nothing is left that is worth it, for now.
 pub async fn compact(
-    connection: &mut PgConnection,
+    session: &mut Session,
     lane: LaneId,
     floor: EntryId,
     margin: Duration,
 ) -> Result<u64, sqlx::Error> {
-    let mut transaction = connection.begin_with("begin isolation level read committed").await?;
+    let mut transaction = session.begin().await?;
     // Of the first few rows, everything up to the first one that is too young or too high: the merged row must not span one that stays.
     let row = sqlx::query(
         "with page as (

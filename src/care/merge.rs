@@ -7,12 +7,12 @@
 
 use std::ops::Range;
 
-use sqlx::postgres::PgConnection;
-use sqlx::{Connection, Row};
+use sqlx::Row;
 
 use crate::failpoint;
 use crate::lanes::LaneId;
 use crate::model::entry::{DIGEST_VERSION, EntryId};
+use crate::postgres::{Session, Transaction};
 
 /// The most digests that one row holds: 320 KB.
 const MOST_DIGESTS: i64 = 40_000;
@@ -54,11 +54,12 @@ struct Slice {
 
 /// Merges one group of rows, the first one at or above `from`.
 pub async fn merge(
-    connection: &mut PgConnection,
+    session: &mut Session,
     lane: LaneId,
     frontier: EntryId,
     from: EntryId,
 ) -> Result<Merged, sqlx::Error> {
+    let mut transaction = session.begin().await?;
     let rows = sqlx::query(
         "select lower(ids)::text, upper(ids) < $3::numeric, entries::int8, coalesce(digest_version = $4, false)
          from tidegate.ledger where lane = $1 and lower(ids) >= $2::numeric
@@ -69,7 +70,7 @@ pub async fn merge(
     .bind(frontier.number().to_string())
     .bind(DIGEST_VERSION)
     .bind(PAGE)
-    .fetch_all(&mut *connection)
+    .fetch_all(&mut *transaction)
     .await?;
     let slices: Vec<Slice> = rows.iter().map(slice).collect::<Result<_, sqlx::Error>>()?;
     // The first row above the frontier is the end: it and all behind it come later.
@@ -79,13 +80,14 @@ pub async fn merge(
     let group = match plan(&slices[..below], is_end) {
         Plan::Merge(group) => group,
         // What cannot grow any more is not looked at again.
-        Plan::Nothing { settled } if is_end || next(settled) == from => {
-            return Ok(Merged::Done { next: next(settled) });
+        Plan::Nothing { settled } => {
+            transaction.commit().await?;
+            let next = next(settled);
+            return Ok(if is_end || next == from { Merged::Done { next } } else { Merged::Step { rows: 0, next } });
         }
-        Plan::Nothing { settled } => return Ok(Merged::Step { rows: 0, next: next(settled) }),
     };
     let (first, last) = (slices[group.start].first, slices[group.end - 1].first);
-    let merged = replace(connection, lane, first, last, group.len() as i64).await?;
+    let merged = replace(transaction, lane, first, last, group.len() as i64).await?;
     // Somebody was in the way: another time, and meanwhile what lies behind.
     let next = if merged { first } else { next(group.end) };
     Ok(Merged::Step { rows: if merged { group.len() } else { 0 }, next })
@@ -162,13 +164,12 @@ fn tail(slices: &[Slice]) -> Option<Range<usize>> {
 
 /// Puts one row in the place of those that begin between these ids. False: they are not what they were, and nothing was done.
 async fn replace(
-    connection: &mut PgConnection,
+    mut transaction: Transaction<'_>,
     lane: LaneId,
     first: EntryId,
     last: EntryId,
     rows: i64,
 ) -> Result<bool, sqlx::Error> {
-    let mut transaction = connection.begin_with("begin isolation level read committed").await?;
     // Lowest first, as flushes lock them; a row that somebody holds is not waited for.
     let query = sqlx::query(
         "with old as (

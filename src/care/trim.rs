@@ -10,7 +10,7 @@ use crate::flow::batch::{Batch, Filling, Origin};
 use crate::flow::read::push_entries;
 use crate::model::entry::EntryId;
 use crate::retry::Fault;
-use crate::valkey::{Command, Link, unexpected};
+use crate::valkey::{Command, Link, info, unexpected};
 
 /// Ids are compared as texts, by length and then by digits: they are larger than the numbers of the script's language.
 ///
@@ -101,22 +101,8 @@ pub async fn page(link: &Link, stream: &str, first: EntryId, last: EntryId, coun
 
 /// The highest id the stream ever gave, and the server's time in milliseconds; none if there is no stream.
 pub async fn last_id(link: &Link, stream: &str) -> Result<Option<(EntryId, u64)>, Fault> {
-    let info = match link.commands().call(Command::new("XINFO").arg("STREAM").arg(stream)).await {
-        Ok(info) => info,
-        Err(Fault::Valkey { code, .. }) if code == "ERR" => return Ok(None),
-        Err(fault) => return Err(fault),
-    };
-    let last = info
-        .into_map()
-        .and_then(|mut fields| fields.find(|(name, _)| name.as_text() == Some("last-generated-id")))
-        .and_then(|(_, id)| id.as_text()?.parse().ok())
-        .ok_or_else(|| unexpected("XINFO STREAM"))?;
-    let time = link.commands().call(Command::new("TIME")).await?;
-    let seconds: u64 = time
-        .into_array()
-        .and_then(|mut parts| parts.next()?.as_text()?.parse().ok())
-        .ok_or_else(|| unexpected("TIME"))?;
-    Ok(Some((last, seconds * 1000)))
+    let Some(told) = info::stream(link.commands(), stream).await? else { return Ok(None) };
+    Ok(Some((told.last_generated, info::time_ms(link.commands()).await?)))
 }
 
 /// Makes the stream give ids above this one only.

@@ -36,9 +36,9 @@ pub(super) async fn look(setup: &CaretakerSetup, link: &Link, stop: &Stop) -> Re
         let id = lane.id();
         let lost = lost(setup, link, id, stop).await?;
         if lost > 0 {
-            metrics.lost_upstream(lost);
+            metrics.lost_flushed(lost);
             error!(
-                stream = %setup.stream, pipeline = %lane.pipeline().name, entries = lost,
+                event = "lost_upstream", flushed = true, stream = %setup.stream, pipeline = %lane.pipeline().name, entries = lost,
                 "entries that were flushed are gone from the stream: Valkey lost them (a failover or restart without its tail?); PostgreSQL keeps what was flushed"
             );
         }
@@ -62,6 +62,9 @@ async fn lost(setup: &CaretakerSetup, link: &Link, lane: i32, stop: &Stop) -> Re
             rest = behind;
             let (last, first) = (group[0].last, group[group.len() - 1].first);
             let rows = setup.database.run(async |c| ledger::rows_within(c, lane, first, last).await).await?;
+            // Rows may have been merged meanwhile with others, and then reach further.
+            let first = rows.first().map_or(first, |row| row.first.min(first));
+            let last = rows.last().map_or(last, |row| row.last.max(last));
             let present = digests_between(setup, link, first, last).await?;
             intact += present.len();
             for row in &rows {

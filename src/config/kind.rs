@@ -246,7 +246,7 @@ mod tests {
 
     #[test]
     fn an_entry_is_tried_alone_before_its_deliveries_can_bury_it() {
-        let deliveries = |count: i64| read("reclaim.max_deliveries", &count.to_string());
+        let deliveries = |count: u64| read("reclaim.max_deliveries", &count.to_string());
         assert!(deliveries(ALONE_AFTER).is_err());
         assert!(deliveries(ALONE_AFTER + 1).is_ok());
     }

@@ -37,6 +37,7 @@ pub use self::problem::{ProblemKind, Problems};
 pub use self::sections::*;
 pub use self::servers::Needs;
 use self::settings::Settings;
+pub(crate) use self::url::hide;
 use crate::model::pipeline::Pipeline;
 
 /// The whole configuration. Its `Debug` shows no secret.

@@ -92,7 +92,7 @@ sections! {
         sweep_every: Duration = "500ms", Time(ms(10)..=DAY);
         /// An entry that was tried alone and whose process died before the flush was sent, so often that its deliveries
         /// reached this, is buried. The minimum is above the delivery from which an entry is tried alone.
-        max_deliveries: u64 = "8", Count("deliveries", ALONE_AFTER as u64 + 1..=1000);
+        max_deliveries: u64 = "8", Count("deliveries", ALONE_AFTER + 1..=1000);
     }
 
     /// When settled entries leave the stream.

@@ -82,7 +82,7 @@ pub(super) fn check_postgres(text: &str) -> Result<(), String> {
 }
 
 /// The url with every secret replaced by `***`. The host stays visible.
-pub(super) fn hide(text: &str) -> String {
+pub(crate) fn hide(text: &str) -> String {
     let Ok(mut url) = Url::parse(text) else { return "***".into() };
     if url.cannot_be_a_base() {
         return "***".into();

@@ -19,7 +19,7 @@ use crate::valkey::Link;
 #[derive(Debug)]
 pub struct Acker {
     pub(super) setup: WorkerSetup,
-    pub(super) consumer: Arc<str>,
+    pub(super) worker: Arc<str>,
     pub(super) shared: Arc<Shared>,
     pub(super) settled: mpsc::Receiver<Receipt>,
 }
@@ -46,11 +46,11 @@ impl Acker {
             Ok(Acked::Removed(_)) => {}
             Ok(Acked::Dropped) => {
                 self.setup.metrics.ack_dropped();
-                info!(consumer = %self.consumer, entries = settled.ids().len(), "the connection changed: acknowledgement dropped");
+                info!(worker = %self.worker, entries = settled.ids().len(), "the connection changed: acknowledgement dropped");
             }
             Err(fault) => {
                 self.setup.metrics.ack_dropped();
-                info!(consumer = %self.consumer, %fault, entries = settled.ids().len(), "acknowledgement failed");
+                info!(worker = %self.worker, %fault, entries = settled.ids().len(), "acknowledgement failed");
             }
         }
     }

@@ -13,7 +13,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::batch::Batch;
-use crate::retry::{Fault, Incident};
+use crate::retry::{Fault, Incident, Verdict};
 
 /// Refusals that are looked at together: this many different keys are many, and this many refusals without a landing are enough.
 /// One less is the most that is buried before a table that refuses everything is found out.
@@ -267,7 +267,8 @@ impl Refusals {
     /// This fault has halted the pipeline: whether to tell the operator.
     pub fn halted(&mut self, fault: &Fault, now: Instant) -> bool {
         self.fault = Some(fault.clone());
-        self.incident.met(fault, now).tell
+        self.incident.met(fault, now);
+        self.incident.is_news(Verdict::Halt, now)
     }
 
     /// What has halted the pipeline, if it is halted.

@@ -9,20 +9,20 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
+use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Connection};
 
 use super::batch::Batch;
 use super::bury::{self, Letters};
 use super::coalesce::Coalesced;
 use super::judge::{self, Findings};
 use super::ledger::{self, NewRows};
-use super::statement::{preamble, statement};
+use super::statement::{Count, MANY_KEYS, preamble, statement};
 use crate::failpoint;
 use crate::lanes::{self, Identity, LaneId, Record, Unregistered};
 use crate::model::entry::{DIGEST_VERSION, EntryId, Generation};
 use crate::model::pipeline::Pipeline;
-use crate::postgres::Database;
+use crate::postgres::{Database, Session};
 use crate::retry::Fault;
 use crate::target::KeyOrder;
 use crate::telemetry::contract::Tally;
@@ -40,6 +40,8 @@ pub struct Lane {
     identity: Identity,
     pipeline: Pipeline,
     statement: Arc<str>,
+    /// The same for many keys, where there is another one.
+    statement_of_many: Option<Arc<str>>,
     /// A dead letter larger than this is shortened.
     letter_bytes: usize,
 }
@@ -47,8 +49,10 @@ pub struct Lane {
 impl Lane {
     /// Prepares the flush of a pipeline.
     pub fn new(pipeline: Pipeline, order: &KeyOrder, id: LaneId, identity: Identity, letter_bytes: usize) -> Lane {
-        let (id, statement) = (Arc::new(AtomicI32::new(id)), statement(&pipeline, order).into());
-        Lane { id, identity, statement, pipeline, letter_bytes }
+        let is_bytes = *order == KeyOrder::Bytes;
+        let statement_of_many = is_bytes.then(|| statement(&pipeline, order, Count::Diagnosed).into());
+        let statement = statement(&pipeline, order, Count::Returned).into();
+        Lane { id: Arc::new(AtomicI32::new(id)), identity, statement, statement_of_many, pipeline, letter_bytes }
     }
 
     /// Its place in the ledger.
@@ -62,6 +66,11 @@ impl Lane {
         let register = async |c: &mut PgConnection| lanes::register(c, &self.identity, true, Record::Yes).await;
         let registered = database.run(register).await?;
         Ok(registered.map(|id| self.id.store(id, Ordering::Relaxed)))
+    }
+
+    /// The Valkey deployment that its entries come from.
+    pub fn source(&self) -> &str {
+        &self.identity.source
     }
 
     /// The pipeline it belongs to.
@@ -165,12 +174,11 @@ async fn flush_careful(database: &Database, lane: &Lane, batch: &Batch) -> Resul
 }
 
 async fn examine_and_apply(
-    connection: &mut PgConnection,
+    session: &mut Session,
     lane: &Lane,
     batch: &Batch,
 ) -> Result<Result<Flushed, Fault>, sqlx::Error> {
-    let begun = connection.begin_with("begin isolation level read committed");
-    let mut transaction = failpoint::during("careful.begin", begun).await?;
+    let mut transaction = failpoint::during("careful.begin", session.begin()).await?;
     failpoint::reached("careful.begun");
     let (names, mapping) = (lane.identity.names(), &lane.identity.mapping);
     let begin = sqlx::query(AssertSqlSafe(preamble())).bind(lane.id()).bind(&names[..]).bind(mapping);
@@ -213,7 +221,8 @@ async fn apply(
 ) -> Result<(), sqlx::Error> {
     let letters = Letters::of(batch, &coalesced.dead, lane.letter_bytes);
     let buries = !coalesced.dead.is_empty();
-    let query = sqlx::query(AssertSqlSafe(lane.statement.clone()))
+    let of_many = lane.statement_of_many.as_ref().filter(|_| coalesced.keys.len() >= MANY_KEYS);
+    let query = sqlx::query(AssertSqlSafe(of_many.unwrap_or(&lane.statement).clone()))
         .bind(lane.id())
         .bind(&*batch.origin().consumer)
         .bind(rows.first)

@@ -16,6 +16,8 @@ pub(super) struct Held {
     pub(super) link: Arc<Link>,
     pub(super) batch: Option<Batch>,
     pub(super) gone: Vec<EntryId>,
+    /// Set where the batch is one entry that is tried alone: to be acquitted when its flush is sent.
+    pub(super) suspect: Option<EntryId>,
 }
 
 /// What the settler hands on.
@@ -43,10 +45,6 @@ impl Shared {
         let _ = self.done.subscribe().wait_for(|done| *done == batches).await;
     }
 }
-
-/// The receiving actor has ended (its task panicked): this worker is at its end.
-#[derive(Debug)]
-pub(super) struct ReceiverGone;
 
 /// The second phase of a stop has begun, or the acker has ended: what is held stays pending.
 #[derive(Debug)]

@@ -1,5 +1,6 @@
-//! The life of a delta, in order. [`worker`] wires three actors: [`taker`] takes batches from Valkey ([`read`], [`reclaim`]),
-//! [`settler`] settles them in PostgreSQL ([`batch`], [`coalesce`], [`bisect`], [`judge`], [`ledger`], [`statement`], [`flush`], [`bury`]), [`acker`]
+//! The life of a delta, in order. [`worker`] wires three actors: [`taker`] takes batches from Valkey ([`session`], [`read`],
+//! [`reclaim`], [`liveness`]), [`settler`] settles them in PostgreSQL ([`batch`], [`coalesce`], [`bisect`], [`judge`], [`ledger`],
+//! [`statement`], [`flush`], [`bury`]), [`acker`]
 //! acknowledges ([`ack`]); [`handoff`] is what they pass on to each other.
 
 pub mod ack;
@@ -12,8 +13,10 @@ pub mod flush;
 pub mod handoff;
 pub mod judge;
 pub mod ledger;
+pub mod liveness;
 pub mod read;
 pub mod reclaim;
+pub mod session;
 pub mod settler;
 pub mod statement;
 pub mod taker;

@@ -4,23 +4,24 @@
 //! with what Valkey said; entries delivered into a reply that was lost stay pending under this consumer and are taken up by
 //! [`super::reclaim`].
 
-use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::batch::{Batch, Filling, Origin};
+use super::session::Session;
 use crate::model::entry::EntryId;
 use crate::model::pipeline::Pipeline;
 use crate::retry::Fault;
 use crate::shutdown::Stop;
-use crate::valkey::{Command, Endpoint, Link, Reply, Wire, unexpected};
+use crate::valkey::{Command, Link, Reply, Wire, info, unexpected};
 
 /// How many reads are under way at once: while one is received the server works on the next ones, also when this process has
 /// to wait for a core. Sixteen were 2 % faster still on two busy cores, and would keep the server's other clients waiting
 /// for 16 ms at times, at about 1 ms a read.
 const READS_UNDER_WAY: usize = 8;
-/// An id that no entry has: reading one's own history behind it is an empty read, and a sign of life.
-const BEYOND: &str = "18446744073709551615-18446744073709551615";
+/// An id that no entry has: reading one's own history behind it is an empty read, and a sign of life. Not the highest of all,
+/// which is how the server writes `>`: it would deliver fresh entries.
+const BEYOND: &str = "18446744073709551615-18446744073709551614";
 
 /// What bounds a batch.
 #[derive(Debug, Clone, Copy)]
@@ -40,7 +41,6 @@ pub struct Limits {
 pub struct Reader {
     stream: String,
     group: String,
-    consumer: Arc<str>,
     limits: Limits,
     /// How long a read waits for the first entry.
     block: Duration,
@@ -52,47 +52,20 @@ pub struct Reader {
     last: (usize, usize),
 }
 
-/// What a reader reads on: a link, and a wire to the same server.
-#[derive(Debug)]
-pub struct Session {
-    /// For commands.
-    pub link: Arc<Link>,
-    wire: Wire,
-    wire_id: Option<i64>,
-    /// The reads under way, oldest first: how many entries each has asked for.
-    asked: VecDeque<usize>,
-}
-
-impl Session {
-    /// Connects both.
-    pub async fn open(address: &Endpoint, name: &str) -> Result<Session, Fault> {
-        let link = Arc::new(Link::open(address, name).await?);
-        let (wire, wire_id) = link.open_wire(name).await?;
-        Ok(Session { link, wire, wire_id, asked: VecDeque::new() })
-    }
-
-    /// Whether no read is under way: nothing is delivered to this consumer that it does not know of.
-    pub fn is_quiet(&self) -> bool {
-        self.asked.is_empty()
-    }
-
-    /// Whether either connection was found broken: then the pair is of no more use.
-    pub fn is_lost(&self) -> bool {
-        self.link.is_lost() || self.wire.is_lost()
-    }
-}
-
 impl Reader {
-    /// A reader that nobody else has the name of.
-    pub fn new(pipeline: &Pipeline, consumer: Arc<str>, limits: Limits, block: Duration) -> Reader {
+    /// A reader of one pipeline's group.
+    pub fn new(pipeline: &Pipeline, limits: Limits, block: Duration) -> Reader {
         // Large until the first entries are seen, so that the first read is a small one.
         let bytes_per_entry = limits.max_bytes / FIRST_READ;
         let (stream, group) = (pipeline.stream.clone(), pipeline.group());
-        Reader { stream, group, consumer, limits, block, bytes_per_entry, more: false, last: (0, 0) }
+        Reader { stream, group, limits, block, bytes_per_entry, more: false, last: (0, 0) }
     }
 
-    /// Creates the group where there is none: at the stream's start, so that nothing is skipped, and with the stream.
-    pub async fn ensure_group(&self, link: &Link) -> Result<bool, Fault> {
+    /// Creates the group where there is none: at the stream's start, so that nothing is skipped, and with the stream. False: a
+    /// peer has created it.
+    ///
+    /// Only after NOGROUP: creating needs memory, which a full server has not; reading needs none, and makes room.
+    pub async fn create_group(&self, link: &Link) -> Result<bool, Fault> {
         let create = Command::new("XGROUP").arg("CREATE").arg(&*self.stream).arg(&*self.group).arg("0").arg("MKSTREAM");
         match link.commands().call(create).await {
             Ok(_) => Ok(true),
@@ -107,7 +80,7 @@ impl Reader {
     /// While there is plenty, reads for the next batch are under way before this one is full. Where `only_asked`, it takes
     /// what has been asked for, and asks for nothing.
     pub async fn fill(&mut self, session: &mut Session, stop: &Stop, only_asked: bool) -> Result<Option<Batch>, Fault> {
-        let origin = Origin { generation: session.link.generation().clone(), consumer: self.consumer.clone() };
+        let origin = Origin { generation: session.link.generation().clone(), consumer: session.consumer.clone() };
         let mut filling = Filling::new(origin, self.limits.max_entry_bytes);
         filling.make_room(self.last.0, self.last.1);
         let wait = !(self.more || only_asked) && session.is_quiet();
@@ -122,10 +95,18 @@ impl Reader {
         Ok((!filling.is_empty()).then(|| filling.seal(false)))
     }
 
-    /// Tells the group that this consumer lives although it reads nothing.
-    pub async fn keep_alive(&self, link: &Link) -> Result<(), Fault> {
-        let command = self.command(1, None, BEYOND);
-        link.commands().call(command).await.map(|_| ())
+    /// Tells the group that this worker lives although it reads nothing, by the names of its consumers, this session's and
+    /// `former` ones, whose entries it may still be flushing; and keeps both connections from being idle.
+    pub async fn keep_alive(&self, session: &mut Session, former: &[Arc<str>]) -> Result<(), Fault> {
+        for consumer in former {
+            session.link.commands().call(self.command(consumer, 1, None, BEYOND)).await?;
+        }
+        let sign_of_life = self.command(&session.consumer, 1, None, BEYOND);
+        if session.is_quiet() {
+            session.wire.send(&sign_of_life);
+            session.wire.run(Duration::ZERO, |_, _| ()).await?;
+        }
+        session.link.commands().call(sign_of_life).await.map(|_| ())
     }
 
     /// Waits for the first entries. Says whether there may be more.
@@ -134,7 +115,7 @@ impl Reader {
     /// along.
     async fn wait(&mut self, session: &mut Session, filling: &mut Filling, stop: &Stop) -> Result<bool, Fault> {
         let (count, block) = (self.read_size(), self.block);
-        session.wire.send(&self.command(count, Some(block), ">"));
+        session.wire.send(&self.command(&session.consumer, count, Some(block), ">"));
         let Session { link, wire, wire_id, .. } = session;
         let mut receiving = std::pin::pin!(self.receive(wire, filling, block));
         let got = tokio::select! {
@@ -162,7 +143,7 @@ impl Reader {
                 if under_way > 0 && !self.fits(under_way + count, 0, 0) {
                     break;
                 }
-                session.wire.send(&self.command(count, None, ">"));
+                session.wire.send(&self.command(&session.consumer, count, None, ">"));
                 session.asked.push_back(count);
             }
             let Some(&count) = session.asked.front() else { return more };
@@ -202,8 +183,8 @@ impl Reader {
         received
     }
 
-    fn command(&self, count: usize, block: Option<Duration>, from: &'static str) -> Command {
-        let mut command = Command::new("XREADGROUP").arg("GROUP").arg(&*self.group).arg(&*self.consumer);
+    fn command(&self, consumer: &str, count: usize, block: Option<Duration>, from: &'static str) -> Command {
+        let mut command = Command::new("XREADGROUP").arg("GROUP").arg(&*self.group).arg(consumer);
         command = command.arg("COUNT").arg(count as i64);
         if let Some(block) = block {
             command = command.arg("BLOCK").arg(block.as_millis() as i64);
@@ -214,10 +195,8 @@ impl Reader {
 
 /// Whether this Valkey may evict any key when its memory is full, streams and all: gives the policy if so.
 pub async fn evicts_anything(link: &Link) -> Result<Option<String>, Fault> {
-    let info = link.commands().call(Command::new("INFO").arg("memory")).await?;
-    let text = info.as_text().ok_or_else(|| unexpected("INFO"))?;
-    let policy = text.lines().find_map(|session| session.strip_prefix("maxmemory_policy:")).unwrap_or_default().trim();
-    Ok(policy.starts_with("allkeys-").then(|| policy.to_owned()))
+    let policy = info::eviction_policy(link.commands()).await?;
+    Ok(policy.starts_with("allkeys-").then_some(policy))
 }
 
 /// What a group has yet to settle.
@@ -227,69 +206,32 @@ pub struct Backlog {
     pub pending: u64,
     /// Not yet read by anybody; none where the server cannot tell (after XDEL, XSETID or the like).
     pub undelivered: Option<u64>,
-    /// Whether there is nothing of either kind.
+    /// Whether there is nothing of either kind. Pending entries count although the stream may have them no longer.
     pub is_empty: bool,
+    /// How long ago the oldest entry of either kind was added, by the server's clock; none if there is none.
+    pub oldest: Option<Duration>,
 }
 
 /// Asks for a group's backlog. A group that does not exist yet has all the stream before it.
 pub async fn backlog(link: &Link, stream: &str, group: &str) -> Result<Backlog, Fault> {
-    let last =
-        link.commands().call(Command::new("XREVRANGE").arg(stream).arg("+").arg("-").arg("COUNT").arg(1)).await?;
-    let last = last.into_array().ok_or_else(|| unexpected("XREVRANGE"))?.next();
-    let last = last.map(|entry| parse_entry(entry).ok_or_else(|| unexpected("XREVRANGE"))).transpose()?;
-    let fields = match group_fields(link, stream, group).await {
-        Err(Fault::Valkey { code, .. }) if code == "ERR" && last.is_none() => None,
-        fields => fields?,
-    };
-    let Some(fields) = fields else {
-        let undelivered = last.is_none().then_some(0);
-        return Ok(Backlog { pending: 0, undelivered, is_empty: last.is_none() });
-    };
-    let field = |name: &str| fields.get(name).and_then(Reply::as_int);
-    let pending = field("pending").unwrap_or(0).unsigned_abs();
-    let undelivered = field("lag").map(i64::unsigned_abs);
-    // What is pending and was deleted from the stream is still to be accounted for.
-    let all_delivered = last.map_or(Ok(true), |(last, _)| Ok(last_delivered(&fields)? >= last))?;
-    Ok(Backlog { pending, undelivered, is_empty: pending == 0 && all_delivered })
+    let standing = info::standing(link.commands(), stream, group).await?;
+    let is_empty = standing.pending == 0 && standing.first_undelivered.is_none();
+    let oldest = [standing.oldest_pending, standing.first_undelivered].into_iter().flatten().min();
+    Ok(Backlog {
+        pending: standing.pending,
+        undelivered: if is_empty { Some(0) } else { standing.undelivered },
+        is_empty,
+        oldest: oldest.map(|id| Duration::from_millis(standing.now_ms.saturating_sub(id.ms))),
+    })
 }
 
 /// The id below which a group has settled and acknowledged everything that it was given; none if there is no such group.
 pub async fn frontier(link: &Link, stream: &str, group: &str) -> Result<Option<EntryId>, Fault> {
-    let fields = match group_fields(link, stream, group).await {
-        Ok(Some(fields)) => fields,
-        Ok(None) => return Ok(None),
-        Err(Fault::Valkey { code, .. }) if code == "ERR" => return Ok(None),
-        Err(fault) => return Err(fault),
-    };
+    let Some(told) = info::group(link.commands(), stream, group).await? else { return Ok(None) };
     // What is delivered after this look is above it; what was is pending or acknowledged by the next one.
-    let behind = last_delivered(&fields)?.next().unwrap_or(EntryId::MAX);
-    let pending = link.commands().call(Command::new("XPENDING").arg(stream).arg(group)).await?;
-    let mut parts = pending.into_array().ok_or_else(|| unexpected("XPENDING"))?;
-    let oldest = parts.nth(1).and_then(|id| id.as_text()?.parse().ok());
-    Ok(Some(oldest.map_or(behind, |oldest: EntryId| oldest.min(behind))))
-}
-
-/// The last entry that a group was given; none if there is no such group.
-pub async fn delivered(link: &Link, stream: &str, group: &str) -> Result<Option<EntryId>, Fault> {
-    group_fields(link, stream, group).await?.map(|fields| last_delivered(&fields)).transpose()
-}
-
-fn last_delivered(fields: &HashMap<String, Reply>) -> Result<EntryId, Fault> {
-    let id = fields.get("last-delivered-id").and_then(|id| id.as_text()?.parse().ok());
-    id.ok_or_else(|| unexpected("XINFO GROUPS"))
-}
-
-/// What the server says of a group; none if there is no such group.
-async fn group_fields(link: &Link, stream: &str, group: &str) -> Result<Option<HashMap<String, Reply>>, Fault> {
-    let groups = link.commands().call(Command::new("XINFO").arg("GROUPS").arg(stream)).await?;
-    for fields in groups.into_array().ok_or_else(|| unexpected("XINFO GROUPS"))?.filter_map(Reply::into_map) {
-        let fields: HashMap<String, Reply> =
-            fields.filter_map(|(name, value)| Some((name.as_text()?.to_owned(), value))).collect();
-        if fields.get("name").and_then(Reply::as_text) == Some(group) {
-            return Ok(Some(fields));
-        }
-    }
-    Ok(None)
+    let behind = told.last_delivered.next().unwrap_or(EntryId::MAX);
+    let oldest = info::standing(link.commands(), stream, group).await?.oldest_pending;
+    Ok(Some(oldest.map_or(behind, |oldest| oldest.min(behind))))
 }
 
 /// How many entries the first read asks for at the most, before their size is known.

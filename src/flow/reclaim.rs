@@ -1,8 +1,8 @@
 //! Reclaim: entries that somebody took and never settled.
 //!
-//! Takes a link and a consumer's name; gives a careful batch of what is pending under the names of dead consumers, or under
-//! one's own name without being held (a lost reply, a task that panicked). A consumer is dead when it has been silent for
-//! `reclaim.dead_after`; to take a living one's entries would be harmless and only waste work.
+//! Takes a session; gives a careful batch of what is pending under the names of dead consumers ([`super::liveness`] tells who is
+//! dead), or under one's own name, of this session or an earlier one, without being held (a lost reply). It fails with what
+//! Valkey said; what was claimed by then is pending under this session's name and found again.
 //!
 //! Entries are claimed without their payload and read by XRANGE, which at the same time proves which of them are neighbours:
 //! only those may share a row of the ledger (I4).
@@ -11,40 +11,34 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
+
 use super::batch::{Batch, Death, Filling, Origin};
+use super::liveness::{Liveness, Roster, Silence};
 use super::read::parse_entry;
+use super::session::Session;
 use crate::failpoint;
 use crate::model::entry::{EntryId, Malformed};
+use crate::model::names;
 use crate::model::pipeline::Pipeline;
 use crate::retry::Fault;
+use crate::valkey::info::{self, Pending};
 use crate::valkey::{Command, Link, Reply, unexpected};
 
 /// Pending entries looked at in one step.
 const STEP: usize = 1_000;
 /// From this delivery on an entry is suspected of killing its readers, and shares its fate with few.
-const SUSPECT_AFTER: i64 = 3;
+const SUSPECT_AFTER: u64 = 3;
 /// How many suspects share one batch.
 const SUSPECTS: usize = 50;
-/// From this delivery on it is tried alone.
-pub const ALONE_AFTER: i64 = 5;
+/// From this delivery on it is tried alone. Its count stays here while nothing but servers fail: see [`acquit`].
+pub const ALONE_AFTER: u64 = 5;
 /// Entries read at first where claimed ones are looked for.
 const FIRST_STRIDE: usize = 8;
-/// A consumer that holds nothing and has been silent this many times `dead_after` is removed.
-const REMOVE_AFTER: u32 = 10;
-
-/// Checks and deletes in one step, so that nothing can be delivered to the consumer in between.
-const REMOVE_IF_EMPTY: &str = "
-local consumers = server.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
-for _, c in ipairs(consumers) do
-    local held = {}
-    for i = 1, #c, 2 do held[c[i]] = c[i + 1] end
-    if held['name'] == ARGV[2] and held['pending'] == 0 and held['idle'] >= tonumber(ARGV[3]) then
-        server.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
-        return 1
-    end
-end
-return 0";
-
+/// Ids asked for in one round trip.
+const ASKED_AT_ONCE: usize = 100;
+/// How many of its own former consumers a worker remembers; what older ones hold its peers take up.
+const MOST_FORMER: usize = 64;
 /// What a look at a consumer's pending entries brought.
 #[derive(Debug, Default)]
 pub struct Claimed {
@@ -52,6 +46,44 @@ pub struct Claimed {
     pub batch: Option<Batch>,
     /// Ids that are pending no longer because the stream has them no longer.
     pub gone: Vec<EntryId>,
+    /// Set where the batch is one entry that was delivered often and is tried alone: to be acquitted when its flush is sent.
+    pub suspect: Option<EntryId>,
+}
+
+impl Claimed {
+    /// Whether nothing was found.
+    pub fn is_empty(&self) -> bool {
+        self.batch.is_none() && self.gone.is_empty()
+    }
+}
+
+/// What a look at a group's consumers brought.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// Who is dead and holds entries.
+    pub dead: Vec<(String, Liveness)>,
+    /// How many entries are pending under this session's own name.
+    pub own_pending: u64,
+}
+
+/// What bounds a reclaimer.
+#[derive(Debug, Clone, Copy)]
+pub struct Patience {
+    /// How long after its last word a consumer without a connection is dead.
+    pub gone_after: Duration,
+    /// How long after its last word any consumer is dead.
+    pub dead_after: Duration,
+    /// When an entry that was tried alone is buried, if its readers died of it each time.
+    pub max_deliveries: u64,
+}
+
+/// How claimed entries came.
+#[derive(Debug, Clone, Copy)]
+enum Taken {
+    /// From a consumer that this worker is, or was.
+    Back,
+    /// From a peer in this state.
+    From(Liveness),
 }
 
 /// Takes up what others, or lost replies, left behind.
@@ -59,89 +91,107 @@ pub struct Claimed {
 pub struct Reclaimer {
     stream: String,
     group: String,
-    consumer: Arc<str>,
-    dead_after: Duration,
-    max_deliveries: i64,
+    roster: Roster,
+    max_deliveries: u64,
     max_entry_bytes: usize,
+    /// The consumers that this worker was before, and that may hold entries.
+    former: Vec<Arc<str>>,
     /// Where to go on in each consumer's list, so that entries which cannot be claimed starve nobody behind them.
     cursors: HashMap<String, EntryId>,
 }
 
-/// A consumer, as the group knows it.
-#[derive(Debug)]
-pub struct Consumer {
-    /// Its name.
-    pub name: String,
-    /// How many entries it holds.
-    pub pending: i64,
-    /// How long ago it last asked for entries.
-    pub idle: Duration,
-}
-
-/// A pending entry.
-#[derive(Debug, Clone, Copy)]
-struct Pending {
-    id: EntryId,
-    deliveries: i64,
-}
-
 impl Reclaimer {
-    /// For one consumer of a pipeline's group.
-    pub fn new(
-        pipeline: &Pipeline,
-        consumer: Arc<str>,
-        dead_after: Duration,
-        max_deliveries: u64,
-        max_entry_bytes: usize,
-    ) -> Reclaimer {
+    /// For one worker of a pipeline. `connections`: what the names of the pipeline's connections begin with.
+    pub fn new(pipeline: &Pipeline, connections: &str, patience: Patience, max_entry_bytes: usize) -> Reclaimer {
+        let (stream, group) = (pipeline.stream.clone(), pipeline.group());
+        let Patience { gone_after, dead_after, max_deliveries } = patience;
         Reclaimer {
-            stream: pipeline.stream.clone(),
-            group: pipeline.group(),
-            consumer,
-            dead_after,
-            max_deliveries: max_deliveries.try_into().unwrap_or(i64::MAX),
+            roster: Roster::new(stream.clone(), group.clone(), connections.to_owned(), gone_after, dead_after),
+            stream,
+            group,
+            max_deliveries,
             max_entry_bytes,
+            former: Vec::new(),
             cursors: HashMap::new(),
         }
     }
 
-    /// Claims a step of what dead consumers hold. Nothing claimed and nothing gone: there is nothing left for now.
-    pub async fn claim_from_the_dead(&mut self, link: &Link) -> Result<Claimed, Fault> {
-        let consumers = consumers(link, &self.stream, &self.group).await?;
+    /// A session has ended: what it held, or what was sent to it and lost, is pending under this consumer's name.
+    pub fn left_behind(&mut self, consumer: Arc<str>) {
+        if self.former.len() == MOST_FORMER {
+            self.former.remove(0);
+        }
+        self.former.push(consumer);
+    }
+
+    /// The consumers that this worker was before, and that may hold entries.
+    pub fn former(&self) -> &[Arc<str>] {
+        &self.former
+    }
+
+    /// Looks at all consumers of the group; those who are dead and hold nothing are removed.
+    pub async fn survey(&mut self, session: &Session, silence: Silence) -> Result<Survey, Fault> {
+        let link = &session.link;
+        let consumers = info::consumers(link.commands(), &self.stream, &self.group).await?;
         self.cursors.retain(|name, _| consumers.iter().any(|c| c.name == *name));
+        let mut survey = Survey::default();
         for consumer in consumers {
-            if *consumer.name == *self.consumer || consumer.idle < self.dead_after {
+            if *consumer.name == *session.consumer {
+                survey.own_pending = consumer.pending;
                 continue;
             }
-            if consumer.pending == 0 {
-                if consumer.idle > self.dead_after * REMOVE_AFTER {
-                    self.remove_if_empty(link, &consumer.name, consumer.idle).await?;
-                }
+            if self.former.iter().any(|former| **former == *consumer.name) {
                 continue;
             }
-            let claimed = self.claim(link, &consumer.name, 1).await?;
-            if claimed.batch.is_some() || !claimed.gone.is_empty() {
+            match self.roster.look(link, &consumer, silence).await? {
+                Liveness::Alive => {}
+                liveness if consumer.pending == 0 => self.roster.remove(link, &consumer, liveness).await?,
+                liveness => survey.dead.push((consumer.name, liveness)),
+            }
+        }
+        Ok(survey)
+    }
+
+    /// Claims a step of what dead consumers hold. Nothing claimed and nothing gone: there is nothing left for now.
+    pub async fn claim_from_the_dead(&mut self, session: &Session, silence: Silence) -> Result<Claimed, Fault> {
+        for (name, liveness) in self.survey(session, silence).await?.dead {
+            let claimed = self.claim(session, &name, Taken::From(liveness)).await?;
+            if !claimed.is_empty() {
                 return Ok(claimed);
             }
         }
         Ok(Claimed::default())
     }
 
-    /// Claims a step of what is pending under this consumer's own name. To be asked only while it holds nothing.
-    pub async fn claim_own(&mut self, link: &Link) -> Result<Claimed, Fault> {
-        let own = self.consumer.to_string();
-        self.claim(link, &own, 0).await
+    /// Claims a step of what is pending under this worker's own names, of this session and of those before. To be asked only
+    /// while the worker holds nothing.
+    pub async fn claim_own(&mut self, session: &Session) -> Result<Claimed, Fault> {
+        while let Some(former) = self.former.first().cloned() {
+            // What it sent and the server has yet to read must not come after this.
+            if names::connection_of(&former, &session.link.generation().run_id).is_some() {
+                self.roster.disconnect(&session.link, &former).await?;
+            }
+            let claimed = self.claim(session, &former, Taken::Back).await?;
+            if !claimed.is_empty() {
+                return Ok(claimed);
+            }
+            self.roster.remove_if_empty(&session.link, &former, Duration::ZERO).await?;
+            self.former.remove(0);
+        }
+        self.claim(session, &session.consumer.clone(), Taken::Back).await
     }
 
     /// Takes this consumer out of the group, if it holds nothing.
-    pub async fn leave(&self, link: &Link) -> Result<(), Fault> {
-        self.remove_if_empty(link, &self.consumer, Duration::ZERO).await
+    pub async fn leave(&self, session: &Session) -> Result<(), Fault> {
+        self.roster.remove_if_empty(&session.link, &session.consumer, Duration::ZERO).await
     }
 
-    /// The first step of entries pending under `owner`, from its cursor on. `bump`: what is added to their deliveries.
-    async fn claim(&mut self, link: &Link, owner: &str, bump: i64) -> Result<Claimed, Fault> {
+    /// The first step of entries pending under `owner`, from its cursor on.
+    async fn claim(&mut self, session: &Session, owner: &str, taken: Taken) -> Result<Claimed, Fault> {
+        let link = &session.link;
         let from = self.cursors.get(owner).and_then(|id| id.next()).unwrap_or(EntryId::MIN);
-        let pending = self.pending(link, owner, from).await?;
+        let range = (from, EntryId::MAX);
+        let pending = info::pending(link.commands(), (&self.stream, &self.group), range, STEP, Some(owner)).await?;
         let Some(last) = pending.last() else {
             // The end of the list: the next look starts at its head again.
             self.cursors.remove(owner);
@@ -150,28 +200,32 @@ impl Reclaimer {
         let chosen = alike(&pending);
         failpoint::reached("reclaim.listed");
         self.cursors.insert(owner.to_owned(), chosen.last().unwrap_or(last).id);
-        let mut kept = failpoint::during("reclaim.claim", self.take_over(link, chosen, bump)).await?;
+        let mut kept = failpoint::during("reclaim.claim", self.take_over(session, chosen, taken)).await?;
         failpoint::reached("reclaim.claimed");
-        let filling = self.read(link, &mut kept, chosen).await?;
+        let filling = self.read(session, &mut kept, chosen).await?;
         let missing: Vec<EntryId> = chosen.iter().map(|p| p.id).filter(|id| !kept.contains(id)).collect();
         // Not claimed and still pending: a peer was quicker. Not claimed and not pending: gone, or settled meanwhile.
         let peers = still_pending(link, &self.stream, &self.group, &missing).await?;
         let gone = missing.into_iter().filter(|id| !peers.contains(id)).collect();
-        Ok(Claimed { batch: (!filling.is_empty()).then(|| filling.seal(true)), gone })
+        let suspect = suspect(chosen).map(|suspect| suspect.id).filter(|id| kept.contains(id));
+        Ok(Claimed { batch: (!filling.is_empty()).then(|| filling.seal(true)), gone, suspect })
     }
 
     /// Claims these ids; gives those that exist and were not taken by a peer just before.
-    async fn take_over(&self, link: &Link, chosen: &[Pending], bump: i64) -> Result<HashSet<EntryId>, Fault> {
-        // One's own entries need no waiting; a dead one's may have been claimed by a peer a moment ago.
-        let min_idle = if bump == 0 { 0 } else { self.dead_after.as_millis() as i64 };
+    async fn take_over(&self, session: &Session, chosen: &[Pending], taken: Taken) -> Result<HashSet<EntryId>, Fault> {
+        // One's own entries need no waiting; a dead one's may have been claimed by a peer a moment ago. What a dead one held
+        // may have killed it, so it counts as delivered once more.
+        let (min_idle, more) = match taken {
+            Taken::Back => (Duration::ZERO, 0),
+            Taken::From(liveness) => (self.roster.min_idle(liveness), 1),
+        };
         let mut kept = HashSet::with_capacity(chosen.len());
         for same in chosen.chunk_by(|a, b| a.deliveries == b.deliveries) {
-            let command =
-                Command::new("XCLAIM").arg(&*self.stream).arg(&*self.group).arg(&*self.consumer).arg(min_idle);
-            let command = command.args(same.iter().map(|p| p.id.to_string()));
+            let command = Command::new("XCLAIM").arg(&*self.stream).arg(&*self.group).arg(&*session.consumer);
+            let command = command.arg(min_idle.as_millis()).args(same.iter().map(|p| p.id));
             // JUSTID alone would not count the delivery.
-            let command = command.arg("RETRYCOUNT").arg(same[0].deliveries + bump).arg("JUSTID");
-            let ids = link.commands().call(command).await?.into_array().ok_or_else(|| unexpected("XCLAIM"))?;
+            let command = command.arg("RETRYCOUNT").arg(same[0].deliveries + more).arg("JUSTID");
+            let ids = session.link.commands().call(command).await?.into_array().ok_or_else(|| unexpected("XCLAIM"))?;
             for id in ids {
                 kept.insert(id.as_text().and_then(|text| text.parse().ok()).ok_or_else(|| unexpected("XCLAIM"))?);
             }
@@ -180,21 +234,22 @@ impl Reclaimer {
     }
 
     /// Reads the claimed entries; a run ends wherever the stream has an entry in between that is not among them.
-    async fn read(&self, link: &Link, kept: &mut HashSet<EntryId>, chosen: &[Pending]) -> Result<Filling, Fault> {
-        let origin = Origin { generation: link.generation().clone(), consumer: self.consumer.clone() };
+    async fn read(&self, session: &Session, kept: &mut HashSet<EntryId>, chosen: &[Pending]) -> Result<Filling, Fault> {
+        let link = &session.link;
+        let origin = Origin { generation: link.generation().clone(), consumer: session.consumer.clone() };
         let mut filling = Filling::new(origin, self.max_entry_bytes);
-        let wanted: HashMap<EntryId, i64> =
-            chosen.iter().filter(|p| kept.contains(&p.id)).map(|p| (p.id, p.deliveries)).collect();
+        let wanted: HashSet<EntryId> = chosen.iter().map(|p| p.id).filter(|id| kept.contains(id)).collect();
+        let deadly = suspect(chosen).is_some_and(|suspect| suspect.deliveries >= self.max_deliveries);
         let mut found = HashSet::with_capacity(wanted.len());
         let mut push = |filling: &mut Filling, id: EntryId, fields: &Reply| {
             filling.push(id, fields.strings());
-            if wanted[&id] >= self.max_deliveries {
+            if deadly {
                 filling.condemn_last(Death::from(Malformed::Deadly));
             }
             found.insert(id);
         };
         // At a gallop: longer reads while all they bring is wanted, a jump and a short read where something else lies between.
-        let mut ids: Vec<EntryId> = wanted.keys().copied().collect();
+        let mut ids: Vec<EntryId> = wanted.iter().copied().collect();
         ids.sort_unstable();
         let Some(last) = ids.last().copied() else { return Ok(filling) };
         let (mut from, mut stride) = (ids.first().copied(), FIRST_STRIDE);
@@ -203,7 +258,7 @@ impl Reclaimer {
             for entry in self.range(link, start, last, stride).await? {
                 let (id, fields) = parse_entry(entry).ok_or_else(|| unexpected("XRANGE"))?;
                 (seen, got) = (id, got + 1);
-                if wanted.contains_key(&id) {
+                if wanted.contains(&id) {
                     push(&mut filling, id, &fields);
                 } else {
                     filling.close_run();
@@ -236,52 +291,37 @@ impl Reclaimer {
         let reply = link.commands().call(command.arg("COUNT").arg(count as i64)).await?;
         reply.into_array().ok_or_else(|| unexpected("XRANGE"))
     }
-
-    async fn pending(&self, link: &Link, owner: &str, from: EntryId) -> Result<Vec<Pending>, Fault> {
-        let command = Command::new("XPENDING").arg(&*self.stream).arg(&*self.group);
-        let command = command.arg(from.to_string()).arg("+").arg(STEP as i64).arg(owner);
-        let rows = link.commands().call(command).await?.into_array().ok_or_else(|| unexpected("XPENDING"))?;
-        let parse = |row: Reply| {
-            let row: Vec<Reply> = row.into_array()?.collect();
-            Some(Pending { id: row.first()?.as_text()?.parse().ok()?, deliveries: row.get(3)?.as_int()? })
-        };
-        rows.map(|row| parse(row).ok_or_else(|| unexpected("XPENDING"))).collect()
-    }
-
-    async fn remove_if_empty(&self, link: &Link, consumer: &str, idle: Duration) -> Result<(), Fault> {
-        let command = Command::new("EVAL").arg(REMOVE_IF_EMPTY).arg(1).arg(&*self.stream);
-        let command = command.arg(&*self.group).arg(consumer).arg(idle.as_millis() as i64);
-        link.commands().call(command).await.map(|_| ())
-    }
-}
-
-/// The consumers of a group.
-pub async fn consumers(link: &Link, stream: &str, group: &str) -> Result<Vec<Consumer>, Fault> {
-    let command = Command::new("XINFO").arg("CONSUMERS").arg(stream).arg(group);
-    let consumers = link.commands().call(command).await?.into_array().ok_or_else(|| unexpected("XINFO"))?;
-    let parse = |consumer: Reply| {
-        let fields: HashMap<String, Reply> =
-            consumer.into_map()?.filter_map(|(name, value)| Some((name.as_text()?.to_owned(), value))).collect();
-        Some(Consumer {
-            name: fields.get("name")?.as_text()?.to_owned(),
-            pending: fields.get("pending")?.as_int()?,
-            idle: Duration::from_millis(fields.get("idle")?.as_int()?.max(0).unsigned_abs()),
-        })
-    };
-    consumers.map(|consumer| parse(consumer).ok_or_else(|| unexpected("XINFO CONSUMERS"))).collect()
 }
 
 /// Which of these ids the group still has marked as pending, under whatever name.
 pub async fn still_pending(link: &Link, stream: &str, group: &str, ids: &[EntryId]) -> Result<HashSet<EntryId>, Fault> {
     let mut pending = HashSet::new();
-    for id in ids {
-        let command = Command::new("XPENDING").arg(stream).arg(group).arg(id.to_string()).arg(id.to_string()).arg(1);
-        let rows = link.commands().call(command).await?.into_array().ok_or_else(|| unexpected("XPENDING"))?;
-        if rows.len() > 0 {
-            pending.insert(*id);
-        }
+    // Some ids a round trip, each asked for by itself: between two of them any number of others may be pending.
+    for some in ids.chunks(ASKED_AT_ONCE) {
+        let ask = |id: &EntryId| {
+            let id = *id;
+            async move { info::pending(link.commands(), (stream, group), (id, id), 1, None).await }
+        };
+        let found = try_join_all(some.iter().map(ask)).await?;
+        pending.extend(found.into_iter().flatten().map(|p| p.id));
     }
     Ok(pending)
+}
+
+/// Says of an entry that was tried alone: if this process dies from here on, the entry is not the cause. Called right before its
+/// flush is sent, so that deliveries beyond [`ALONE_AFTER`] count only processes that died before that moment; and when a
+/// stop leaves it pending.
+pub async fn acquit(link: &Link, stream: &str, group: &str, consumer: &str, id: EntryId) -> Result<(), Fault> {
+    let command = Command::new("XCLAIM").arg(stream).arg(group).arg(consumer).arg(0).arg(id);
+    link.commands().call(command.arg("RETRYCOUNT").arg(ALONE_AFTER).arg("JUSTID")).await.map(|_| ())
+}
+
+/// The one entry of a claim that is tried alone; none where there are others with it.
+fn suspect(chosen: &[Pending]) -> Option<&Pending> {
+    match chosen {
+        [alone] if alone.deliveries >= ALONE_AFTER => Some(alone),
+        _ => None,
+    }
 }
 
 /// The entries at the head of the list that may share a batch: an entry that was delivered often shares it with few.
@@ -300,7 +340,7 @@ fn alike(pending: &[Pending]) -> &[Pending] {
 mod tests {
     use super::*;
 
-    fn pending(deliveries: &[i64]) -> Vec<Pending> {
+    fn pending(deliveries: &[u64]) -> Vec<Pending> {
         deliveries.iter().zip(1..).map(|(d, ms)| Pending { id: EntryId { ms, seq: 0 }, deliveries: *d }).collect()
     }
 

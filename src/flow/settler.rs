@@ -20,7 +20,7 @@ use super::{ledger, reclaim};
 use crate::failpoint;
 use crate::model::entry::{EntryId, Malformed, digest};
 use crate::model::row;
-use crate::retry::{Fault, Incident, Verdict};
+use crate::retry::{Fault, Incident, Judgement, Response, Verdict};
 use crate::shutdown::Stop;
 use crate::valkey::Link;
 
@@ -54,7 +54,7 @@ impl Settler {
         receiver: mpsc::Receiver<Held>,
         receipts: mpsc::Sender<Receipt>,
     ) -> Settler {
-        let (incident, search, handoffs) = (setup.flushing.incident(), Search::default(), HashMap::new());
+        let (incident, search, handoffs) = (setup.metrics.flushing.incident(), Search::default(), HashMap::new());
         Settler { setup, consumer, shared, receiver, receipts, incident, search, handoffs, next_handoff: 0 }
     }
 
@@ -101,6 +101,9 @@ impl Settler {
             self.account_for(&held.gone, stop).await?;
         }
         let Some(batch) = held.batch else { return self.hand_on(Receipt::Done).await };
+        if let Some(id) = held.suspect {
+            self.acquit(&held.link, &batch, id).await;
+        }
         let handoff = self.next_handoff;
         self.next_handoff += 1;
         self.handoffs.insert(handoff, (held.link, batch.bytes()));
@@ -184,14 +187,24 @@ impl Settler {
             }
             Verdict::Retry | Verdict::Regroup => {
                 self.search.put_back(piece.ticket, [piece.batch]);
-                if response.tell {
-                    warn!(consumer = %self.consumer, %fault, advice, entries, "flushing is interrupted");
-                }
-                self.begins_to_fail();
+                self.interrupted(&fault, &response);
                 pause(response.wait, stop).await?;
             }
         }
         Ok(())
+    }
+
+    /// Flushing is interrupted: told once for all workers of the pipeline, and now and then again.
+    fn interrupted(&mut self, fault: &Fault, response: &Response) {
+        self.begins_to_fail();
+        let Judgement { verdict, advice } = response.judgement;
+        if self.incident.is_news(verdict, Instant::now()) {
+            let (pipeline, lasted_ms) = (self.setup.lane.pipeline(), response.lasted.as_millis() as u64);
+            warn!(
+                event = "interrupted", pipeline = %pipeline.name, stream = %pipeline.stream, table = %pipeline.table, %fault,
+                advice, lasted_ms, "flushing is interrupted"
+            );
+        }
     }
 
     /// The pipeline is halted: said once for all its workers, and now and then again.
@@ -200,8 +213,8 @@ impl Settler {
         if lock(&self.setup).halted(fault, Instant::now()) {
             let pipeline = self.setup.lane.pipeline();
             error!(
-                pipeline = %pipeline.name, stream = %pipeline.stream, table = %pipeline.table, %fault, advice,
-                "flushing is halted"
+                event = "halted", pipeline = %pipeline.name, stream = %pipeline.stream, table = %pipeline.table, %fault, advice,
+                "flushing is halted until this is corrected"
             );
         }
     }
@@ -216,9 +229,14 @@ impl Settler {
         let halted = if refusals.is_halted() { None } else { refusals.incident.over(now) };
         let is_well = !refusals.is_halted();
         drop(refusals);
-        if let Some((attempts, lasted)) = halted.or(self.incident.over(now)) {
-            let (pipeline, lasted_ms) = (&self.setup.lane.pipeline().name, lasted.as_millis() as u64);
-            info!(%pipeline, consumer = %self.consumer, attempts, lasted_ms, "flushing goes on");
+        // The last worker that it kept waiting says so.
+        let interrupted = self.incident.over(now);
+        if let Some((_, lasted)) = halted.or(interrupted) {
+            let (pipeline, lasted_ms) = (self.setup.lane.pipeline(), lasted.as_millis() as u64);
+            info!(
+                event = "resumed", pipeline = %pipeline.name, stream = %pipeline.stream, table = %pipeline.table, lasted_ms,
+                "flushing goes on"
+            );
         }
         if is_well && self.shared.failing.swap(false, Ordering::Relaxed) {
             self.setup.metrics.works_again();
@@ -231,20 +249,29 @@ impl Settler {
         }
     }
 
+    /// An entry that is tried alone: if it kills its readers it does so here, in memory. Who dies later dies of something else.
+    async fn acquit(&self, link: &Link, batch: &Batch, id: EntryId) {
+        let pipeline = self.setup.lane.pipeline();
+        let _ = batch.coalesce(pipeline, 0..batch.len());
+        let consumer = &batch.origin().consumer;
+        // If it fails, the entry counts one death too many.
+        let _ = reclaim::acquit(link, &pipeline.stream, &pipeline.group(), consumer, id).await;
+    }
+
     async fn hand_on(&self, receipt: Receipt) -> Result<(), Interrupted> {
         self.receipts.send(receipt).await.map_err(|_| Interrupted)
     }
 
     /// Tells what was committed.
     fn tell(&self, settled: &Settled) {
-        let tally = &settled.tally;
+        let (tally, pipeline) = (&settled.tally, &self.setup.lane.pipeline().name);
         self.setup.metrics.flushed(tally);
         debug!(consumer = %self.consumer, applied = tally.applied, rows = tally.rows, "flushed");
         if tally.recognised > 0 {
-            info!(consumer = %self.consumer, entries = tally.recognised, "redelivered entries were recognised");
+            info!(event = "recognised", %pipeline, consumer = %self.consumer, entries = tally.recognised, "redelivered entries were recognised");
         }
         if tally.buried > 0 {
-            warn!(consumer = %self.consumer, entries = tally.buried, "entries were buried: see tidegate.dead_letters");
+            warn!(event = "buried", %pipeline, consumer = %self.consumer, entries = tally.buried, "entries were buried: see tidegate.dead_letters");
         }
         if tally.collided > 0 {
             warn!(consumer = %self.consumer, entries = tally.collided, "other content under used ids was applied (split brain?)");
@@ -308,7 +335,7 @@ impl Settler {
             }
             Ok(Err(unregistered)) => {
                 let response = self.incident.met(fault, Instant::now());
-                if response.tell {
+                if self.incident.is_news(Verdict::Halt, Instant::now()) {
                     error!(consumer = %self.consumer, %fault, %unregistered, "flushing is halted: another daemon runs this pipeline with another configuration");
                 }
                 self.begins_to_fail();
@@ -326,9 +353,10 @@ impl Settler {
                 Ok(lost) => {
                     self.landed(None);
                     if !lost.is_empty() {
-                        self.setup.metrics.lost_upstream(lost.len());
+                        self.setup.metrics.lost_unflushed(lost.len());
                         let first: Vec<String> = lost.iter().take(IDS_TOLD).map(EntryId::to_string).collect();
                         error!(
+                            event = "lost_upstream", flushed = false, pipeline = %self.setup.lane.pipeline().name,
                             consumer = %self.consumer, entries = lost.len(), ids = %first.join(" "),
                             "entries were deleted from the stream before they were flushed: lost upstream (MAXLEN, XDEL?)"
                         );
@@ -343,10 +371,7 @@ impl Settler {
     /// A fault in work that cannot be split: whatever its verdict, it is told, and the same is tried again after a pause.
     async fn wait_out(&mut self, fault: &Fault, stop: &Stop) -> Result<(), Interrupted> {
         let response = self.incident.met(fault, Instant::now());
-        if response.tell {
-            warn!(consumer = %self.consumer, %fault, advice = response.judgement.advice, "flushing is interrupted");
-        }
-        self.begins_to_fail();
+        self.interrupted(fault, &response);
         pause(response.wait, stop).await
     }
 }

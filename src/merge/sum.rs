@@ -28,3 +28,8 @@ pub fn fold(a: i64, b: i64) -> Option<i64> {
 pub fn sql(value: &str) -> String {
     format!("{value} = coalesce(t.{value}, 0) + excluded.{value}")
 }
+
+/// The deltas of one key, folded by PostgreSQL: where several spellings are one key. It cannot overflow; the row's column may.
+pub fn aggregate(delta: &str) -> String {
+    format!("sum({delta})")
+}

@@ -18,7 +18,7 @@ pub fn group(pipeline: &str) -> String {
 /// This machine's name.
 #[cfg(feature = "daemon")]
 pub fn host() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
+    printable(&rustix::system::uname().nodename().to_string_lossy())
 }
 
 /// What the names of all consumers of one process begin with.
@@ -26,9 +26,62 @@ pub fn consumers_of(host: &str, process: u32) -> String {
     format!("{host}-{process}-")
 }
 
-/// The name of one reader of one incarnation of one process.
+/// What the names of the connections of one pipeline's workers begin with: a replay ends them all by it.
+pub fn connections_of(source: &str, pipeline: &str) -> String {
+    format!("tidegate:{source}:{pipeline}:")
+}
+
+/// The name of a worker's connections in versions before 0.2: without source and pipeline.
+pub fn former_connection(consumer: &str) -> String {
+    format!("tidegate:{consumer}")
+}
+
+/// The name of one worker within one process, for its log lines.
+pub fn worker(host: &str, process: u32, slot: usize) -> String {
+    format!("{}{slot}", consumers_of(host, process))
+}
+
+/// How many digits of the server's run id are part of a consumer's name.
+const RUN_ID_DIGITS: usize = 8;
+/// How many random digits end it.
+const RANDOM_DIGITS: usize = 8;
+
+/// The name of one reader on one connection: worker, run id of the server, number of the connection, random digits.
 ///
-/// Never used twice: a name that comes back would inherit what its predecessor left pending, as if it still held it.
-pub fn consumer(host: &str, process: u32, worker: usize, incarnation: u64) -> String {
-    format!("{}{worker}-{incarnation:012x}", consumers_of(host, process))
+/// Never used twice: a name that comes back would inherit what its predecessor left pending, as if it still held it. The
+/// connection's number, 0 where the server does not tell it, lets anybody ask whether the reader is still connected.
+pub fn consumer(worker: &str, run_id: &str, connection: u64, random: u32) -> String {
+    let run_id = run_id.get(..RUN_ID_DIGITS).unwrap_or(run_id);
+    format!("{worker}-{run_id}-{connection}-{random:08x}")
+}
+
+/// The number of a consumer's connection, as its name tells it; none if that is a connection to another life of the server,
+/// or the name is none of ours.
+pub fn connection_of(consumer: &str, run_id: &str) -> Option<u64> {
+    let mut parts = consumer.rsplit('-');
+    let (random, connection, life) = (parts.next()?, parts.next()?, parts.next()?);
+    let is_ours = random.len() == RANDOM_DIGITS && life.len() == RUN_ID_DIGITS && run_id.starts_with(life);
+    connection.parse().ok().filter(|number| is_ours && *number > 0)
+}
+
+/// What Valkey takes for a connection's name: no blanks, nothing that is not printed. Everything else becomes a hyphen.
+pub fn printable(name: &str) -> String {
+    name.chars().map(|c| if c.is_ascii_graphic() { c } else { '-' }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_consumers_name_tells_its_connection_in_the_same_life_of_the_server() {
+        let name = consumer(&worker("my-host", 17, 2), "0123456789abcdef", 42, 7);
+        assert_eq!(name, "my-host-17-2-01234567-42-00000007");
+        assert!(name.starts_with(&consumers_of("my-host", 17)));
+        assert_eq!(connection_of(&name, "0123456789abcdef"), Some(42));
+        assert_eq!(connection_of(&name, "fedcba9876543210"), None, "another life");
+        assert_eq!(connection_of("my-host-17-2-0123456789ab", "0123456789abcdef"), None, "an older version's name");
+        assert_eq!(connection_of(&consumer("h-1-0", "0123456789", 0, 7), "0123456789"), None, "a number not told");
+        assert_eq!(connection_of("dead", "0123456789"), None);
+    }
 }

@@ -170,7 +170,7 @@ async fn play(args: &Args, stage: &Stage) -> Result<Exit, Trouble> {
 fn worker(stage: &Stage, seen: &Arc<Seen>) -> std::io::Result<Child> {
     let seen = seen.clone();
     stage.worker(move |event| {
-        if event["message"] == "redelivered entries were recognised" {
+        if event["event"] == "recognised" {
             seen.recognised.fetch_add(event["entries"].as_u64().unwrap_or(0), Ordering::Relaxed);
         }
     })

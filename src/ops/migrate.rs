@@ -69,6 +69,7 @@ pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::
             Ok(match &error {
                 Error::Fault(fault) => fault.into(),
                 Error::Migration(_) => Exit::Error,
+                Error::Pooler => Exit::Config,
             })
         }
     }

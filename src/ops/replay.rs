@@ -4,7 +4,7 @@
 //! replay applies exactly what was lost, as far back as the stream's retention reaches. Takes a pipeline and a moment; gives
 //! an account of what would be read again, and with `--yes` rewinds the group.
 //!
-//! No pause is needed. In one transaction of Valkey every connection of the pipeline's consumers is closed and the group is
+//! No pause is needed. In one transaction of Valkey every connection of the pipeline's workers is closed and the group is
 //! set back, so an acknowledgement from before the restore cannot arrive behind it; whoever connects later acknowledges only
 //! what is in the restored database.
 
@@ -18,13 +18,13 @@ use crate::care::trim;
 use crate::config::Config;
 use crate::flow::judge;
 use crate::flow::ledger;
-use crate::flow::read;
 use crate::lanes::{self, Identity, LaneId};
 use crate::model::entry::EntryId;
+use crate::model::names;
 use crate::model::pipeline::Pipeline;
 use crate::postgres::Database;
 use crate::retry::{Fault, judge};
-use crate::valkey::{Command, Link, Reply, unexpected};
+use crate::valkey::{Command, Link, Reply, info, unexpected};
 
 /// Entries compared with the ledger in one step.
 const STEP: usize = 1_000;
@@ -200,7 +200,7 @@ async fn replay(
     if !args.yes {
         return Ok(writeln!(out, "nothing was changed; add --yes to do it").map(|()| Exit::Ok));
     }
-    let closed = rewind(link, stream, &group, since).await?;
+    let closed = rewind(link, source, pipeline, since).await?;
     Ok(writeln!(out, "rewound; {closed} connections of workers were closed, and they read on from there")
         .map(|()| Exit::Ok))
 }
@@ -216,25 +216,11 @@ fn show(id: EntryId) -> String {
 }
 
 async fn reach(link: &Link, stream: &str, group: &str) -> Result<Option<Reach>, Fault> {
-    let Some((_, now_ms)) = trim::last_id(link, stream).await? else { return Ok(None) };
-    let info = link.commands().call(Command::new("XINFO").arg("STREAM").arg(stream)).await?;
-    let (mut first, mut length, mut added, mut deleted) = (None, 0, -1, EntryId::MIN);
-    for (name, value) in info.into_map().ok_or_else(|| unexpected("XINFO STREAM"))? {
-        match name.as_text() {
-            Some("first-entry") => {
-                let id = value.into_array().and_then(|mut parts| parts.next()?.as_text()?.parse().ok());
-                first = id;
-            }
-            Some("length") => length = value.as_int().unwrap_or(0),
-            Some("entries-added") => added = value.as_int().unwrap_or(-1),
-            Some("max-deleted-entry-id") => {
-                deleted = value.as_text().and_then(|id| id.parse().ok()).unwrap_or(EntryId::MIN);
-            }
-            _ => {}
-        }
-    }
-    let delivered = read::delivered(link, stream, group).await?;
-    Ok(Some(Reach { now_ms, first, complete: added == length, deleted, delivered }))
+    let Some(told) = info::stream(link.commands(), stream).await? else { return Ok(None) };
+    let delivered = info::group(link.commands(), stream, group).await?.map(|group| group.last_delivered);
+    let now_ms = info::time_ms(link.commands()).await?;
+    let complete = told.added == Some(told.length);
+    Ok(Some(Reach { now_ms, first: told.first, complete, deleted: told.deleted, delivered }))
 }
 
 /// What a replay would meet.
@@ -270,20 +256,21 @@ async fn account(
     Ok(account)
 }
 
-/// Closes the connections of the group's consumers and sets the group back, in one step; gives how many were closed.
-async fn rewind(link: &Link, stream: &str, group: &str, since: EntryId) -> Result<usize, Fault> {
-    let consumers = link.commands().call(Command::new("XINFO").arg("CONSUMERS").arg(stream).arg(group)).await?;
-    let consumers = consumers.into_array().ok_or_else(|| unexpected("XINFO CONSUMERS"))?;
-    let name = |consumer: Reply| {
-        let (_, name) = consumer.into_map()?.find(|(field, _)| field.as_text() == Some("name"))?;
-        Some(format!("tidegate:{}", name.as_text()?))
-    };
-    let names: HashSet<String> = consumers.filter_map(name).collect();
-    let clients = link.commands().call(Command::new("CLIENT").arg("LIST")).await?;
-    let clients = clients.as_text().ok_or_else(|| unexpected("CLIENT LIST"))?;
-    let field = |line: &str, name: &str| line.split(' ').find_map(|word| Some(word.strip_prefix(name)?.to_owned()));
-    let ours = clients.lines().filter(|line| field(line, "name=").is_some_and(|name| names.contains(&name)));
-    let ids: Vec<String> = ours.filter_map(|line| field(line, "id=")).collect();
+/// Closes the connections of the pipeline's workers and sets the group back, in one step; gives how many were closed.
+///
+/// Every connection that names the source and the pipeline is closed, whether or not its consumer is still in the group: what
+/// it sent before a restore must not arrive after it. Workers of versions that name the consumer alone are found by the group.
+async fn rewind(link: &Link, source: &str, pipeline: &Pipeline, since: EntryId) -> Result<usize, Fault> {
+    let (stream, group) = (&*pipeline.stream, &*pipeline.group());
+    let consumers = info::consumers(link.commands(), stream, group).await?;
+    let former: HashSet<String> = consumers.iter().map(|c| names::former_connection(&c.name)).collect();
+    let ours = names::connections_of(source, &pipeline.name);
+    let peers = info::peers(link.commands(), None).await?;
+    let ids: Vec<u64> = peers
+        .into_iter()
+        .filter(|peer| peer.name.starts_with(&ours) || former.contains(&peer.name))
+        .map(|peer| peer.id)
+        .collect();
     let before = since.number().checked_sub(1).map_or(EntryId::MIN, EntryId::from_number);
     link.commands().call(Command::new("MULTI")).await?;
     for id in &ids {

@@ -34,7 +34,10 @@ pub async fn run(args: Args, config: Config, reload: impl Fn() -> Result<Config,
         Ok(Ending::LeftPending) => Ok(Exit::Retry),
         Ok(Ending::NoWorkers) => Ok(Exit::Error),
         Ok(Ending::Lost(entries)) => {
-            writeln!(std::io::stderr(), "tidegate run: Valkey lost {entries} entries: see the log for which")?;
+            writeln!(
+                std::io::stderr(),
+                "tidegate run: Valkey lost {entries} entries before they were flushed: see the log for which"
+            )?;
             Ok(Exit::Drift)
         }
         Ok(Ending::Buried(entries)) => {

@@ -20,7 +20,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::model::pipeline::Identifier;
-use crate::postgres::Endpoint;
+use crate::postgres::{Endpoint, Session};
 
 /// The limit for a server to answer.
 const STARTED_WITHIN: Duration = Duration::from_secs(30);
@@ -361,7 +361,7 @@ impl Postgres {
     async fn connect(&self, database: &str) -> Result<sqlx::PgConnection, Error> {
         let refused =
             |fault: crate::retry::Fault| Error::Io("PostgreSQL".into(), std::io::Error::other(fault.to_string()));
-        self.address(database).connect().await.map_err(refused)
+        self.address(database).connect().await.map(Session::into_connection).map_err(refused)
     }
 
     fn address(&self, database: &str) -> Endpoint {

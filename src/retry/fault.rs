@@ -44,9 +44,11 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Fault::Valkey { message, .. } => write!(f, "Valkey: {message}"),
-            Fault::ValkeyLost(why) | Fault::ValkeyProtocol(why) => write!(f, "Valkey: {why}"),
+            Fault::ValkeyLost(why)
+            | Fault::ValkeyProtocol(why)
+            | Fault::PostgresLost(why)
+            | Fault::PostgresProtocol(why) => f.write_str(why),
             Fault::Postgres { sqlstate, message, .. } => write!(f, "PostgreSQL: {message} ({sqlstate})"),
-            Fault::PostgresLost(why) | Fault::PostgresProtocol(why) => write!(f, "PostgreSQL: {why}"),
             Fault::SumOverflow => f.write_str("the deltas of one key add up to more than a bigint holds"),
             Fault::StillRefused => f.write_str("the ledger refused the batch again and again"),
         }

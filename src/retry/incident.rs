@@ -80,8 +80,6 @@ pub struct Response {
     pub judgement: Judgement,
     /// How long to wait before trying again.
     pub wait: Duration,
-    /// Whether the operator is told: at first, when the verdict changes, and every now and then.
-    pub tell: bool,
     /// How often in a row this worker met it.
     pub attempts: u32,
     /// How long ago the first worker met it.
@@ -105,16 +103,20 @@ impl Incident {
         told.attempts += 1;
         let since = *told.since.get_or_insert(now);
         let judgement = judge(fault, self.attempts);
-        let last = told.said.iter().position(|(verdict, _)| *verdict == judgement.verdict);
-        let tell = last.is_none_or(|last| now.saturating_duration_since(told.said[last].1) >= REMIND_AFTER);
-        if tell {
-            match last {
-                Some(last) => told.said[last].1 = now,
-                None => told.said.push((judgement.verdict, now)),
-            }
-        }
         let wait = self.waits.next().unwrap_or(BACKOFF_MAX);
-        Response { judgement, wait, tell, attempts: self.attempts, lasted: now.saturating_duration_since(since) }
+        Response { judgement, wait, attempts: self.attempts, lasted: now.saturating_duration_since(since) }
+    }
+
+    /// Whether the operator is to be told now that this fault lasts, by whichever worker: at first, when the verdict is a new one, and
+    /// every now and then.
+    pub fn is_news(&mut self, verdict: Verdict, now: Instant) -> bool {
+        let mut told = self.all.lock();
+        match told.said.iter_mut().find(|(said, _)| *said == verdict) {
+            Some((_, at)) if now.saturating_duration_since(*at) < REMIND_AFTER => return false,
+            Some((_, at)) => *at = now,
+            None => told.said.push((verdict, now)),
+        }
+        true
     }
 
     /// Whether this worker met a fault and has not overcome it.
@@ -163,19 +165,27 @@ mod tests {
         Fault::Postgres { sqlstate: code.into(), message: String::new(), schema: None, constraint: None }
     }
 
+    /// A fault is met: whether it is told, and how long it has lasted.
+    fn met(incident: &mut Incident, fault: &Fault, now: Instant) -> (bool, Duration) {
+        let response = incident.met(fault, now);
+        (incident.is_news(response.judgement.verdict, now), response.lasted)
+    }
+
     #[test]
     fn a_fault_that_lasts_is_told_once_and_then_now_and_then() {
         let (mut incident, start) = (Incident::default(), Instant::now());
         let lost = Fault::PostgresLost("reset".into());
         let after = |seconds| start + Duration::from_secs(seconds);
-        assert!(incident.met(&lost, start).tell);
-        assert!(!incident.met(&lost, after(1)).tell);
-        assert!(incident.met(&postgres("42P01"), after(2)).tell, "another verdict is news");
-        assert!(!incident.met(&lost, after(3)).tell, "and no news when it comes by turns");
-        let reminder = incident.met(&postgres("42P01"), after(2) + REMIND_AFTER);
-        assert_eq!((reminder.tell, reminder.lasted), (true, Duration::from_secs(2) + REMIND_AFTER));
+        assert!(met(&mut incident, &lost, start).0);
+        assert!(!met(&mut incident, &lost, after(1)).0);
+        assert!(met(&mut incident, &postgres("42P01"), after(2)).0, "another verdict is news");
+        assert!(!met(&mut incident, &lost, after(3)).0, "and no news when it comes by turns");
+        let reminder = met(&mut incident, &postgres("42P01"), after(2) + REMIND_AFTER);
+        assert_eq!(reminder, (true, Duration::from_secs(2) + REMIND_AFTER));
         assert_eq!(incident.over(after(60)), Some((5, Duration::from_secs(60))));
         assert_eq!(incident.over(start), None);
+        incident.met(&lost, start);
+        assert_eq!(incident.over(after(1)), None, "what was not told is not told to be over");
     }
 
     #[test]
@@ -183,18 +193,18 @@ mod tests {
         let (incidents, start) = (Incidents::default(), Instant::now());
         let lost = Fault::PostgresLost("reset".into());
         let mut workers: Vec<Incident> = (0..8).map(|_| incidents.incident()).collect();
-        let responses: Vec<Response> = workers.iter_mut().map(|worker| worker.met(&lost, start)).collect();
-        assert_eq!(responses.iter().filter(|response| response.tell).count(), 1);
-        assert!(responses.iter().all(|response| response.attempts == 1 && response.wait <= BACKOFF_MIN));
-        let reminders =
-            workers.iter_mut().filter_map(|worker| worker.met(&lost, start + REMIND_AFTER).tell.then_some(()));
-        assert_eq!(reminders.count(), 1);
+        let told = |workers: &mut Vec<Incident>, at| {
+            workers.iter_mut().map(|worker| met(worker, &lost, at).0).filter(|told| *told).count()
+        };
+        assert_eq!(told(&mut workers, start), 1);
+        assert!(workers.iter().all(|worker| worker.attempts == 1));
+        assert_eq!(told(&mut workers, start + REMIND_AFTER), 1);
         // A worker that ends while it fails does not keep the incident open.
         drop(workers.pop());
         let over: Vec<_> = workers.iter_mut().map(|worker| worker.over(start + 2 * REMIND_AFTER)).collect();
         assert!(over[..6].iter().all(Option::is_none));
         assert_eq!(over[6], Some((16, 2 * REMIND_AFTER)));
-        assert!(workers[0].met(&lost, start + 2 * REMIND_AFTER).tell, "the next one is a new one");
+        assert!(met(&mut workers[0], &lost, start + 2 * REMIND_AFTER).0, "the next one is a new one");
     }
 
     #[test]

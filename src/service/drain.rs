@@ -129,7 +129,7 @@ async fn until_settled(valkey: &valkey::Endpoint, flows: &[Flow], met: &RefCell<
 
 /// Resolves when a pipeline is halted by what waiting does not mend, or when nothing was settled for so long.
 async fn until_stuck(flows: &[Flow], timeout: Duration, met: &RefCell<Option<Fault>>) -> Emptied {
-    let (mut last, mut since) = (Vec::new(), Instant::now());
+    let (mut last, mut since): (Vec<Snapshot>, _) = (Vec::new(), Instant::now());
     loop {
         tokio::time::sleep(LOOK_FOR_PROGRESS_EVERY).await;
         for flow in flows {
@@ -139,7 +139,8 @@ async fn until_stuck(flows: &[Flow], timeout: Duration, met: &RefCell<Option<Fau
             }
         }
         let now: Vec<Snapshot> = flows.iter().map(|flow| flow.metrics.snapshot()).collect();
-        if now != last {
+        // Gauges move while nothing is settled: an age grows by itself.
+        if last.is_empty() || now.iter().zip(&last).any(|(now, before)| now.counted_since(before)) {
             (last, since) = (now, Instant::now());
         }
         if since.elapsed() >= timeout {

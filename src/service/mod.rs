@@ -2,12 +2,13 @@
 
 mod drain;
 mod prepare;
+mod report;
 mod supervise;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
+use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
@@ -15,18 +16,15 @@ use tracing::{error, info, warn};
 use self::drain::{Drain, Drained, Emptied, drain, until_empty};
 use self::prepare::{Flow, Places, caretaker_setup, prepare, raise_file_limit, try_prepare, worker_setup};
 pub use self::prepare::{Options, Refusal};
+use self::report::Reporter;
 use self::supervise::supervise;
 use crate::care::caretaker::Caretaker;
-use crate::config::{Config, Problems};
+use crate::config::{Config, Problems, hide};
 use crate::failpoint;
 use crate::lanes::Record;
-use crate::model::pipeline::Pipeline;
 use crate::retry::Fault;
 use crate::shutdown::{Hangups, Signals, Stop};
 use crate::telemetry::contract::Snapshot;
-
-/// How often a line tells what was done, if anything was.
-const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// How the daemon ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,13 +78,16 @@ pub async fn run(
             }
             Watched::Hangup => {
                 let Some(config) = running.next(&reload, options).await else { continue };
-                info!("the configuration was read again: settling what is held, then going on with it");
+                info!(
+                    event = "reloaded",
+                    "the configuration was read again: settling what is held, then going on with it"
+                );
                 failpoint::reached("reload.read");
                 match running.stop(&mut signals, Drain::ToReload).await {
                     // What could not be settled in time stays pending: the new configuration's workers take it up.
                     Drained::Settled | Drained::OutOfTime => {}
                     Drained::Signalled(signal) => {
-                        info!(reason = signal, phase = "settled", "stopped");
+                        info!(event = "stopped", reason = signal, phase = "settled", "stopped");
                         return Ok(Ending::Settled);
                     }
                     Drained::SignalledTwice => return Ok(Ending::LeftPending),
@@ -100,11 +101,12 @@ pub async fn run(
         failpoint::reached("stop.asked");
         return Ok(match running.stop(&mut signals, Drain::ToStop).await {
             Drained::Settled => {
-                info!(phase = "settled", "stopped");
+                info!(event = "stopped", phase = "settled", "stopped");
                 if options.until_empty { running.result() } else { Ending::Settled }
             }
             _ => {
                 warn!(
+                    event = "stopped",
                     phase = "left pending",
                     "stopped; what was held is delivered again, and recognised where it was flushed"
                 );
@@ -119,7 +121,7 @@ struct Running {
     config: Config,
     places: Places,
     flows: Vec<Flow>,
-    told: Vec<Snapshot>,
+    reporter: Reporter,
     stop: Stop,
     workers: JoinSet<()>,
     caretakers: JoinSet<()>,
@@ -147,14 +149,17 @@ impl Running {
                 }
             }
         }
-        info!(workers = config.run.workers, pipelines = flows.len(), version = env!("CARGO_PKG_VERSION"), "running");
-        let told = flows.iter().map(|flow| flow.metrics.snapshot()).collect();
-        Running { config, places, flows, told, stop, workers, caretakers }
+        info!(
+            event = "running", workers = config.run.workers, pipelines = flows.len(), valkey = %shown(&config.valkey.url),
+            postgres = %shown(&config.postgres.url), version = env!("CARGO_PKG_VERSION"), "running"
+        );
+        let reporter = Reporter::new(&places.valkey, &flows);
+        Running { config, places, flows, reporter, stop, workers, caretakers }
     }
 
     /// Watches until there is something to be done.
     async fn watch(&mut self, options: Options, signals: &mut Signals, hangups: &mut Hangups) -> Watched {
-        let mut report = tokio::time::interval(REPORT_EVERY);
+        let mut reports = std::pin::pin!(self.reporter.run(&self.flows));
         let empty = until_empty(&self.places.valkey, &self.flows, options);
         let mut empty = std::pin::pin!(empty);
         loop {
@@ -165,7 +170,7 @@ impl Running {
                     Emptied::Settled => Watched::Stop("everything is settled"),
                     Emptied::Stuck(fault) => Watched::Stuck(fault),
                 },
-                _ = report.tick() => tell(&self.flows, &mut self.told),
+                never = &mut reports => match never {},
                 ended = self.workers.join_next() => if ended.is_none() {
                     return Watched::NoWorkers;
                 },
@@ -184,7 +189,7 @@ impl Running {
         match checked.await {
             Ok(config) => Some(config),
             Err::<_, Refusal>(refusal) => {
-                error!(%refusal, "the configuration cannot be used: going on with the one before");
+                error!(event = "reload_refused", %refusal, "the configuration cannot be used: going on with the one before");
                 None
             }
         }
@@ -197,7 +202,7 @@ impl Running {
         let (config, places, mut flows) = match try_prepare(&config, &places, options, Record::Yes).await {
             Ok(flows) => (config, places, flows),
             Err(refusal) => {
-                error!(%refusal, "the configuration cannot be used: going on with the one before");
+                error!(event = "reload_refused", %refusal, "the configuration cannot be used: going on with the one before");
                 let flows = prepare(&self.config, &self.places, options).await?;
                 (self.config, self.places, flows)
             }
@@ -215,14 +220,14 @@ impl Running {
         let grace = self.config.stop.grace;
         let drained = drain(grace, signals, reason, &self.stop, &mut self.workers, &mut self.caretakers).await;
         self.places.database.close().await;
-        tell(&self.flows, &mut self.told);
+        self.reporter.finish(&self.flows).await;
         drained
     }
 
     /// How it came out, where everything is settled.
     fn result(&self) -> Ending {
         let sum = |of: fn(&Snapshot) -> u64| self.flows.iter().map(|flow| of(&flow.metrics.snapshot())).sum::<u64>();
-        match (sum(|now| now.lost_upstream), sum(|now| now.buried)) {
+        match (sum(|now| now.lost_unflushed), sum(|now| now.buried)) {
             (0, 0) => Ending::Settled,
             (0, buried) => Ending::Buried(buried),
             (lost, _) => Ending::Lost(lost),
@@ -239,19 +244,7 @@ fn by_stream(flows: &[Flow]) -> BTreeMap<&str, Vec<&Flow>> {
     streams
 }
 
-/// Tells what was done since the last time, if anything was.
-fn tell(flows: &[Flow], told: &mut [Snapshot]) {
-    for (flow, told) in flows.iter().zip(told) {
-        let now = flow.metrics.snapshot();
-        if now == *told {
-            continue;
-        }
-        *told = now;
-        let pipeline: &Pipeline = flow.lane.pipeline();
-        info!(
-            pipeline = %pipeline.name, applied = now.applied, recognised = now.recognised, buried = now.buried,
-            collided = now.collided, rows = now.rows, flushes = now.flushes, reclaimed = now.reclaimed, dropped = now.dropped,
-            lost_upstream = now.lost_upstream, trimmed = now.trimmed, acks_dropped = now.acks_dropped, "so far"
-        );
-    }
+/// A url as it may be shown: without its password.
+fn shown(url: &Option<SecretString>) -> String {
+    url.as_ref().map_or_else(String::new, |url| hide(url.expose_secret()))
 }

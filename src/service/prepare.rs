@@ -15,16 +15,16 @@ use crate::config::{Config, Problems};
 use crate::flow::bisect::Refusals;
 use crate::flow::flush::Lane;
 use crate::flow::read::{self, Limits};
-use crate::flow::reclaim;
+use crate::flow::reclaim::Patience;
 use crate::flow::worker::WorkerSetup;
 use crate::lanes::{self, Identity, Record, Unregistered};
 use crate::model::names;
 use crate::model::pipeline::Shard;
 use crate::postgres::{Database, schema};
-use crate::retry::{Fault, Incident, Incidents, Verdict, judge};
+use crate::retry::{Fault, Incident, Verdict, judge};
 use crate::target::{self, Unfit};
 use crate::telemetry::contract::Metrics;
-use crate::valkey::{self, Link};
+use crate::valkey::{self, Link, info};
 
 /// What is asked of this run of the daemon.
 #[derive(Debug, Clone, Copy, Default)]
@@ -96,8 +96,6 @@ pub(super) struct Flow {
     pub(super) lane: Lane,
     pub(super) metrics: Arc<Metrics>,
     pub(super) refusals: Arc<Mutex<Refusals>>,
-    pub(super) flushing: Incidents,
-    pub(super) reading: Incidents,
 }
 
 /// Makes sure that the database is what the daemon needs; waits for one that is out of reach.
@@ -125,7 +123,7 @@ pub(super) async fn prepare(config: &Config, places: &Places, options: Options) 
         if response.judgement.verdict != Verdict::Retry || is_over {
             return Err(Refusal::Fault(fault, response.judgement.advice));
         }
-        if response.tell {
+        if incident.is_news(response.judgement.verdict, Instant::now()) {
             warn!(%fault, advice = response.judgement.advice, "cannot start yet");
         }
         tokio::time::sleep(response.wait).await;
@@ -162,8 +160,6 @@ pub(super) async fn try_prepare(
                 lane: Lane::new(pipeline.clone(), &order, id, identity, config.dead_letters.max_bytes),
                 metrics: Arc::default(),
                 refusals: Arc::default(),
-                flushing: Incidents::default(),
-                reading: Incidents::default(),
             });
         }
     }
@@ -173,7 +169,7 @@ pub(super) async fn try_prepare(
 /// Whether daemons other than this process are at work on a shard. Where Valkey does not say, none is seen.
 async fn others_are_alive(places: &Places, shard: &Shard, dead_after: Duration) -> bool {
     let Ok(link) = Link::open(&places.valkey, "tidegate:start").await else { return false };
-    let consumers = reclaim::consumers(&link, &shard.stream, &shard.pipeline.group()).await.unwrap_or_default();
+    let consumers = info::consumers(link.commands(), &shard.stream, &shard.pipeline.group()).await.unwrap_or_default();
     let own = names::consumers_of(&names::host(), std::process::id());
     consumers.iter().any(|consumer| consumer.idle < dead_after && !consumer.name.starts_with(&own))
 }
@@ -189,12 +185,13 @@ pub(super) fn worker_setup(config: &Config, places: &Places, flow: &Flow, regrou
             read_count: config.batch.read_count,
             max_entry_bytes: config.batch.max_entry_bytes,
         },
-        dead_after: config.reclaim.dead_after,
+        patience: Patience {
+            gone_after: config.reclaim.gone_after,
+            dead_after: config.reclaim.dead_after,
+            max_deliveries: config.reclaim.max_deliveries,
+        },
         sweep_every: config.reclaim.sweep_every,
-        max_deliveries: config.reclaim.max_deliveries,
         refusals: flow.refusals.clone(),
-        flushing: flow.flushing.clone(),
-        reading: flow.reading.clone(),
         metrics: flow.metrics.clone(),
         regrouped,
     }

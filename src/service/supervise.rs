@@ -1,5 +1,6 @@
 //! Supervise: keeps one worker alive. The only place of the daemon, beside its parent, that spawns.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
@@ -15,14 +16,13 @@ const DEATHS_IN_A_ROW: u32 = 10;
 /// A worker that lived this long did not die "in a row".
 const LIVED_WELL: Duration = Duration::from_secs(60);
 
-/// Keeps one worker alive: starts it again, under a new name, when one of its parts panics.
+/// Keeps one worker alive: starts it again when one of its parts panics.
 pub(super) async fn supervise(slot: usize, parts: WorkerSetup, stop: Stop) {
-    let host = names::host();
+    let worker: Arc<str> = names::worker(&names::host(), std::process::id(), slot).into();
     let (mut deaths, mut waits) = (0, backoff());
     while !stop.is_asked() {
         let started = Instant::now();
-        let consumer = names::consumer(&host, std::process::id(), slot, rand::random::<u64>() >> 16);
-        let (taker, settler, acker) = worker::assemble(parts.clone(), consumer.as_str().into());
+        let (taker, settler, acker) = worker::assemble(parts.clone(), worker.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(taker.run(stop.clone()));
         tasks.spawn(settler.run(stop.clone()));
@@ -39,7 +39,7 @@ pub(super) async fn supervise(slot: usize, parts: WorkerSetup, stop: Stop) {
         }
         deaths += 1;
         let cause = died.map_or_else(|| "a task ended".into(), |died| died.to_string());
-        error!(%consumer, %cause, deaths, "a worker died; what it held stays pending and is reclaimed");
+        error!(%worker, %cause, deaths, "a worker died; what it held stays pending and is reclaimed");
         if deaths >= DEATHS_IN_A_ROW {
             return;
         }

@@ -1,6 +1,193 @@
-//! What a process counts, by pipeline. The names here are the names in the log, in `tidegate demo` and in the documents.
+//! Contract: every instrument and every event that programs may rely on, each declared once.
+//!
+//! Takes what the flow counts; gives [`Metrics`], one for each pipeline, and a [`Snapshot`] of them that can be compared,
+//! logged and exported by name. It cannot fail. `docs/telemetry.md` has the same tables, word for word: a test compares them.
+//!
+//! Programs read the fields of an event, never its message: a message may change with every version.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::retry::Incidents;
+
+/// How an instrument moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Only up, from zero at the start of the process.
+    Counter,
+    /// Up and down, or unknown.
+    Gauge,
+}
+
+/// One number of a pipeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Instrument {
+    /// Its name, here and in every place where it is shown.
+    pub name: &'static str,
+    /// How it moves.
+    pub kind: Kind,
+    /// What it counts.
+    pub unit: &'static str,
+    /// What it means.
+    pub sentence: &'static str,
+}
+
+/// What tells the instruments of one pipeline from those of another.
+pub const LABELS: [&str; 3] = ["pipeline", "stream", "table"];
+
+/// Declares the instruments: the table, the storage, the snapshot and the event, from one list.
+macro_rules! instruments {
+    (counters { $($counter:ident, $counter_unit:literal, $counter_sentence:literal;)* }
+     gauges { $($gauge:ident, $gauge_unit:literal, $gauge_sentence:literal;)* }) => {
+        /// Every instrument, in the order in which they are shown.
+        pub const INSTRUMENTS: &[Instrument] = &[
+            $(Instrument {
+                name: stringify!($counter), kind: Kind::Counter, unit: $counter_unit, sentence: $counter_sentence,
+            },)*
+            $(Instrument {
+                name: stringify!($gauge), kind: Kind::Gauge, unit: $gauge_unit, sentence: $gauge_sentence,
+            },)*
+        ];
+
+        /// The instruments of one pipeline in one process.
+        #[derive(Debug, Default)]
+        pub struct Metrics {
+            $($counter: AtomicU64,)*
+            $($gauge: Gauge,)*
+            /// What its workers have met while reading.
+            pub reading: Incidents,
+            /// What its workers have met while flushing.
+            pub flushing: Incidents,
+        }
+
+        /// The instruments at one moment. A gauge that is not known is none.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub struct Snapshot {
+            $(#[doc = $counter_sentence] pub $counter: u64,)*
+            $(#[doc = $gauge_sentence] pub $gauge: Option<u64>,)*
+        }
+
+        impl Metrics {
+            /// The instruments now.
+            pub fn snapshot(&self) -> Snapshot {
+                Snapshot {
+                    $($counter: self.$counter.load(Ordering::Relaxed),)*
+                    $($gauge: self.$gauge.get(),)*
+                }
+            }
+        }
+
+        impl Snapshot {
+            /// Every instrument with its value.
+            pub fn values(&self) -> impl Iterator<Item = (&'static Instrument, Option<u64>)> {
+                INSTRUMENTS.iter().zip([$(Some(self.$counter),)* $(self.$gauge,)*])
+            }
+
+            /// Whether any counter differs.
+            pub fn counted_since(&self, before: &Snapshot) -> bool {
+                $(self.$counter != before.$counter ||)* false
+            }
+
+            /// Writes the event `metrics`, every instrument a field; one that is not known is left out.
+            pub fn log(&self, pipeline: &str, stream: &str, table: &str) {
+                tracing::info!(
+                    event = "metrics", pipeline, stream, table,
+                    $($counter = self.$counter,)* $($gauge = self.$gauge,)*
+                    "so far"
+                );
+            }
+        }
+    };
+}
+
+instruments! {
+    counters {
+        applied, "entries", "entries whose delta was added to the table";
+        recognised, "entries", "entries found in the ledger: redeliveries that would have counted twice";
+        buried, "entries", "entries kept as dead letters";
+        collided, "entries", "entries applied although the ledger covers their id: other content under a used id";
+        rows, "rows", "table rows written";
+        flushes, "transactions", "transactions committed";
+        reclaimed, "entries", "entries taken over from dead consumers, or found again after a lost reply";
+        dropped, "entries", "entries that could not be judged and that somebody had settled";
+        lost_unflushed, "entries", "entries that Valkey lost before they were flushed: the table lacks them";
+        lost_flushed, "entries", "entries that Valkey lost after they were flushed: the table has them";
+        trimmed, "entries", "entries trimmed from the stream";
+        acks_dropped, "acknowledgements", "acknowledgements not sent because the connection had changed; the entries come again and are recognised";
+    }
+    gauges {
+        undelivered, "entries", "entries that no worker has read yet; unknown where Valkey cannot tell";
+        pending, "entries", "entries read and not yet acknowledged";
+        age_ms, "milliseconds", "how long ago the oldest unsettled entry was added, 0 if there is none";
+        backlog_read_ms_ago, "milliseconds", "how long ago Valkey was asked for the three above: large while it cannot be asked";
+        failing_workers, "workers", "workers whose flushes are failing now";
+    }
+}
+
+/// Something that happened, told in the log with `event = name`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Event {
+    /// The value of its field `event`.
+    pub name: &'static str,
+    /// Its other fields that programs may rely on.
+    pub fields: &'static str,
+    /// When it is told.
+    pub sentence: &'static str,
+}
+
+/// Every event that programs may rely on.
+pub const EVENTS: &[Event] = &[
+    event("running", "workers, pipelines, valkey, postgres, version", "the workers start; again after each reload"),
+    event(
+        "metrics",
+        "pipeline, stream, table, every instrument",
+        "every 10 s while a pipeline is not idle, and always at a stop",
+    ),
+    event("recognised", "pipeline, entries", "redelivered entries were found in the ledger, and not added again"),
+    event("buried", "pipeline, entries", "entries became dead letters"),
+    event("reclaimed", "pipeline, entries, gone", "entries were taken over from a dead consumer, or found again"),
+    event("lost_upstream", "pipeline, entries, flushed", "Valkey lost entries, before or after they were flushed"),
+    event(
+        "interrupted",
+        "pipeline, stream, fault, advice, lasted_ms",
+        "reading or flushing waits for a server; again every 30 s",
+    ),
+    event("halted", "pipeline, stream, fault, advice", "reading or flushing waits for an operator; again every 30 s"),
+    event("resumed", "pipeline, stream, lasted_ms", "what was interrupted or halted works again"),
+    event(
+        "reloaded",
+        "",
+        "a SIGHUP was followed: the workers settle what they hold and start with the new configuration",
+    ),
+    event("reload_refused", "refusal", "a SIGHUP was not followed: the configuration before it stays in force"),
+    event("stopped", "phase", "the end: `settled`, or `left pending`"),
+];
+
+const fn event(name: &'static str, fields: &'static str, sentence: &'static str) -> Event {
+    Event { name, fields, sentence }
+}
+
+/// A number that may be unknown.
+#[derive(Debug)]
+struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// No gauge reaches this value.
+    const UNKNOWN: u64 = u64::MAX;
+
+    fn get(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|value| *value != Gauge::UNKNOWN)
+    }
+
+    fn set(&self, value: Option<u64>) {
+        self.0.store(value.unwrap_or(Gauge::UNKNOWN), Ordering::Relaxed);
+    }
+}
+
+impl Default for Gauge {
+    fn default() -> Gauge {
+        Gauge(AtomicU64::new(Gauge::UNKNOWN))
+    }
+}
 
 /// What happened to the entries of one flush.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -17,116 +204,158 @@ pub struct Tally {
     pub rows: u64,
 }
 
-/// Counters of one pipeline in one process, since its start.
-#[derive(Debug, Default)]
-pub struct Metrics {
-    applied: AtomicU64,
-    recognised: AtomicU64,
-    buried: AtomicU64,
-    collided: AtomicU64,
-    rows: AtomicU64,
-    flushes: AtomicU64,
-    reclaimed: AtomicU64,
-    dropped: AtomicU64,
-    lost_upstream: AtomicU64,
-    trimmed: AtomicU64,
-    acks_dropped: AtomicU64,
-    failing: AtomicUsize,
-}
-
-/// The counters at one moment.
+/// What a pipeline has yet to settle, as Valkey told it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Snapshot {
-    /// Entries applied to the table.
-    pub applied: u64,
-    /// Entries found in the ledger: redeliveries that would have counted twice.
-    pub recognised: u64,
-    /// Entries buried as dead letters.
-    pub buried: u64,
-    /// Entries applied although the ledger covers their id: other content under a used id.
-    pub collided: u64,
-    /// Table rows written.
-    pub rows: u64,
-    /// Transactions committed.
-    pub flushes: u64,
-    /// Entries taken over from dead consumers, or found again after a lost reply.
-    pub reclaimed: u64,
-    /// Entries that could not be judged, and that somebody had settled: dropped.
-    pub dropped: u64,
-    /// Entries that Valkey lost: flushed before, or never to be flushed.
-    pub lost_upstream: u64,
-    /// Entries trimmed from the stream.
-    pub trimmed: u64,
-    /// Acknowledgements that were not sent because the connection, or the server behind it, had changed.
-    pub acks_dropped: u64,
+pub struct Unsettled {
+    /// Entries that nobody has read; none where the server cannot tell.
+    pub undelivered: Option<u64>,
+    /// Entries read and not yet acknowledged.
+    pub pending: u64,
+    /// How old the oldest of both is.
+    pub age_ms: u64,
 }
 
 impl Metrics {
     /// A transaction was committed.
     pub fn flushed(&self, tally: &Tally) {
-        self.applied.fetch_add(tally.applied, Ordering::Relaxed);
-        self.recognised.fetch_add(tally.recognised, Ordering::Relaxed);
-        self.buried.fetch_add(tally.buried, Ordering::Relaxed);
-        self.collided.fetch_add(tally.collided, Ordering::Relaxed);
-        self.rows.fetch_add(tally.rows, Ordering::Relaxed);
-        self.flushes.fetch_add(1, Ordering::Relaxed);
+        add(&self.applied, tally.applied);
+        add(&self.recognised, tally.recognised);
+        add(&self.buried, tally.buried);
+        add(&self.collided, tally.collided);
+        add(&self.rows, tally.rows);
+        add(&self.flushes, 1);
     }
 
     /// Entries were taken up again.
     pub fn reclaimed(&self, entries: usize) {
-        self.reclaimed.fetch_add(entries as u64, Ordering::Relaxed);
+        add(&self.reclaimed, entries as u64);
     }
 
     /// Entries were dropped because somebody had settled them.
     pub fn dropped(&self, entries: usize) {
-        self.dropped.fetch_add(entries as u64, Ordering::Relaxed);
+        add(&self.dropped, entries as u64);
     }
 
-    /// Entries were found lost upstream.
-    pub fn lost_upstream(&self, entries: usize) {
-        self.lost_upstream.fetch_add(entries as u64, Ordering::Relaxed);
+    /// Valkey lost entries before they were flushed.
+    pub fn lost_unflushed(&self, entries: usize) {
+        add(&self.lost_unflushed, entries as u64);
+    }
+
+    /// Valkey lost entries after they were flushed.
+    pub fn lost_flushed(&self, entries: usize) {
+        add(&self.lost_flushed, entries as u64);
     }
 
     /// Entries were trimmed.
     pub fn trimmed(&self, entries: u64) {
-        self.trimmed.fetch_add(entries, Ordering::Relaxed);
+        add(&self.trimmed, entries);
     }
 
     /// An acknowledgement was dropped.
     pub fn ack_dropped(&self) {
-        self.acks_dropped.fetch_add(1, Ordering::Relaxed);
+        add(&self.acks_dropped, 1);
     }
 
     /// A worker's flushes begin to fail.
     pub fn begins_to_fail(&self) {
-        self.failing.fetch_add(1, Ordering::Relaxed);
+        let one_more = |known: u64| Some(if known == Gauge::UNKNOWN { 1 } else { known + 1 });
+        let _ = self.failing_workers.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
     }
 
     /// A worker's flushes work again.
     pub fn works_again(&self) {
-        self.failing.fetch_sub(1, Ordering::Relaxed);
+        let one_less = |known: u64| Some(if known == Gauge::UNKNOWN { 0 } else { known.saturating_sub(1) });
+        let _ = self.failing_workers.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
     }
 
     /// Whether any worker's flushes are failing.
     pub fn is_failing(&self) -> bool {
-        self.failing.load(Ordering::Relaxed) > 0
+        self.failing_workers.get().is_some_and(|workers| workers > 0)
     }
 
-    /// The counters now.
-    pub fn snapshot(&self) -> Snapshot {
-        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        Snapshot {
-            applied: read(&self.applied),
-            recognised: read(&self.recognised),
-            buried: read(&self.buried),
-            collided: read(&self.collided),
-            rows: read(&self.rows),
-            flushes: read(&self.flushes),
-            reclaimed: read(&self.reclaimed),
-            dropped: read(&self.dropped),
-            lost_upstream: read(&self.lost_upstream),
-            trimmed: read(&self.trimmed),
-            acks_dropped: read(&self.acks_dropped),
+    /// Valkey told the backlog just now.
+    pub fn told_backlog(&self, unsettled: Unsettled) {
+        self.undelivered.set(unsettled.undelivered);
+        self.pending.set(Some(unsettled.pending));
+        self.age_ms.set(Some(unsettled.age_ms));
+        self.backlog_read_ms_ago.set(Some(0));
+    }
+
+    /// Valkey could not tell the backlog, and did so last this long ago: what was known grows older.
+    pub fn backlog_unknown_for(&self, since_ms: u64, longer_ms: u64) {
+        self.backlog_read_ms_ago.set(Some(since_ms));
+        // The oldest entry, if there was one, is still there as far as anybody knows.
+        if let Some(age) = self.age_ms.get().filter(|age| *age > 0) {
+            self.age_ms.set(Some(age + longer_ms));
         }
+    }
+}
+
+fn add(counter: &AtomicU64, count: u64) {
+    counter.fetch_add(count, Ordering::Relaxed);
+}
+
+impl Snapshot {
+    /// Whether there is nothing to settle, as far as is known, and nothing fails.
+    pub fn is_idle(&self) -> bool {
+        let nothing = |gauge: Option<u64>| gauge.is_none_or(|count| count == 0);
+        nothing(self.undelivered)
+            && nothing(self.pending)
+            && nothing(self.failing_workers)
+            && self.undelivered.is_some()
+            && nothing(self.backlog_read_ms_ago)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_names_every_instrument_once() {
+        let metrics = Metrics::default();
+        metrics.flushed(&Tally { applied: 7, rows: 2, ..Tally::default() });
+        metrics.told_backlog(Unsettled { undelivered: None, pending: 3, age_ms: 50 });
+        let values: Vec<_> = metrics.snapshot().values().map(|(instrument, value)| (instrument.name, value)).collect();
+        assert_eq!(values.len(), INSTRUMENTS.len());
+        for known in
+            [("applied", Some(7)), ("rows", Some(2)), ("flushes", Some(1)), ("pending", Some(3)), ("undelivered", None)]
+        {
+            assert_eq!(values.iter().filter(|value| **value == known).count(), 1, "{known:?}");
+        }
+        let mut names: Vec<_> = INSTRUMENTS.iter().map(|instrument| instrument.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), INSTRUMENTS.len());
+    }
+
+    #[test]
+    fn only_a_pipeline_with_nothing_to_settle_and_nothing_wrong_is_idle() {
+        let metrics = Metrics::default();
+        assert!(!metrics.snapshot().is_idle(), "nothing is known yet");
+        let empty = Unsettled { undelivered: Some(0), pending: 0, age_ms: 0 };
+        metrics.told_backlog(empty);
+        assert!(metrics.snapshot().is_idle());
+        metrics.begins_to_fail();
+        assert!(!metrics.snapshot().is_idle() && metrics.is_failing());
+        metrics.works_again();
+        assert!(metrics.snapshot().is_idle() && !metrics.is_failing());
+        metrics.told_backlog(Unsettled { pending: 1, age_ms: 5, ..empty });
+        assert!(!metrics.snapshot().is_idle());
+        metrics.told_backlog(empty);
+        metrics.backlog_unknown_for(10_000, 10_000);
+        assert!(!metrics.snapshot().is_idle(), "Valkey cannot be asked");
+        assert!(!metrics.snapshot().counted_since(&Snapshot::default()), "gauges are no progress");
+    }
+
+    #[test]
+    fn an_entry_grows_older_while_valkey_cannot_be_asked() {
+        let metrics = Metrics::default();
+        metrics.told_backlog(Unsettled { undelivered: Some(4), pending: 1, age_ms: 500 });
+        metrics.backlog_unknown_for(10_000, 10_000);
+        metrics.backlog_unknown_for(20_000, 10_000);
+        let now = metrics.snapshot();
+        assert_eq!((now.undelivered, now.pending, now.age_ms), (Some(4), Some(1), Some(20_500)));
+        assert_eq!(now.backlog_read_ms_ago, Some(20_000));
     }
 }

@@ -1,4 +1,4 @@
-//! What a process says of itself: metrics ([`contract`]) and log lines ([`log`]).
+//! What a process says of itself: instruments and events ([`contract`]), and log lines ([`log`]).
 
 pub mod contract;
 pub mod log;

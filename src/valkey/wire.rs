@@ -13,13 +13,16 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use redis_protocol::resp3::decode::complete::decode_bytes;
 use rustls::pki_types::ServerName;
+use secrecy::{ExposeSecret, SecretString};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::command::{Command, Reply, server_error};
+use super::connection::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_TRIES, UNCONFIRMED_LIMIT};
+use super::plain;
 use super::resp::{Piece, Scan, Strings};
-use super::{Command, KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_TRIES, Reply, UNCONFIRMED_LIMIT, server_error};
 use crate::failpoint;
 use crate::model::entry::EntryId;
 use crate::retry::Fault;
@@ -36,8 +39,51 @@ pub(super) struct Place {
     /// The connector, and the name that the certificate must bear.
     pub(super) tls: Option<(TlsConnector, String)>,
     pub(super) username: Option<String>,
-    pub(super) password: Option<String>,
+    pub(super) password: Option<SecretString>,
     pub(super) database: u8,
+}
+
+impl Place {
+    /// For people.
+    pub(super) fn name(&self) -> String {
+        if self.host.contains(':') {
+            format!("Valkey at [{}]:{}", self.host, self.port)
+        } else {
+            format!("Valkey at {}:{}", self.host, self.port)
+        }
+    }
+
+    /// Why a connection does not come about, as far as a socket and one greeting tell.
+    pub(super) async fn diagnose(&self, limit: Duration) -> Option<Fault> {
+        let name = self.name();
+        // A server without TLS takes the beginning of TLS for half a command and waits for the rest: it is greeted first.
+        if self.tls.is_some() {
+            let plain = Place { tls: None, host: self.host.clone(), username: None, password: None, ..*self };
+            match tokio::time::timeout(limit, plain.greet()).await {
+                Ok(Ok(answer)) if plain::greeted_with(&name, &answer).is_none() => {
+                    return Some(plain::speaks_no_tls(&name));
+                }
+                _ => {}
+            }
+        }
+        match tokio::time::timeout(limit, self.greet()).await {
+            Ok(Ok(answer)) => plain::greeted_with(&name, &answer),
+            Ok(Err(error)) => Some(plain::cannot_reach(&name, &error)),
+            Err(_) => Some(plain::no_answer(&name, limit)),
+        }
+    }
+
+    /// Connects and says one word; gives how the answer begins, empty if the connection was closed.
+    async fn greet(&self) -> io::Result<Vec<u8>> {
+        let mut socket = dial(self).await?;
+        let mut answer = [0; 8];
+        // A server that expects TLS may close the connection at once.
+        let length = match socket.write_all(b"*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n").await {
+            Ok(()) => socket.read(&mut answer).await.unwrap_or(0),
+            Err(_) => 0,
+        };
+        Ok(answer[..length].to_vec())
+    }
 }
 
 trait Socket: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
@@ -46,6 +92,8 @@ impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Socket for T {}
 /// A connection for stream reads.
 pub struct Wire {
     socket: Box<dyn Socket>,
+    /// The place's name, for people.
+    place: String,
     inbox: BytesMut,
     outbox: Vec<u8>,
     chunk: usize,
@@ -62,12 +110,16 @@ impl std::fmt::Debug for Wire {
 impl Wire {
     /// Connects, in RESP3. `limit` bounds every wait for the server.
     pub(super) async fn open(place: &Place, name: &str, connect: Duration, limit: Duration) -> Result<Wire, Fault> {
-        let socket = tokio::time::timeout(connect, dial(place)).await.map_err(|_| timed_out(connect))?.map_err(lost)?;
+        let name_of_place = place.name();
+        let socket = tokio::time::timeout(connect, dial(place))
+            .await
+            .map_err(|_| plain::no_answer(&name_of_place, connect))?
+            .map_err(|error| plain::cannot_reach(&name_of_place, &error))?;
         let (inbox, outbox) = (BytesMut::new(), Vec::new());
-        let mut wire = Wire { socket, inbox, outbox, chunk: CHUNK.0, limit, lost: false };
+        let mut wire = Wire { socket, place: name_of_place, inbox, outbox, chunk: CHUNK.0, limit, lost: false };
         let mut hello = Command::new("HELLO").arg(3);
         if let Some(password) = &place.password {
-            hello = hello.arg("AUTH").arg(place.username.as_deref().unwrap_or("default")).arg(password.as_str());
+            hello = hello.arg("AUTH").arg(place.username.as_deref().unwrap_or("default")).arg(password.expose_secret());
         }
         wire.call(&hello.arg("SETNAME").arg(name)).await?;
         if place.database > 0 {
@@ -148,7 +200,7 @@ impl Wire {
 
     async fn flush(&mut self) -> Result<(), Fault> {
         if self.lost {
-            return Err(Fault::ValkeyLost("the connection was lost before".into()));
+            return Err(Fault::ValkeyLost("the connection to Valkey was lost before".into()));
         }
         if self.outbox.is_empty() {
             return Ok(());
@@ -190,8 +242,8 @@ impl Wire {
     ) -> Result<(), Fault> {
         let fault = match outcome {
             Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => lost(error),
-            Err(_) => timed_out(limit),
+            Ok(Err(error)) => plain::broke(&self.place, &error),
+            Err(_) => plain::no_answer(&self.place, limit),
         };
         self.lost = true;
         Err(fault)
@@ -200,7 +252,7 @@ impl Wire {
     /// What comes next on this connection cannot be told apart any more.
     fn broken(&mut self, what: String) -> Fault {
         self.lost = true;
-        Fault::ValkeyLost(what)
+        plain::not_understood(&self.place, &what)
     }
 }
 
@@ -216,12 +268,4 @@ async fn dial(place: &Place) -> io::Result<Box<dyn Socket>> {
     let name =
         ServerName::try_from(name.clone()).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
     Ok(Box::new(connector.connect(name, stream).await?))
-}
-
-fn lost(error: io::Error) -> Fault {
-    Fault::ValkeyLost(error.to_string())
-}
-
-fn timed_out(limit: Duration) -> Fault {
-    Fault::ValkeyLost(format!("no answer within {}", humantime::format_duration(limit)))
 }

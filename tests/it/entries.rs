@@ -231,3 +231,14 @@ async fn another_table_by_other_columns_is_fed_beside_the_default_one() {
     crate::harness::eventually("views", 5, async || lab.number("select max(\"Select\") from app.\"Order\"").await)
         .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_empty_key_is_a_key_like_any_other() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    client.add("", 2).await;
+    client.add("", 3).await;
+    lab.settle_everything().await;
+    assert_eq!(lab.value("").await, Some(5));
+    assert_eq!(lab.number("select count(*) from tidegate.dead_letters").await, 0);
+}

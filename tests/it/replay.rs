@@ -101,6 +101,33 @@ async fn an_acknowledgement_from_before_the_restore_never_arrives_after_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_acknowledgement_of_a_consumer_that_was_removed_never_arrives_after_the_restore() {
+    let (lab, mut postgres) = lab().await;
+    let proxy = Proxy::start(lab.valkey.port()).await;
+    back_up(&mut postgres).await;
+    let held = proxy.trap(Way::ToServer, b"XACK", Then::Hold);
+    let mut daemon = lab.daemon_through(Some(proxy.port()), None);
+    daemon.wait_for("created the consumer group").await;
+    let mut client = lab.client().await;
+    client.add("a", 1).await;
+    within_limit("the acknowledgement", held).await.expect("sprung");
+    // A peer has settled what it held, and removed it after a long silence.
+    for consumer in client.call(&["XINFO", "CONSUMERS", STREAM, GROUP]).await.array() {
+        let name = consumer.array()[1].text();
+        client.call(&["XGROUP", "DELCONSUMER", STREAM, GROUP, &name]).await;
+    }
+    restore(&mut postgres).await;
+    let (code, stdout, stderr) = output(&mut lab.program(&["replay", "--since", "1h", "--yes"])).await;
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.contains("connections of workers were closed") && !stdout.contains("rewound; 0 "), "{stdout}");
+    // Whoever gets it now dies before it is flushed.
+    client.call(&["XREADGROUP", "GROUP", GROUP, "dies", "STREAMS", STREAM, ">"]).await;
+    proxy.release(Way::ToServer);
+    lab.await_value("a", 1).await;
+    lab.assert_settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_replay_is_refused_politely_where_the_stream_does_not_reach() {
     let lab = Lab::new().await;
     let replay = async |arguments: &[&str]| output(&mut lab.program(&[&["replay"], arguments].concat())).await;

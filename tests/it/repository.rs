@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use tidegate::telemetry::contract::{EVENTS, INSTRUMENTS, Instrument, Kind};
+
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Files that are, or could be, committed.
@@ -55,7 +57,7 @@ fn only_the_valkey_module_imports_its_client_library() {
 
 #[test]
 fn only_the_valkey_side_of_the_flow_sends_commands() {
-    let valkey_side = ["flow/read", "flow/ack", "flow/reclaim"];
+    let valkey_side = ["flow/read", "flow/ack", "flow/reclaim", "flow/liveness"];
     for (name, text) in sources().into_iter().filter(|(name, _)| is_in(name, &["flow"])) {
         let sends = code(&text).contains("Command::new");
         assert!(!sends || is_in(&name, &valkey_side), "{name} sends commands to Valkey: that is for {valkey_side:?}");
@@ -65,7 +67,7 @@ fn only_the_valkey_side_of_the_flow_sends_commands() {
 #[test]
 fn only_the_postgresql_side_imports_its_client_library() {
     let postgresql_side =
-        ["postgres", "flow/ledger", "flow/flush", "flow/bury", "care/compact", "target", "lanes", "ops"];
+        ["postgres", "flow/ledger", "flow/flush", "flow/bury", "care/compact", "care/merge", "target", "lanes", "ops"];
     for (name, text) in sources() {
         let allowed = is_in(&name, &postgresql_side);
         assert!(!imports(&text, "sqlx") || allowed, "{name} imports sqlx: that is for {postgresql_side:?}");
@@ -120,6 +122,46 @@ fn the_project_names_no_machine_and_no_registry() {
             assert!(!text.contains(&word), "{} names {word}", path.display());
         }
     }
+}
+
+/// The table that stands in the document between its marker and the end.
+fn documented(document: &str, marker: &str, table: &str) {
+    let path = Path::new(ROOT).join(document);
+    let text = std::fs::read_to_string(&path).expect("the document");
+    let begin = format!("<!-- {marker} -->\n");
+    let (before, rest) = text.split_once(&begin).expect("the marker");
+    let (inside, after) = rest.split_once("<!-- end -->").expect("the end");
+    if std::env::var_os("TIDEGATE_UPDATE_DOCS").is_some() {
+        std::fs::write(&path, format!("{before}{begin}{table}<!-- end -->{after}")).expect("written");
+    } else {
+        assert_eq!(inside, table, "{document} differs from the program: run this test with TIDEGATE_UPDATE_DOCS=1");
+    }
+}
+
+#[test]
+fn documents_have_every_instrument_and_every_event_word_for_word() {
+    let mut events = String::from("| event | fields | when |\n| --- | --- | --- |\n");
+    for event in EVENTS {
+        events.push_str(&format!("| `{}` | {} | {} |\n", event.name, event.fields, event.sentence));
+    }
+    documented("docs/telemetry.md", "events", &events);
+    let mut instruments = String::from("| name | kind | unit | meaning |\n| --- | --- | --- | --- |\n");
+    for Instrument { name, kind, unit, sentence } in INSTRUMENTS {
+        let kind = if *kind == Kind::Counter { "counter" } else { "gauge" };
+        instruments.push_str(&format!("| `{name}` | {kind} | {unit} | {sentence} |\n"));
+    }
+    documented("docs/telemetry.md", "instruments", &instruments);
+}
+
+#[test]
+fn every_event_in_the_code_is_in_the_contract_and_the_other_way_round() {
+    let mut told = std::collections::BTreeSet::new();
+    for (_, text) in sources() {
+        let code = code(&text);
+        told.extend(code.split("event = \"").skip(1).filter_map(|rest| Some(rest.split_once('"')?.0.to_owned())));
+    }
+    let contract: std::collections::BTreeSet<String> = EVENTS.iter().map(|event| event.name.to_owned()).collect();
+    assert_eq!(told, contract);
 }
 
 #[test]

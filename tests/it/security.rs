@@ -10,7 +10,7 @@ use tempfile::NamedTempFile;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use crate::harness::{Daemon, Lab, output};
+use crate::harness::{Daemon, Lab, free_port, output};
 
 /// A door of TLS in front of a local port, and the file with the certificate to trust.
 async fn tls_in_front_of(upstream: u16) -> (u16, NamedTempFile) {
@@ -62,6 +62,91 @@ async fn a_certificate_that_nobody_vouches_for_is_refused() {
     let mut command = lab.program(&["run"]);
     command.env("VALKEY_URL", format!("valkeys://localhost:{port}")).env("SSL_CERT_FILE", other.path());
     let mut daemon = Daemon::start(command);
-    let line = daemon.wait_for("reading is interrupted").await;
-    assert!(line["fault"].as_str().is_some_and(|fault| fault.to_lowercase().contains("certificate")), "{line}");
+    let line = daemon.wait_for("reading is halted").await;
+    let fault = line["fault"].as_str().unwrap_or_default();
+    assert!(fault.starts_with(&format!("the certificate of Valkey at localhost:{port} is not trusted")), "{line}");
+    assert!(fault.contains("SSL_CERT_FILE"), "{line}");
+}
+
+/// The first fault that a daemon meets on this url.
+async fn fault(lab: &Lab, url: &str, message: &str) -> String {
+    let mut command = lab.program(&["run"]);
+    command.env("VALKEY_URL", url).env("TIDEGATE__VALKEY__CONNECT_TIMEOUT", "1s");
+    command.env("TIDEGATE__VALKEY__COMMAND_TIMEOUT", "1s");
+    let line = Daemon::start(command).wait_for(message).await;
+    line["fault"].as_str().unwrap_or_default().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_out_of_reach_and_what_is_not_valkey_is_said_in_plain_words_with_its_address() {
+    let lab = Lab::new().await;
+    let (plain, nobody) = (lab.valkey.port(), free_port().await);
+    let (tls, _) = tls_in_front_of(plain).await;
+    for (url, message, expected) in [
+        (
+            format!("valkey://127.0.0.1:{nobody}"),
+            "reading is interrupted",
+            format!("cannot reach Valkey at 127.0.0.1:{nobody}: connection refused"),
+        ),
+        (
+            "valkey://no-such-host.invalid:6379".into(),
+            "reading is interrupted",
+            "cannot reach Valkey at no-such-host.invalid:6379: the host's name is not known".into(),
+        ),
+        (
+            format!("valkeys://localhost:{plain}"),
+            "reading is halted",
+            format!("Valkey at localhost:{plain} does not speak TLS: write valkey:// in valkey.url"),
+        ),
+        (format!("valkey://localhost:{tls}"), "reading is halted", format!("Valkey at localhost:{tls} ")),
+        (
+            format!("valkey://localhost:{}", lab.postgres_port()),
+            "reading is halted",
+            format!("at localhost:{}", lab.postgres_port()),
+        ),
+    ] {
+        let fault = fault(&lab, &url, message).await;
+        assert!(fault.contains(&expected), "{url}: {fault:?}, expected {expected:?}");
+        assert!(!fault.contains("Os {") && !fault.contains("Custom {"), "{fault}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_and_a_password_may_hold_any_character() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    client.add_many("a", 100).await;
+    let password = r#"a b%@:/ü"c'\"#;
+    client.call(&["ACL", "SETUSER", "tide@ü", "on", &format!(">{password}"), "~*", "+@all"]).await;
+    client.call(&["CONFIG", "SET", "requirepass", password]).await;
+    let encoded = "a%20b%25%40%3A%2F%C3%BC%22c%27%5C";
+    for (user, expected) in [("tide%40%C3%BC", 100), ("", 200)] {
+        let url = format!("valkey://{user}:{encoded}@127.0.0.1:{}", lab.valkey.port());
+        let mut command = lab.program(&["run", "--until-empty"]);
+        let (code, _, stderr) = output(command.env("VALKEY_URL", &url)).await;
+        assert_eq!(code, 0, "{stderr}");
+        assert_eq!(lab.value("a").await, Some(expected));
+        assert!(!stderr.contains("a b%") && !stderr.contains(encoded), "{stderr}");
+        client.add_many("a", 100).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_may_be_named_by_its_ipv6_address() {
+    let Ok(listener) = TcpListener::bind(("::1", 0)).await else { return };
+    let lab = Lab::new().await;
+    let (port, upstream) = (listener.local_addr().expect("bound").port(), lab.valkey.port());
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut server = TcpStream::connect(("127.0.0.1", upstream)).await?;
+                tokio::io::copy_bidirectional(&mut client, &mut server).await
+            });
+        }
+    });
+    lab.client().await.add_many("a", 100).await;
+    let mut command = lab.program(&["run", "--until-empty"]);
+    let (code, _, stderr) = output(command.env("VALKEY_URL", format!("valkey://[::1]:{port}"))).await;
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(lab.value("a").await, Some(100));
 }

@@ -151,13 +151,17 @@ async fn one_row(key_type: &str, before: &str, same: &[&str], other: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_that_a_type_takes_for_equal_are_one_row() {
     one_row("citext", "create extension citext", &["Straße", "STRASSE", "strasse"][1..], "b").await;
-    one_row(
-        "text collate no_case",
-        "create collation no_case (provider = icu, locale = 'und-u-ks-level2', deterministic = false)",
-        &["Page", "page", "PAGE"],
-        "other",
-    )
-    .await;
+    if Lab::new().await.number("select count(*) from pg_collation where collname = 'en-x-icu'").await > 0 {
+        one_row(
+            "text collate no_case",
+            "create collation no_case (provider = icu, locale = 'und-u-ks-level2', deterministic = false)",
+            &["Page", "page", "PAGE"],
+            "other",
+        )
+        .await;
+    } else {
+        eprintln!("skipped: this PostgreSQL is built without ICU, so it has no collation without regard to case");
+    }
     one_row("char(8)", "", &["a", "a  "], "b").await;
     let uuid = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
     one_row("uuid", "", &[uuid, &uuid.to_uppercase()], "6ba7b811-9dad-11d1-80b4-00c04fd430c8").await;

@@ -77,8 +77,8 @@ fn start_one(stage: &Stage, rows: Arc<AtomicU64>) -> std::io::Result<Child> {
         if event["level"] == "ERROR" {
             eprintln!("{event}");
         }
-        if let Some(count) = event["rows"].as_u64() {
-            rows.store(count, Ordering::Relaxed);
+        if event["event"] == "metrics" {
+            rows.store(event["rows"].as_u64().unwrap_or(0), Ordering::Relaxed);
         }
     })
 }

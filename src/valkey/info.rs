@@ -1,0 +1,312 @@
+//! What a server tells about itself, its streams and its clients: parsed once, here.
+//!
+//! Takes a [`Connection`] and a name; gives typed answers. It fails with what the server said, or where an answer has another
+//! shape than this file knows. Entries' payloads are never fetched: an entry may be of hundreds of megabytes.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::command::{Command, Reply, unexpected};
+use super::connection::Connection;
+use crate::model::entry::EntryId;
+use crate::retry::Fault;
+
+/// Which server it is, and which history of writes it stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Server {
+    /// The process: another one after each start.
+    pub run_id: String,
+    /// The history: another one after each failover.
+    pub replication_id: String,
+}
+
+impl Server {
+    /// What to ask.
+    pub(super) fn question() -> Command {
+        Command::new("INFO").arg("server").arg("replication")
+    }
+
+    /// What was answered. A replica is refused as it refuses writes.
+    pub(super) fn told_by(info: &Reply) -> Result<Server, Fault> {
+        let text = info.as_text().ok_or_else(|| unexpected("INFO"))?;
+        let field = |name: &str| info_field(text, name).map(str::to_owned).ok_or_else(|| unexpected("INFO"));
+        if field("role")? != "master" {
+            let message = "READONLY this server is a replica";
+            return Err(Fault::Valkey { code: "READONLY".into(), message: message.into() });
+        }
+        Ok(Server { run_id: field("run_id")?, replication_id: field("master_replid")? })
+    }
+}
+
+/// The value of one line of INFO.
+fn info_field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
+}
+
+/// What the server does when its memory is full (`maxmemory-policy`).
+pub async fn eviction_policy(connection: &Connection) -> Result<String, Fault> {
+    let info = connection.call(Command::new("INFO").arg("memory")).await?;
+    let text = info.as_text().ok_or_else(|| unexpected("INFO"))?;
+    Ok(info_field(text, "maxmemory_policy").unwrap_or_default().to_owned())
+}
+
+/// The server's time, in milliseconds since 1970.
+pub async fn time_ms(connection: &Connection) -> Result<u64, Fault> {
+    let time = connection.call(Command::new("TIME")).await?;
+    let parts: Option<Vec<u64>> =
+        time.into_array().and_then(|parts| parts.map(|part| part.as_text()?.parse().ok()).collect());
+    match parts.as_deref() {
+        Some([seconds, micros]) => Ok(seconds * 1000 + micros / 1000),
+        _ => Err(unexpected("TIME")),
+    }
+}
+
+/// A consumer of a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Consumer {
+    /// Its name.
+    pub name: String,
+    /// How many entries it holds.
+    pub pending: u64,
+    /// How long ago it last asked for entries.
+    pub idle: Duration,
+}
+
+/// The consumers of a group. Where there is no stream there is no group: both are NOGROUP.
+pub async fn consumers(connection: &Connection, stream: &str, group: &str) -> Result<Vec<Consumer>, Fault> {
+    let reply = match connection.call(Command::new("XINFO").arg("CONSUMERS").arg(stream).arg(group)).await {
+        Err(Fault::Valkey { message, .. }) if message.contains("no such key") => {
+            return Err(Fault::Valkey { code: "NOGROUP".into(), message: format!("NOGROUP no such key {stream}") });
+        }
+        reply => reply?,
+    };
+    let parse = |consumer: Reply| {
+        let fields = Fields::of(consumer)?;
+        Some(Consumer {
+            name: fields.text("name")?.to_owned(),
+            pending: fields.number("pending")?,
+            idle: Duration::from_millis(fields.number("idle")?),
+        })
+    };
+    rows(reply, "XINFO CONSUMERS", parse)
+}
+
+/// A consumer group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// How many entries are delivered and not acknowledged.
+    pub pending: u64,
+    /// The last entry that it was given.
+    pub last_delivered: EntryId,
+    /// How many entries it has not been given; none where the server cannot tell (after XDEL, XSETID or the like).
+    pub undelivered: Option<u64>,
+}
+
+/// One group of a stream; none if there is no such group, or no stream.
+pub async fn group(connection: &Connection, stream: &str, group: &str) -> Result<Option<Group>, Fault> {
+    let reply = match connection.call(Command::new("XINFO").arg("GROUPS").arg(stream)).await {
+        Err(fault) if is_no_such_key(&fault) => return Ok(None),
+        reply => reply?,
+    };
+    let parse = |group: Reply| {
+        let fields = Fields::of(group)?;
+        Some(Group {
+            name: fields.text("name")?.to_owned(),
+            pending: fields.number("pending")?,
+            last_delivered: fields.text("last-delivered-id")?.parse().ok()?,
+            undelivered: fields.number("lag"),
+        })
+    };
+    Ok(rows(reply, "XINFO GROUPS", parse)?.into_iter().find(|found| found.name == group))
+}
+
+/// A stream, without its entries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stream {
+    /// How many entries it holds.
+    pub length: u64,
+    /// Its first entry.
+    pub first: Option<EntryId>,
+    /// The highest id that it ever gave.
+    pub last_generated: EntryId,
+    /// How many entries were ever added; none where the server does not tell.
+    pub added: Option<u64>,
+    /// The highest id that was deleted by itself.
+    pub deleted: EntryId,
+}
+
+/// A script, for XINFO STREAM sends the first and the last entry whole.
+const STREAM: &str = "
+if server.call('EXISTS', KEYS[1]) == 0 then return false end
+local told, info = server.call('XINFO', 'STREAM', KEYS[1]), {}
+for i = 1, #told, 2 do info[told[i]] = told[i + 1] end
+local first = info['first-entry']
+return {info['length'], first and first[1] or '', info['last-generated-id'], info['entries-added'] or -1,
+        info['max-deleted-entry-id'] or '0-0'}";
+
+/// One stream; none if there is no such key.
+pub async fn stream(connection: &Connection, stream: &str) -> Result<Option<Stream>, Fault> {
+    let reply = connection.call(Command::new("EVAL").arg(STREAM).arg(1).arg(stream)).await?;
+    let Some(parts) = reply.into_array() else { return Ok(None) };
+    let parts: Vec<Reply> = parts.collect();
+    let id = |n: usize| parts.get(n).and_then(Reply::as_text);
+    let parse = || {
+        Some(Stream {
+            length: parts.first()?.as_int()?.try_into().ok()?,
+            first: id(1)?.parse().ok(),
+            last_generated: id(2)?.parse().ok()?,
+            added: parts.get(3)?.as_int()?.try_into().ok(),
+            deleted: id(4)?.parse().ok()?,
+        })
+    };
+    parse().map(Some).ok_or_else(|| unexpected("EVAL"))
+}
+
+/// What a group has yet to settle, as one moment of the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// How many entries are delivered and not acknowledged.
+    pub pending: u64,
+    /// How many entries it has not been given; none where the server cannot tell.
+    pub undelivered: Option<u64>,
+    /// The lowest id that is delivered and not acknowledged.
+    pub oldest_pending: Option<EntryId>,
+    /// The first entry that it has not been given.
+    pub first_undelivered: Option<EntryId>,
+    /// The server's time, in milliseconds since 1970.
+    pub now_ms: u64,
+}
+
+const STANDING: &str = "
+local time = server.call('TIME')
+local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
+if server.call('EXISTS', KEYS[1]) == 0 then return {now, 0, 0, '', ''} end
+local after, pending, lag, oldest = '-', 0, -1, ''
+for _, told in ipairs(server.call('XINFO', 'GROUPS', KEYS[1])) do
+    local group = {}
+    for i = 1, #told, 2 do group[told[i]] = told[i + 1] end
+    if group['name'] == ARGV[1] then
+        after, pending, lag = '(' .. group['last-delivered-id'], group['pending'], group['lag'] or -1
+        if pending > 0 then oldest = server.call('XPENDING', KEYS[1], ARGV[1])[2] end
+    end
+end
+local first = server.call('XRANGE', KEYS[1], after, '+', 'COUNT', 1)[1]
+return {now, pending, lag, oldest, first and first[1] or ''}";
+
+/// What a group has yet to settle. A group that does not exist yet has all the stream before it.
+pub async fn standing(connection: &Connection, stream: &str, group: &str) -> Result<Standing, Fault> {
+    let reply = connection.call(Command::new("EVAL").arg(STANDING).arg(1).arg(stream).arg(group)).await?;
+    let parts: Vec<Reply> = reply.into_array().ok_or_else(|| unexpected("EVAL"))?.collect();
+    let parse = || {
+        let id = |n: usize| parts.get(n).and_then(Reply::as_text).map(|text| text.parse().ok());
+        Some(Standing {
+            now_ms: parts.first()?.as_text()?.parse().ok()?,
+            pending: parts.get(1)?.as_int()?.try_into().ok()?,
+            undelivered: parts.get(2)?.as_int()?.try_into().ok(),
+            oldest_pending: id(3)?,
+            first_undelivered: id(4)?,
+        })
+    };
+    parse().ok_or_else(|| unexpected("EVAL"))
+}
+
+/// A pending entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pending {
+    /// Its id.
+    pub id: EntryId,
+    /// How often it was delivered.
+    pub deliveries: u64,
+}
+
+/// Pending entries within `first..=last`, `count` at the most; of one consumer, where one is named.
+pub async fn pending(
+    connection: &Connection,
+    (stream, group): (&str, &str),
+    (first, last): (EntryId, EntryId),
+    count: usize,
+    owner: Option<&str>,
+) -> Result<Vec<Pending>, Fault> {
+    let command = Command::new("XPENDING").arg(stream).arg(group).arg(first).arg(last).arg(count);
+    let reply = connection.call(command.args(owner)).await?;
+    let parse = |row: Reply| {
+        let row: Vec<Reply> = row.into_array()?.collect();
+        Some(Pending { id: row.first()?.as_text()?.parse().ok()?, deliveries: row.get(3)?.as_int()?.try_into().ok()? })
+    };
+    rows(reply, "XPENDING", parse)
+}
+
+/// A connection to the server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its number, never given twice in one life of the server.
+    pub id: u64,
+    /// The name that it was given; empty if none.
+    pub name: String,
+}
+
+/// All connections to the server; or the one of this number, if it exists.
+pub async fn peers(connection: &Connection, id: Option<u64>) -> Result<Vec<Peer>, Fault> {
+    let mut command = Command::new("CLIENT").arg("LIST");
+    if let Some(id) = id {
+        command = command.arg("ID").arg(id);
+    }
+    let reply = connection.call(command).await?;
+    let text = reply.as_text().ok_or_else(|| unexpected("CLIENT LIST"))?;
+    text.lines().map(|line| peer(line).ok_or_else(|| unexpected("CLIENT LIST"))).collect()
+}
+
+/// One line of CLIENT LIST: `id=7 addr=… name=… …`. A name holds no blanks.
+fn peer(line: &str) -> Option<Peer> {
+    let field = |name: &str| line.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    Some(Peer { id: field("id")?.parse().ok()?, name: field("name").unwrap_or_default().to_owned() })
+}
+
+/// The fields of a map by their names.
+struct Fields(HashMap<String, Reply>);
+
+impl Fields {
+    fn of(map: Reply) -> Option<Fields> {
+        let named = map.into_map()?.filter_map(|(name, value)| Some((name.as_text()?.to_owned(), value)));
+        Some(Fields(named.collect()))
+    }
+
+    fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name)?.as_text()
+    }
+
+    fn number(&self, name: &str) -> Option<u64> {
+        self.0.get(name)?.as_int()?.try_into().ok()
+    }
+}
+
+fn rows<T>(reply: Reply, command: &str, parse: impl Fn(Reply) -> Option<T>) -> Result<Vec<T>, Fault> {
+    let rows = reply.into_array().ok_or_else(|| unexpected(command))?;
+    rows.map(|row| parse(row).ok_or_else(|| unexpected(command))).collect()
+}
+
+fn is_no_such_key(fault: &Fault) -> bool {
+    matches!(fault, Fault::Valkey { message, .. } if message.contains("no such key"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_client_list_has_a_number_and_perhaps_a_name() {
+        let line = "id=7 addr=127.0.0.1:1 laddr=127.0.0.1:2 fd=8 name=tidegate:main:counters:h-1-0-r-7-x age=1 idle=0";
+        assert_eq!(peer(line), Some(Peer { id: 7, name: "tidegate:main:counters:h-1-0-r-7-x".into() }));
+        assert_eq!(peer("id=8 name= age=1"), Some(Peer { id: 8, name: String::new() }));
+        assert_eq!(peer("who knows"), None);
+    }
+
+    #[test]
+    fn info_is_lines_of_names_and_values() {
+        let text = "# Server\r\nrun_id:abc\r\nrun_id_2:x\r\n";
+        assert_eq!(info_field(text, "run_id"), Some("abc"));
+        assert_eq!(info_field(text, "run"), None);
+    }
+}

@@ -1,0 +1,126 @@
+//! What the dead leave behind: found at once where the server knows, by silence elsewhere, and whatever closes connections.
+
+use tidegate::ops::sandbox::Valkey;
+use tokio::process::Command;
+
+use crate::harness::{Client, Daemon, GROUP, Lab, Resp, STREAM, eventually, within_limit};
+use crate::proxy::{Proxy, Then, Way};
+
+/// Longer than any test waits: who is found dead in spite of it was not found by silence.
+const LONGER_THAN_THE_TEST: &str = "5m";
+
+/// Less than a second, and enough for a session to begin.
+const LOOKS_BETWEEN_RESETS: usize = 50;
+
+/// A daemon to whom silence says nothing within the test.
+fn deaf_to_silence(lab: &Lab) -> Command {
+    let mut command = lab.program(&["run"]);
+    command.env("TIDEGATE__RECLAIM__DEAD_AFTER", LONGER_THAN_THE_TEST).env("TIDEGATE__COMPACT__MARGIN", "1h");
+    command
+}
+
+/// A consumer that no connection stands for, with all there is in its hands.
+async fn dead_consumer_takes_everything(client: &mut Client) {
+    client.call(&["XGROUP", "CREATE", STREAM, GROUP, "0", "MKSTREAM"]).await;
+    client.call(&["XREADGROUP", "GROUP", GROUP, "dead", "STREAMS", STREAM, ">"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_process_held_is_taken_up_long_before_silence_would_tell() {
+    let lab = Lab::new().await;
+    let proxy = Proxy::start(lab.postgres_port()).await;
+    let mut victim = deaf_to_silence(&lab);
+    victim.env("DATABASE_URL", lab.database.replace(&lab.postgres_port().to_string(), &proxy.port().to_string()));
+    let mut victim = Daemon::start(victim);
+    victim.wait_for("created the consumer group").await;
+    let held = proxy.trap(Way::ToServer, b"marked", Then::Hold);
+    let mut client = lab.client().await;
+    client.add_many("marked", 100).await;
+    within_limit("the flush", held).await.expect("sprung");
+    let _peer = Daemon::start(deaf_to_silence(&lab));
+    victim.kill().await;
+    proxy.cut();
+    client.add_many("a", 100).await;
+    lab.await_value("marked", 100).await;
+    lab.await_value("a", 100).await;
+    lab.assert_settled().await;
+    // Its name goes as well.
+    eventually("consumers", 1, async || client.call(&["XINFO", "CONSUMERS", STREAM, GROUP]).await.array().len()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_server_may_not_be_asked_silence_tells() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    client.call(&["ACL", "SETUSER", "tide", "on", ">secret", "~*", "+@all", "-client|list", "-client|kill"]).await;
+    let url = format!("valkey://tide:secret@127.0.0.1:{}", lab.valkey.port());
+    let proxy = Proxy::start(lab.postgres_port()).await;
+    let mut victim = lab.program(&["run"]);
+    victim.env("VALKEY_URL", &url);
+    victim.env("DATABASE_URL", lab.database.replace(&lab.postgres_port().to_string(), &proxy.port().to_string()));
+    let mut victim = Daemon::start(victim);
+    victim.wait_for("created the consumer group").await;
+    let held = proxy.trap(Way::ToServer, b"marked", Then::Hold);
+    client.add_many("marked", 100).await;
+    within_limit("the flush", held).await.expect("sprung");
+    victim.kill().await;
+    proxy.cut();
+    let mut peer = lab.program(&["run"]);
+    peer.env("VALKEY_URL", &url);
+    let _peer = Daemon::start(peer);
+    lab.await_value("marked", 100).await;
+    lab.assert_settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_closes_idle_connections_does_not_keep_the_dead_from_being_found() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    client.add_many("a", 100).await;
+    dead_consumer_takes_everything(&mut client).await;
+    let proxy = Proxy::start(lab.valkey.port()).await;
+    // No session lives for as long as the dead are silent.
+    let mut daemon = lab.program(&["run"]);
+    daemon.env("VALKEY_URL", proxy.url()).env("TIDEGATE__RECLAIM__DEAD_AFTER", "3s");
+    let _daemon = Daemon::start(daemon);
+    let mut looks = 0;
+    eventually("taken up between two resets", Some(100), async || {
+        looks += 1;
+        if looks % LOOKS_BETWEEN_RESETS == 0 {
+            proxy.reset();
+        }
+        lab.value("a").await
+    })
+    .await;
+    lab.assert_settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_drains_a_server_that_is_full_of_other_clients_data() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    client.add_many("a", 1_000).await;
+    client.call(&["XGROUP", "CREATE", STREAM, GROUP, "0"]).await;
+    client.call(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]).await;
+    client.call(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    assert!(matches!(client.call(&["SET", "other", "data"]).await, Resp::Error(_)), "the server is full");
+    let mut daemon = lab.daemon();
+    lab.await_value("a", 1_000).await;
+    lab.assert_settled().await;
+    assert_eq!(daemon.count("reading is interrupted"), 0, "{}", daemon.last_lines());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_server_gives_the_same_numbers_to_other_connections_and_nobody_is_harmed() {
+    let mut lab = Lab::new().await;
+    lab.valkey = Valkey::start(&["--appendonly", "yes", "--appendfsync", "always"]).await.expect("Valkey starts");
+    let daemons = [lab.daemon(), lab.daemon()];
+    for round in 1..=4 {
+        lab.client().await.add_many("a", 100).await;
+        lab.await_value("a", round * 100).await;
+        lab.valkey.kill();
+        lab.valkey.restart().await.expect("Valkey comes back");
+    }
+    lab.assert_settled().await;
+    drop(daemons);
+}
