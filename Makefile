@@ -16,6 +16,7 @@ help:
 	@echo "make crash     a worker killed at each crash point, again and again, and the books looked at (KILLS)"
 	@echo "make soak      producers and workers under random faults, and the books looked at (SECONDS, SEED, RESULTS)"
 	@echo "make caretaking  what trimming and compaction cost a flush"
+	@echo "make ledger    the ledger's size under a steady load, and the memory to start with it (SECONDS, RATE)"
 	@echo "make bench-compare  Tidegate, hand-written workers and the servers' limits side by side (ENTRIES, RUNS, OUT)"
 	@echo "make fuzz      what parses foreign bytes, under a fuzzer (FUZZ_SECONDS)"
 	@echo "make build     target/release/tidegate"
@@ -107,3 +108,9 @@ soak: cargo servers
 .PHONY: caretaking
 caretaking: cargo servers
 	@$(WITH_SERVERS) $(PROOF) caretaking
+
+RATE ?= 10000
+
+.PHONY: ledger
+ledger: cargo servers
+	@$(WITH_SERVERS) $(PROOF) ledger --seconds $(SECONDS) --rate $(RATE)

@@ -39,6 +39,7 @@ fn scan(reply: &[u8], mut take: impl FnMut(EntryId, tidegate::valkey::resp::Stri
         at += taken;
         match piece {
             Piece::Entry(id, strings) => take(id, strings),
+            Piece::Part => {}
             _ => return,
         }
     }

@@ -5,16 +5,13 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use sqlx::{Connection, PgConnection};
-use tokio::time::{MissedTickBehavior, interval};
 
-use tidegate_lab::harness::{Client, Daemon, Lab, STREAM};
+use tidegate_lab::harness::{Daemon, Lab, STREAM};
 
-/// Between two bursts of the load.
-const BURST_EVERY: Duration = Duration::from_millis(2);
+use crate::load;
+
 /// Between two looks whether an entry has landed: a part of every latency.
 const POLL_EVERY: Duration = Duration::from_micros(200);
-/// Different counters of the load.
-const COUNTERS: u64 = 1_000;
 /// A ledger that is compacted has fewer rows than one that is not, by this factor at least.
 const BOUNDED: u64 = 10;
 
@@ -98,7 +95,7 @@ async fn turn(args: &Args, at_work: bool) -> Turn {
     command.env("TIDEGATE__TRIM__RETENTION", "0s").env("TIDEGATE__COMPACT__MARGIN", "1s");
     let mut daemon = Daemon::start(command);
     daemon.wait_for("created the consumer group").await;
-    let load = tokio::spawn(load(lab.client().await, args.rate, Duration::from_secs(args.seconds)));
+    let load = tokio::spawn(load::run(lab.client().await, args.rate, Duration::from_secs(args.seconds)));
     let mut sql = lab.sql().await;
     let (mut client, mut latency) = (lab.client().await, Histogram::new(3).expect("three digits are possible"));
     let mut probe = 0;
@@ -128,23 +125,5 @@ async fn until_visible(sql: &mut PgConnection, value: i64) {
     let query = "select coalesce((select value from public.counters where id = 'probe'), 0)::bigint";
     while sqlx::query_scalar::<_, i64>(query).fetch_one(&mut *sql).await.expect("PostgreSQL answers") < value {
         tokio::time::sleep(POLL_EVERY).await;
-    }
-}
-
-/// Adds entries evenly over time.
-async fn load(mut client: Client, rate: u64, lasts: Duration) {
-    let mut ticks = interval(BURST_EVERY);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
-    let (started, mut sent) = (Instant::now(), 0);
-    while started.elapsed() < lasts {
-        ticks.tick().await;
-        let due = (started.elapsed().as_secs_f64() * rate as f64) as u64;
-        let commands: Vec<[String; 7]> = (sent..due)
-            .map(|n| ["XADD", STREAM, "*", "id", &format!("c{}", n % COUNTERS), "amount", "1"].map(str::to_owned))
-            .collect();
-        if !commands.is_empty() {
-            client.pipeline(&commands).await;
-        }
-        sent = due;
     }
 }

@@ -121,16 +121,22 @@ impl Lab {
         self.database.rsplit(':').next().and_then(|rest| rest.split('/').next()?.parse().ok()).expect("a port")
     }
 
-    /// The program, with everything short, on this lab's servers.
-    pub fn program(&self, arguments: &[&str]) -> Command {
+    /// The program with its defaults, on this lab's servers.
+    pub fn program_by_default(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program());
         command.args(arguments).env_clear().kill_on_drop(true).stdin(Stdio::null());
         command.env("VALKEY_URL", self.valkey.url()).env("DATABASE_URL", &self.database);
+        command.env("TIDEGATE__LOG__FORMAT", "json");
         if let Some(control) = std::env::var_os(BROKEN) {
             command.env(BROKEN, control);
         }
+        command
+    }
+
+    /// The program, with everything short, on this lab's servers.
+    pub fn program(&self, arguments: &[&str]) -> Command {
+        let mut command = self.program_by_default(arguments);
         for (key, value) in [
-            ("LOG__FORMAT", "json"),
             ("LOG__LEVEL", "debug"),
             ("RUN__WORKERS", "1"),
             ("POSTGRES__STATEMENT_TIMEOUT", "900ms"),
@@ -315,6 +321,14 @@ impl Daemon {
     pub fn signal(&self, signal: Signal) {
         let pid = self.child.id().and_then(|pid| Pid::from_raw(pid as i32)).expect("it runs");
         kill_process(pid, signal).expect("signalled");
+    }
+
+    /// The most memory that it has ever held, in MiB, as the operating system tells.
+    pub fn peak_mebibytes(&self) -> u64 {
+        let pid = self.child.id().expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("told by the system");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
+        peak.and_then(|kibibytes| kibibytes.trim().parse::<u64>().ok()).expect("a number of kB").div_ceil(1 << 10)
     }
 
     /// Kills it where it stands.

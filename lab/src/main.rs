@@ -5,6 +5,7 @@
 //! - `soak` lets producers and workers run under a random schedule of faults, compares totals all the time, and writes down
 //!   what came out;
 //! - `caretaking` shows what trimming and compaction cost a flush, and how large ledger and stream stay;
+//! - `ledger` shows how large the ledger becomes under a steady load, and what a daemon that starts with it needs;
 //! - `compare` measures Tidegate, hand-written workers and the limits of the two servers side by side.
 //!
 //! The checker of `crash` and `soak` knows nothing but what producers were told, what the stream holds, and what PostgreSQL
@@ -17,6 +18,8 @@ mod controls;
 mod crash;
 mod faults;
 mod journal;
+mod ledger;
+mod load;
 mod soak;
 
 use std::process::ExitCode;
@@ -33,6 +36,8 @@ enum Cli {
     Soak(soak::Args),
     /// Measure what trimming and compaction cost a flush
     Caretaking(caretaking::Args),
+    /// Measure the ledger's size under a steady load
+    Ledger(ledger::Args),
     /// Measure side by side: Tidegate, hand-written workers, the servers' limits
     Compare(compare::Args),
 }
@@ -44,6 +49,7 @@ async fn main() -> ExitCode {
         Cli::Crash(args) => crash::run(args).await,
         Cli::Soak(args) => soak::run(args).await,
         Cli::Caretaking(args) => caretaking::run(args).await,
+        Cli::Ledger(args) => ledger::run(args).await,
         Cli::Compare(args) => compare::run(args).await,
     };
     if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }

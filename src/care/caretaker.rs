@@ -11,6 +11,7 @@ use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
 use super::merge::{self, Merged};
+use super::session::Session;
 use super::trim::{self, Line};
 use super::{compact, upstream};
 use crate::failpoint;
@@ -26,6 +27,8 @@ use crate::valkey::{self, Link};
 
 /// Entries compared with the ledger, then cut, in one step: a few milliseconds of the server's time.
 const STEP: usize = 1_000;
+/// The name of its connections.
+const NAME: &str = "tidegate:caretaker";
 /// How often an alarm that lasts is repeated.
 const REMIND_AFTER: Duration = Duration::from_secs(30);
 /// How often it is repeated that another program's group holds back trimming.
@@ -89,10 +92,10 @@ impl Caretaker {
     /// Takes care until it is told to stop.
     pub async fn run(mut self, stop: Stop) {
         while !stop.is_asked() {
-            let fault = match Link::open(&self.setup.valkey, "tidegate:caretaker").await {
-                Ok(link) => {
+            let fault = match Session::open(&self.setup.valkey, NAME).await {
+                Ok(session) => {
                     self.incidents.connecting.over(Instant::now());
-                    self.care(&link, &stop).await;
+                    self.care(session, &stop).await;
                     continue;
                 }
                 Err(fault) => fault,
@@ -106,8 +109,8 @@ impl Caretaker {
         }
     }
 
-    /// One link's life. A new link may lead to another server: what is lost is looked for first.
-    async fn care(&mut self, link: &Link, stop: &Stop) {
+    /// One session's life. A new one may lead to another server: what is lost is looked for first.
+    async fn care(&mut self, mut session: Session, stop: &Stop) {
         // Not at once: the workers have yet to create the groups.
         let later = |every| tokio::time::interval_at(tokio::time::Instant::now() + every, every);
         let (mut trim, mut merge) = (later(self.setup.trim_every), later(self.setup.compact_every));
@@ -115,13 +118,13 @@ impl Caretaker {
         merge.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let regrouped = self.setup.regrouped.clone();
         let mut look_at = Some(tokio::time::Instant::now());
-        while !link.is_lost() {
+        while !session.is_lost() {
             let (stream, now) = (self.setup.stream.clone(), Instant::now);
             tokio::select! {
                 () = stop.asked() => return,
                 () = regrouped.notified() => look_at = Some(tokio::time::Instant::now()),
                 () = tokio::time::sleep_until(look_at.unwrap_or_else(tokio::time::Instant::now)), if look_at.is_some() => {
-                    look_at = match upstream::look(&self.setup, link, stop).await {
+                    look_at = match upstream::look(&self.setup, &mut session, stop).await {
                         Ok(()) => {
                             self.incidents.upstream.over(now());
                             None
@@ -132,13 +135,13 @@ impl Caretaker {
                         }
                     };
                 }
-                _ = trim.tick() => match self.trim(link, stop).await {
+                _ = trim.tick() => match self.trim(&mut session, stop).await {
                     Ok(()) => drop(self.incidents.trim.over(now())),
                     Err(fault) => {
                         tell(&mut self.incidents.trim, &stream, &fault, "the stream is not trimmed");
                     }
                 },
-                _ = merge.tick() => match self.merge(link, stop).await {
+                _ = merge.tick() => match self.merge(&session.link, stop).await {
                     Ok(()) => drop(self.incidents.merge.over(now())),
                     Err(fault) => {
                         tell(&mut self.incidents.merge, &stream, &fault, "the ledger's rows are not merged");
@@ -149,12 +152,12 @@ impl Caretaker {
     }
 
     /// Cuts what is settled by everybody and older than the retention, as far as the ledger vouches for it.
-    async fn trim(&mut self, link: &Link, stop: &Stop) -> Result<(), Fault> {
+    async fn trim(&mut self, session: &mut Session, stop: &Stop) -> Result<(), Fault> {
         // An outage must not eat the retention that its repair may need.
         let fails = |(_, metrics): &(Lane, Arc<Metrics>)| metrics.is_failing();
         while !stop.is_asked() && !self.setup.lanes.iter().any(fails) {
             let (stream, groups) = (self.setup.stream.clone(), self.groups.clone());
-            let at = match trim::line(link, &stream, &groups, self.setup.retention).await? {
+            let at = match trim::line(&session.link, &stream, &groups, self.setup.retention).await? {
                 Line::Nothing => return Ok(()),
                 Line::Missing(group) => {
                     self.raise_alarm(|| {
@@ -168,7 +171,7 @@ impl Caretaker {
                 }
             };
             let Some(below) = at.number().checked_sub(1).map(EntryId::from_number) else { return Ok(()) };
-            let entries = trim::page(link, &stream, EntryId::MIN, below, STEP).await?;
+            let entries = trim::page(session, &stream, EntryId::MIN, below, STEP).await?;
             let (Some(first), Some(last)) = (entries.entries().first(), entries.entries().last()) else {
                 self.alarm = None;
                 return Ok(());
@@ -191,7 +194,7 @@ impl Caretaker {
             let source = self.setup.source.clone();
             self.setup.database.run(async |c| lanes::raise_trim_line(c, &source, &stream, up_to).await).await?;
             failpoint::reached("trim.raised");
-            let cut = trim::cut(link, &stream, &groups, self.setup.retention, up_to);
+            let cut = trim::cut(&session.link, &stream, &groups, self.setup.retention, up_to);
             if let Line::At { cut, .. } = failpoint::during("trim.cut", cut).await? {
                 self.setup.lanes.iter().for_each(|(_, metrics)| metrics.trimmed(cut));
             }

@@ -4,13 +4,14 @@
 //! drawn, and drawn again at the cut, by one script on the server: a group that was rewound or created in between counts.
 //! What is about to be cut is compared with the ledger first, by [`super::caretaker`].
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
+use super::session::Session;
 use crate::flow::batch::{Batch, Filling, Origin};
-use crate::flow::read::push_entries;
-use crate::model::entry::EntryId;
+use crate::model::entry::{EntryId, digest, write_canonical};
 use crate::retry::Fault;
-use crate::valkey::{Command, Link, info, unexpected};
+use crate::valkey::{Command, Delivered, Link, info, unexpected};
 
 /// Ids are compared as texts, by length and then by digits: they are larger than the numbers of the script's language.
 ///
@@ -89,13 +90,30 @@ pub async fn cut(
     script(link, stream, groups, retention, at.to_string()).await
 }
 
-/// The first entries of the stream within `first..=last`, `count` at the most.
-pub async fn page(link: &Link, stream: &str, first: EntryId, last: EntryId, count: usize) -> Result<Batch, Fault> {
-    let command = Command::new("XRANGE").arg(stream).arg(first.to_string()).arg(last.to_string());
-    let reply = link.commands().call(command.arg("COUNT").arg(count as i64)).await?;
-    let origin = Origin { generation: link.generation().clone(), consumer: "caretaker".into() };
-    let mut filling = Filling::new(origin, usize::MAX);
-    push_entries(reply, &mut filling, "XRANGE")?;
+/// What the first entries of the stream within `first..=last` are recognised by, of `count` at the most.
+pub async fn page(
+    session: &mut Session,
+    stream: &str,
+    first: EntryId,
+    last: EntryId,
+    count: usize,
+) -> Result<Batch, Fault> {
+    let origin = Origin { generation: session.link.generation().clone(), consumer: "caretaker".into() };
+    let (mut filling, mut canonical) = (Filling::new(origin, usize::MAX), Vec::new());
+    session.wire.send(&Command::new("XRANGE").arg(stream).arg(first).arg(last).arg("COUNT").arg(count));
+    let read = session.wire.run(Duration::ZERO, |delivered| {
+        match delivered {
+            Delivered::Whole(id, strings) => {
+                canonical.clear();
+                write_canonical(&mut canonical, id, strings);
+                filling.push_identity(id, digest(&canonical));
+            }
+            Delivered::Shortened(entry) => filling.push_identity(entry.id, entry.digest),
+        }
+        ControlFlow::Continue(())
+    });
+    read.await?;
+    filling.close_run();
     Ok(filling.seal(true))
 }
 

@@ -1,6 +1,6 @@
 //! Upstream: what Valkey lost, by the ledger's account.
 //!
-//! Takes a stream's lanes and a link; counts what was flushed and is gone from the stream above the trim line, and tells the
+//! Takes a stream's lanes and a session; counts what was flushed and is gone from the stream above the trim line, and tells the
 //! stream to give ids above the ledger's. Fails with what a server says.
 //!
 //! The ledger is read first and the stream second, so that what is flushed meanwhile is not taken for lost; and the trim line
@@ -13,6 +13,7 @@ use std::time::Duration;
 use tracing::{error, info};
 
 use super::caretaker::CaretakerSetup;
+use super::session::Session;
 use super::trim;
 use crate::flow::ledger::{self, Extent};
 use crate::model::entry::EntryId;
@@ -31,10 +32,10 @@ const INTACT_IS_ENOUGH: usize = 100_000;
 const AHEAD_OF_CLOCK: Duration = Duration::from_secs(10);
 
 /// Compares each lane's ledger with the stream.
-pub(super) async fn look(setup: &CaretakerSetup, link: &Link, stop: &Stop) -> Result<(), Fault> {
+pub(super) async fn look(setup: &CaretakerSetup, session: &mut Session, stop: &Stop) -> Result<(), Fault> {
     for (lane, metrics) in &setup.lanes {
         let id = lane.id();
-        let lost = lost(setup, link, id, stop).await?;
+        let lost = lost(setup, session, id, stop).await?;
         if lost > 0 {
             metrics.lost_flushed(lost);
             error!(
@@ -43,14 +44,14 @@ pub(super) async fn look(setup: &CaretakerSetup, link: &Link, stop: &Stop) -> Re
             );
         }
         if let Some(highest) = setup.database.run(async |c| ledger::highest(c, id).await).await? {
-            keep_ids_ascending(setup, link, highest).await?;
+            keep_ids_ascending(setup, &session.link, highest).await?;
         }
     }
     Ok(())
 }
 
 /// How many entries of a lane the stream has lost that nobody had counted yet.
-async fn lost(setup: &CaretakerSetup, link: &Link, lane: i32, stop: &Stop) -> Result<usize, Fault> {
+async fn lost(setup: &CaretakerSetup, session: &mut Session, lane: i32, stop: &Stop) -> Result<usize, Fault> {
     let (mut intact, mut lost, mut before) = (0, 0, None);
     while intact < INTACT_IS_ENOUGH && !stop.is_asked() {
         let page = setup.database.run(async |c| ledger::retained(c, lane, before, PAGE).await).await?;
@@ -65,7 +66,7 @@ async fn lost(setup: &CaretakerSetup, link: &Link, lane: i32, stop: &Stop) -> Re
             // Rows may have been merged meanwhile with others, and then reach further.
             let first = rows.first().map_or(first, |row| row.first.min(first));
             let last = rows.last().map_or(last, |row| row.last.max(last));
-            let present = digests_between(setup, link, first, last).await?;
+            let present = digests_between(&setup.stream, session, first, last).await?;
             intact += present.len();
             for row in &rows {
                 let missing = row.digests.as_ref().map_or(0, |d| d.difference(&present).count());
@@ -79,14 +80,14 @@ async fn lost(setup: &CaretakerSetup, link: &Link, lane: i32, stop: &Stop) -> Re
 }
 
 async fn digests_between(
-    setup: &CaretakerSetup,
-    link: &Link,
+    stream: &str,
+    session: &mut Session,
     first: EntryId,
     last: EntryId,
 ) -> Result<HashSet<u64>, Fault> {
     let (mut digests, mut from) = (HashSet::new(), Some(first));
     while let Some(start) = from.filter(|start| *start <= last) {
-        let page = trim::page(link, &setup.stream, start, last, STEP).await?;
+        let page = trim::page(session, stream, start, last, STEP).await?;
         digests.extend(page.entries().iter().map(|e| e.digest));
         from = page.entries().last().filter(|_| page.len() == STEP).and_then(|e| e.id.next());
     }

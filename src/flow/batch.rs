@@ -9,6 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::model::entry::{self, Canonical, EntryId, Generation, Malformed};
+use crate::model::shortened::Shortened;
 
 /// Where a batch was read: by whom, and in which life of which server.
 #[derive(Debug, Clone)]
@@ -213,19 +214,19 @@ impl Filling {
         self.entries.push(Entry { id, digest, bytes, full_bytes, death });
     }
 
-    /// Adds an entry that is too large to be held: only the beginnings of its strings. It will be buried. `digest` and `full_bytes`
-    /// stand for the whole of its canonical bytes.
-    pub fn push_shortened<'a>(
-        &mut self,
-        id: EntryId,
-        digest: u64,
-        full_bytes: u64,
-        strings: impl IntoIterator<Item = &'a [u8]>,
-    ) {
+    /// Adds an entry that was too large to be held, to the run that is open. It will be buried.
+    pub fn push_shortened(&mut self, entry: &Shortened) {
         let start = self.bytes.len();
-        entry::write_canonical(&mut self.bytes, id, strings);
-        let death = Some(Arc::new(Death::from(Malformed::TooLarge)));
-        self.entries.push(Entry { id, digest, bytes: start..self.bytes.len(), full_bytes, death });
+        self.bytes.extend_from_slice(&entry.canonical);
+        let (bytes, death) = (start..self.bytes.len(), Some(Arc::new(Death::from(Malformed::TooLarge))));
+        let Shortened { id, digest, full_bytes, .. } = *entry;
+        self.entries.push(Entry { id, digest, bytes, full_bytes, death });
+    }
+
+    /// Adds only what an entry is recognised by, to the run that is open: for comparing with the ledger.
+    pub fn push_identity(&mut self, id: EntryId, digest: u64) {
+        let end = self.bytes.len();
+        self.entries.push(Entry { id, digest, bytes: end..end, full_bytes: 0, death: None });
     }
 
     /// The entry pushed last is to be buried.
@@ -333,7 +334,10 @@ pub(crate) mod tests {
     #[test]
     fn an_entry_that_was_shortened_keeps_its_digest_and_its_length_and_is_condemned() {
         let mut filling = Filling::new(origin(), 1000);
-        filling.push_shortened(EntryId { ms: 1, seq: 0 }, 42, 300_000_000, [b"id".as_slice(), b"a", b"padding", b"xx"]);
+        let id = EntryId { ms: 1, seq: 0 };
+        let mut canonical = Vec::new();
+        entry::write_canonical(&mut canonical, id, [b"id".as_slice(), b"a", b"padding", b"xx"]);
+        filling.push_shortened(&Shortened { id, digest: 42, full_bytes: 300_000_000, canonical });
         let mut b = filling.seal(true);
         // Whatever else it is to be buried for, it stays shortened.
         b.condemn(Death::from(Malformed::Deadly));

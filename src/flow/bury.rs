@@ -11,15 +11,12 @@ use sqlx::query::Query;
 
 use super::batch::{Batch, Death};
 use crate::lanes::{Identity, LaneId};
-
-/// What one string of a letter costs beside its bytes, in memory and on the wire: this many letters' strings are kept at the most,
-/// for each byte of the limit.
-const STRING_BYTES: usize = 32;
+use crate::model::shortened::most_strings;
 
 /// Dead letters as columns ready to be bound. `owner` and `strings` run in parallel: a string, and whose it is.
 ///
 /// The strings are slices of the batch, so the letters of a batch hold no more than the batch and are sent in one statement: its
-/// bytes once more in what is sent, and [`STRING_BYTES`] for each string.
+/// bytes once more in what is sent, and a little for each string.
 #[derive(Debug, Default)]
 pub struct Letters<'a> {
     ids: Vec<String>,
@@ -83,7 +80,7 @@ const COLUMNS: usize = 8;
 /// The beginnings of these strings, `limit` bytes in all at the most: short ones whole, long ones cut at the same length. Of very many
 /// strings only the first are kept, an even number, so that a name keeps its value.
 fn shorten<'a>(strings: &[&'a [u8]], limit: usize) -> Vec<&'a [u8]> {
-    let kept = &strings[..strings.len().min((limit / STRING_BYTES / 2 * 2).max(2))];
+    let kept = &strings[..strings.len().min(most_strings(limit))];
     let mut lengths: Vec<usize> = kept.iter().map(|string| string.len()).collect();
     lengths.sort_unstable();
     let (mut left, mut longest) = (limit, usize::MAX);
@@ -138,7 +135,8 @@ pub async fn bury(
 mod tests {
     use super::*;
     use crate::flow::batch::{Filling, tests::origin};
-    use crate::model::entry::EntryId;
+    use crate::model::entry::{EntryId, write_canonical};
+    use crate::model::shortened::Shortened;
     use proptest::prelude::*;
 
     #[test]
@@ -148,7 +146,10 @@ mod tests {
         for (ms, padding) in [(1, b"yy".as_slice()), (2, &long)] {
             filling.push(EntryId { ms, seq: 0 }, [b"id".as_slice(), b"a", b"padding", padding]);
         }
-        filling.push_shortened(EntryId { ms: 3, seq: 0 }, 7, 300_000_000, [b"id".as_slice(), b"b"]);
+        let id = EntryId { ms: 3, seq: 0 };
+        let mut canonical = Vec::new();
+        write_canonical(&mut canonical, id, [b"id".as_slice(), b"b"]);
+        filling.push_shortened(&Shortened { id, digest: 7, full_bytes: 300_000_000, canonical });
         let batch = filling.seal(false);
         let dead: Vec<_> = (0..3).filter_map(|i| Some((i, batch.entries()[i].death.clone()?))).collect();
         let letters = Letters::of(&batch, &dead, 1024);
@@ -174,7 +175,7 @@ mod tests {
             let slices: Vec<&[u8]> = strings.iter().map(Vec::as_slice).collect();
             let kept = shorten(&slices, limit);
             prop_assert!(kept.iter().map(|string| string.len()).sum::<usize>() <= limit);
-            prop_assert!(kept.len() <= slices.len() && kept.len() * STRING_BYTES <= limit.max(2 * STRING_BYTES));
+            prop_assert!(kept.len() <= slices.len() && kept.len() <= most_strings(limit));
             prop_assert!(kept.iter().zip(&slices).all(|(kept, whole)| whole.starts_with(kept)));
             // Cut at one length: what is shorter than another kept one is whole.
             let longest = kept.iter().map(|string| string.len()).max().unwrap_or(0);

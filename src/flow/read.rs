@@ -4,16 +4,18 @@
 //! with what Valkey said; entries delivered into a reply that was lost stay pending under this consumer and are taken up by
 //! [`super::reclaim`].
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::batch::{Batch, Filling, Origin};
-use super::session::Session;
+use super::session::{Asked, Session};
 use crate::model::entry::EntryId;
 use crate::model::pipeline::Pipeline;
 use crate::retry::Fault;
 use crate::shutdown::Stop;
-use crate::valkey::{Command, Link, Reply, Wire, info, unexpected};
+use crate::valkey::resp::Bounds;
+use crate::valkey::{Command, Delivered, Link, Progress, info};
 
 /// How many reads are under way at once: while one is received the server works on the next ones, also when this process has
 /// to wait for a core. Sixteen were 2 % faster still on two busy cores, and would keep the server's other clients waiting
@@ -28,12 +30,21 @@ const BEYOND: &str = "18446744073709551615-18446744073709551614";
 pub struct Limits {
     /// Entries in a batch.
     pub max_entries: usize,
-    /// Bytes in a batch. One reply may exceed it: Valkey counts entries, not bytes.
+    /// Bytes in a batch. It may hold one entry more than fits.
     pub max_bytes: usize,
     /// Entries asked for in one read.
     pub read_count: usize,
     /// Bytes of an entry; a larger one is buried.
     pub max_entry_bytes: usize,
+    /// Bytes that are kept of an entry that is too large to be held.
+    pub max_letter_bytes: usize,
+}
+
+impl Limits {
+    /// What is held of one entry.
+    pub fn bounds(&self) -> Bounds {
+        Bounds { entry: self.max_entry_bytes, kept: self.max_letter_bytes }
+    }
 }
 
 /// One reader of one pipeline's group.
@@ -104,7 +115,7 @@ impl Reader {
         let sign_of_life = self.command(&session.consumer, 1, None, BEYOND);
         if session.is_quiet() {
             session.wire.send(&sign_of_life);
-            session.wire.run(Duration::ZERO, |_, _| ()).await?;
+            session.wire.run(Duration::ZERO, |_| ControlFlow::Continue(())).await?;
         }
         session.link.commands().call(sign_of_life).await.map(|_| ())
     }
@@ -116,18 +127,18 @@ impl Reader {
     async fn wait(&mut self, session: &mut Session, filling: &mut Filling, stop: &Stop) -> Result<bool, Fault> {
         let (count, block) = (self.read_size(), self.block);
         session.wire.send(&self.command(&session.consumer, count, Some(block), ">"));
-        let Session { link, wire, wire_id, .. } = session;
-        let mut receiving = std::pin::pin!(self.receive(wire, filling, block));
-        let got = tokio::select! {
-            got = &mut receiving => got?,
+        session.asked.push_back(Asked { count, got: 0 });
+        let (link, wire_id) = (session.link.clone(), session.wire_id);
+        let mut receiving = std::pin::pin!(self.receive(session, filling, block));
+        tokio::select! {
+            more = &mut receiving => more,
             () = stop.asked() => {
                 if let Some(id) = wire_id {
-                    link.unblock(*id).await;
+                    link.unblock(id).await;
                 }
-                receiving.await?
+                receiving.await
             }
-        };
-        Ok(got == count)
+        }
     }
 
     /// Takes what there is without waiting, several reads under way at once, until the batch is full. Says whether there may
@@ -138,23 +149,22 @@ impl Reader {
         let mut more = Ok(true);
         loop {
             while matches!(more, Ok(true)) && !only_asked && session.asked.len() < READS_UNDER_WAY {
-                let (count, under_way) = (self.read_size(), session.asked.iter().sum::<usize>());
+                let under_way = session.asked.iter().map(|asked| asked.count - asked.got).sum::<usize>();
+                let count = self.read_size();
                 // What is under way must fit into one batch.
                 if under_way > 0 && !self.fits(under_way + count, 0, 0) {
                     break;
                 }
                 session.wire.send(&self.command(&session.consumer, count, None, ">"));
-                session.asked.push_back(count);
+                session.asked.push_back(Asked { count, got: 0 });
             }
-            let Some(&count) = session.asked.front() else { return more };
-            if !filling.is_empty() && !self.fits(count, filling.len(), filling.bytes()) {
+            let Some(next) = session.asked.front() else { return more };
+            if !filling.is_empty() && !self.fits(next.count - next.got, filling.len(), filling.bytes()) {
                 return more;
             }
-            let received = self.receive(&mut session.wire, filling, Duration::ZERO).await;
-            session.asked.pop_front();
-            match received {
-                Ok(got) if got == count => {}
-                Ok(_) => more = more.and(Ok(false)),
+            match self.receive(session, filling, Duration::ZERO).await {
+                Ok(true) => {}
+                Ok(false) => more = more.and(Ok(false)),
                 Err(fault) if session.wire.is_lost() => return Err(fault),
                 Err(fault) => more = more.and(Err(fault)),
             }
@@ -172,15 +182,28 @@ impl Reader {
         entries + count <= self.limits.max_entries && bytes + count * self.bytes_per_entry <= self.limits.max_bytes
     }
 
-    /// Receives one contiguous run; gives how many entries it had.
-    async fn receive(&mut self, wire: &mut Wire, filling: &mut Filling, block: Duration) -> Result<usize, Fault> {
-        let (had, weighed) = (filling.len(), filling.bytes());
-        let received = wire.run(block, |id, strings| filling.push(id, strings)).await;
+    /// Receives what answers the oldest read, as far as the batch has room for it: one contiguous run. Says whether there may be
+    /// more behind it.
+    async fn receive(&mut self, session: &mut Session, filling: &mut Filling, block: Duration) -> Result<bool, Fault> {
+        let (had, weighed, max_bytes) = (filling.len(), filling.bytes(), self.limits.max_bytes);
+        let received = session.wire.run(block, |delivered| {
+            put(delivered, filling);
+            if filling.bytes() < max_bytes { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        let received = received.await;
         filling.close_run();
-        if let Some(average) = (filling.bytes() - weighed).checked_div(filling.len() - had) {
+        let got = filling.len() - had;
+        if let Some(average) = (filling.bytes() - weighed).checked_div(got) {
             self.bytes_per_entry = average.max(1);
         }
-        received
+        let Some(asked) = session.asked.front_mut() else { return received.map(|_| false) };
+        asked.got += got;
+        if matches!(received, Ok(Progress::Paused)) {
+            return Ok(true);
+        }
+        let is_full = asked.got == asked.count;
+        session.asked.pop_front();
+        received.map(|_| is_full)
     }
 
     fn command(&self, consumer: &str, count: usize, block: Option<Duration>, from: &'static str) -> Command {
@@ -237,19 +260,10 @@ pub async fn frontier(link: &Link, stream: &str, group: &str) -> Result<Option<E
 /// How many entries the first read asks for at the most, before their size is known.
 const FIRST_READ: usize = 100;
 
-/// Adds an array of `[id, [name, value, …]]` as one run.
-pub(crate) fn push_entries(entries: Reply, filling: &mut Filling, command: &str) -> Result<(), Fault> {
-    for entry in entries.into_array().ok_or_else(|| unexpected(command))? {
-        let (id, fields) = parse_entry(entry).ok_or_else(|| unexpected(command))?;
-        filling.push(id, fields.strings());
+/// Adds an entry as it was delivered, to the run that is open.
+pub(super) fn put(delivered: Delivered<'_>, filling: &mut Filling) {
+    match delivered {
+        Delivered::Whole(id, strings) => filling.push(id, strings),
+        Delivered::Shortened(entry) => filling.push_shortened(&entry),
     }
-    filling.close_run();
-    Ok(())
-}
-
-/// `[id, [name, value, …]]`: the id, and the fields.
-pub(super) fn parse_entry(entry: Reply) -> Option<(EntryId, Reply)> {
-    let mut parts = entry.into_array()?;
-    let id = parts.next()?.as_text()?.parse().ok()?;
-    Some((id, parts.next()?))
 }

@@ -5,9 +5,10 @@
 //! Valkey said; what was claimed by then is pending under this session's name and found again.
 //!
 //! Entries are claimed without their payload and read by XRANGE, which at the same time proves which of them are neighbours:
-//! only those may share a row of the ledger (I4).
+//! only those may share a row of the ledger (I4). They are read over the wire, so that no entry is held that is too large.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use futures_util::future::try_join_all;
 
 use super::batch::{Batch, Death, Filling, Origin};
 use super::liveness::{Liveness, Roster, Silence};
-use super::read::parse_entry;
+use super::read::{Limits, put};
 use super::session::Session;
 use crate::failpoint;
 use crate::model::entry::{EntryId, Malformed};
@@ -23,7 +24,7 @@ use crate::model::names;
 use crate::model::pipeline::Pipeline;
 use crate::retry::Fault;
 use crate::valkey::info::{self, Pending};
-use crate::valkey::{Command, Link, Reply, unexpected};
+use crate::valkey::{Command, Link, unexpected};
 
 /// Pending entries looked at in one step.
 const STEP: usize = 1_000;
@@ -39,6 +40,7 @@ const FIRST_STRIDE: usize = 8;
 const ASKED_AT_ONCE: usize = 100;
 /// How many of its own former consumers a worker remembers; what older ones hold its peers take up.
 const MOST_FORMER: usize = 64;
+
 /// What a look at a consumer's pending entries brought.
 #[derive(Debug, Default)]
 pub struct Claimed {
@@ -48,6 +50,8 @@ pub struct Claimed {
     pub gone: Vec<EntryId>,
     /// Set where the batch is one entry that was delivered often and is tried alone: to be acquitted when its flush is sent.
     pub suspect: Option<EntryId>,
+    /// Whether more was claimed than the batch holds: it is pending under this session's own name.
+    pub has_more: bool,
 }
 
 impl Claimed {
@@ -93,7 +97,7 @@ pub struct Reclaimer {
     group: String,
     roster: Roster,
     max_deliveries: u64,
-    max_entry_bytes: usize,
+    limits: Limits,
     /// The consumers that this worker was before, and that may hold entries.
     former: Vec<Arc<str>>,
     /// Where to go on in each consumer's list, so that entries which cannot be claimed starve nobody behind them.
@@ -102,7 +106,7 @@ pub struct Reclaimer {
 
 impl Reclaimer {
     /// For one worker of a pipeline. `connections`: what the names of the pipeline's connections begin with.
-    pub fn new(pipeline: &Pipeline, connections: &str, patience: Patience, max_entry_bytes: usize) -> Reclaimer {
+    pub fn new(pipeline: &Pipeline, connections: &str, patience: Patience, limits: Limits) -> Reclaimer {
         let (stream, group) = (pipeline.stream.clone(), pipeline.group());
         let Patience { gone_after, dead_after, max_deliveries } = patience;
         Reclaimer {
@@ -110,7 +114,7 @@ impl Reclaimer {
             stream,
             group,
             max_deliveries,
-            max_entry_bytes,
+            limits,
             former: Vec::new(),
             cursors: HashMap::new(),
         }
@@ -153,7 +157,7 @@ impl Reclaimer {
     }
 
     /// Claims a step of what dead consumers hold. Nothing claimed and nothing gone: there is nothing left for now.
-    pub async fn claim_from_the_dead(&mut self, session: &Session, silence: Silence) -> Result<Claimed, Fault> {
+    pub async fn claim_from_the_dead(&mut self, session: &mut Session, silence: Silence) -> Result<Claimed, Fault> {
         for (name, liveness) in self.survey(session, silence).await?.dead {
             let claimed = self.claim(session, &name, Taken::From(liveness)).await?;
             if !claimed.is_empty() {
@@ -165,7 +169,7 @@ impl Reclaimer {
 
     /// Claims a step of what is pending under this worker's own names, of this session and of those before. To be asked only
     /// while the worker holds nothing.
-    pub async fn claim_own(&mut self, session: &Session) -> Result<Claimed, Fault> {
+    pub async fn claim_own(&mut self, session: &mut Session) -> Result<Claimed, Fault> {
         while let Some(former) = self.former.first().cloned() {
             // What it sent and the server has yet to read must not come after this.
             if names::connection_of(&former, &session.link.generation().run_id).is_some() {
@@ -178,7 +182,8 @@ impl Reclaimer {
             self.roster.remove_if_empty(&session.link, &former, Duration::ZERO).await?;
             self.former.remove(0);
         }
-        self.claim(session, &session.consumer.clone(), Taken::Back).await
+        let own = session.consumer.clone();
+        self.claim(session, &own, Taken::Back).await
     }
 
     /// Takes this consumer out of the group, if it holds nothing.
@@ -187,8 +192,8 @@ impl Reclaimer {
     }
 
     /// The first step of entries pending under `owner`, from its cursor on.
-    async fn claim(&mut self, session: &Session, owner: &str, taken: Taken) -> Result<Claimed, Fault> {
-        let link = &session.link;
+    async fn claim(&mut self, session: &mut Session, owner: &str, taken: Taken) -> Result<Claimed, Fault> {
+        let link = &session.link.clone();
         let from = self.cursors.get(owner).and_then(|id| id.next()).unwrap_or(EntryId::MIN);
         let range = (from, EntryId::MAX);
         let pending = info::pending(link.commands(), (&self.stream, &self.group), range, STEP, Some(owner)).await?;
@@ -202,13 +207,13 @@ impl Reclaimer {
         self.cursors.insert(owner.to_owned(), chosen.last().unwrap_or(last).id);
         let mut kept = failpoint::during("reclaim.claim", self.take_over(session, chosen, taken)).await?;
         failpoint::reached("reclaim.claimed");
-        let filling = self.read(session, &mut kept, chosen).await?;
+        let (filling, has_more) = self.read(session, &mut kept, chosen).await?;
         let missing: Vec<EntryId> = chosen.iter().map(|p| p.id).filter(|id| !kept.contains(id)).collect();
         // Not claimed and still pending: a peer was quicker. Not claimed and not pending: gone, or settled meanwhile.
         let peers = still_pending(link, &self.stream, &self.group, &missing).await?;
         let gone = missing.into_iter().filter(|id| !peers.contains(id)).collect();
         let suspect = suspect(chosen).map(|suspect| suspect.id).filter(|id| kept.contains(id));
-        Ok(Claimed { batch: (!filling.is_empty()).then(|| filling.seal(true)), gone, suspect })
+        Ok(Claimed { batch: (!filling.is_empty()).then(|| filling.seal(true)), gone, suspect, has_more })
     }
 
     /// Claims these ids; gives those that exist and were not taken by a peer just before.
@@ -233,63 +238,66 @@ impl Reclaimer {
         Ok(kept)
     }
 
-    /// Reads the claimed entries; a run ends wherever the stream has an entry in between that is not among them.
-    async fn read(&self, session: &Session, kept: &mut HashSet<EntryId>, chosen: &[Pending]) -> Result<Filling, Fault> {
-        let link = &session.link;
-        let origin = Origin { generation: link.generation().clone(), consumer: session.consumer.clone() };
-        let mut filling = Filling::new(origin, self.max_entry_bytes);
-        let wanted: HashSet<EntryId> = chosen.iter().map(|p| p.id).filter(|id| kept.contains(id)).collect();
+    /// Reads the claimed entries, as many as one batch holds; a run ends wherever the stream has an entry in between that is not
+    /// among them. Says whether some did not fit.
+    async fn read(
+        &self,
+        session: &mut Session,
+        kept: &mut HashSet<EntryId>,
+        chosen: &[Pending],
+    ) -> Result<(Filling, bool), Fault> {
+        let generation = session.link.generation().clone();
+        let origin = Origin { generation, consumer: session.consumer.clone() };
+        let mut filling = Filling::new(origin, self.limits.max_entry_bytes);
+        let mut ids: Vec<EntryId> = chosen.iter().map(|p| p.id).filter(|id| kept.contains(id)).collect();
+        ids.sort_unstable();
+        let wanted: HashSet<EntryId> = ids.iter().copied().collect();
         let deadly = suspect(chosen).is_some_and(|suspect| suspect.deliveries >= self.max_deliveries);
         let mut found = HashSet::with_capacity(wanted.len());
-        let mut push = |filling: &mut Filling, id: EntryId, fields: &Reply| {
-            filling.push(id, fields.strings());
-            if deadly {
-                filling.condemn_last(Death::from(Malformed::Deadly));
-            }
-            found.insert(id);
-        };
+        let Some(last) = ids.last().copied() else { return Ok((filling, false)) };
         // At a gallop: longer reads while all they bring is wanted, a jump and a short read where something else lies between.
-        let mut ids: Vec<EntryId> = wanted.iter().copied().collect();
-        ids.sort_unstable();
-        let Some(last) = ids.last().copied() else { return Ok(filling) };
-        let (mut from, mut stride) = (ids.first().copied(), FIRST_STRIDE);
-        while let Some(start) = from.filter(|start| *start <= last) {
+        let (mut from, mut stride, mut is_full) = (ids.first().copied(), FIRST_STRIDE, false);
+        while let Some(start) = from.filter(|start| *start <= last && !is_full) {
             let (mut seen, mut dense, mut got) = (start, true, 0);
-            for entry in self.range(link, start, last, stride).await? {
-                let (id, fields) = parse_entry(entry).ok_or_else(|| unexpected("XRANGE"))?;
+            let range = Command::new("XRANGE").arg(&*self.stream).arg(start).arg(last).arg("COUNT").arg(stride);
+            session.wire.send(&range);
+            let read = session.wire.run(Duration::ZERO, |delivered| {
+                let id = delivered.id();
                 (seen, got) = (id, got + 1);
+                is_full |= filling.bytes() >= self.limits.max_bytes;
+                if is_full {
+                    return ControlFlow::Continue(());
+                }
                 if wanted.contains(&id) {
-                    push(&mut filling, id, &fields);
+                    put(delivered, &mut filling);
+                    if deadly {
+                        filling.condemn_last(Death::from(Malformed::Deadly));
+                    }
+                    found.insert(id);
                 } else {
                     filling.close_run();
                     dense = false;
                 }
-            }
+                ControlFlow::Continue(())
+            });
+            read.await?;
+            // What is read and does not fit is read again: not much of it.
+            let average = filling.bytes().checked_div(filling.len()).unwrap_or(0).max(1);
+            let room = (self.limits.max_bytes.saturating_sub(filling.bytes()) / average).max(1);
             (from, stride) = match (got < stride, dense) {
                 (true, _) => (None, stride),
-                (false, true) => (seen.next(), (stride * 2).min(STEP)),
+                (false, true) => (seen.next(), (stride * 2).min(STEP).min(room)),
                 (false, false) => {
                     filling.close_run();
-                    (ids.get(ids.partition_point(|id| *id <= seen)).copied(), FIRST_STRIDE)
+                    (ids.get(ids.partition_point(|id| *id <= seen)).copied(), FIRST_STRIDE.min(room))
                 }
             };
         }
         filling.close_run();
-        // Claimed, then deleted before it could be read: the next look at this consumer's own list meets it again.
+        // Claimed, then deleted before it could be read, or too much for one batch: the next look at this consumer's own list
+        // meets it again.
         kept.retain(|id| found.contains(id));
-        Ok(filling)
-    }
-
-    async fn range(
-        &self,
-        link: &Link,
-        first: EntryId,
-        last: EntryId,
-        count: usize,
-    ) -> Result<impl ExactSizeIterator<Item = Reply> + use<>, Fault> {
-        let command = Command::new("XRANGE").arg(&*self.stream).arg(first.to_string()).arg(last.to_string());
-        let reply = link.commands().call(command.arg("COUNT").arg(count as i64)).await?;
-        reply.into_array().ok_or_else(|| unexpected("XRANGE"))
+        Ok((filling, is_full))
     }
 }
 

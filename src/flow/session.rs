@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use crate::model::names;
 use crate::retry::Fault;
+use crate::valkey::resp::Bounds;
 use crate::valkey::{Endpoint, Link, Wire};
 
 /// Which worker it is.
@@ -29,20 +30,29 @@ pub struct Session {
     pub consumer: Arc<str>,
     pub(super) wire: Wire,
     pub(super) wire_id: Option<i64>,
-    /// The reads under way, oldest first: how many entries each has asked for.
-    pub(super) asked: VecDeque<usize>,
+    /// The reads under way, oldest first.
+    pub(super) asked: VecDeque<Asked>,
+}
+
+/// A read under way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    /// How many entries it has asked for.
+    pub(super) count: usize,
+    /// How many of them have come.
+    pub(super) got: usize,
 }
 
 impl Session {
-    /// Connects both, as a consumer that nobody was before.
-    pub async fn open(address: &Endpoint, identity: &Identity) -> Result<Session, Fault> {
+    /// Connects both, as a consumer that nobody was before; holds no more than this of one entry.
+    pub async fn open(address: &Endpoint, identity: &Identity, bounds: Bounds) -> Result<Session, Fault> {
         let mut consumer: Arc<str> = "".into();
         let name = |run_id: &str, number| {
             consumer = names::consumer(&identity.worker, run_id, number, rand::random()).into();
             format!("{}{consumer}", identity.connections)
         };
         let link = Arc::new(Link::open_as(address, name).await?);
-        let (wire, wire_id) = link.open_wire(&format!("{}{consumer}", identity.connections)).await?;
+        let (wire, wire_id) = link.open_wire(&format!("{}{consumer}", identity.connections), bounds).await?;
         Ok(Session { link, consumer, wire, wire_id, asked: VecDeque::new() })
     }
 

@@ -95,7 +95,8 @@ impl Taker {
     /// Takes until it is told to stop, over as many sessions as it takes.
     pub async fn run(mut self, stop: Stop) {
         while !stop.is_asked() {
-            let mut session = match Session::open(&self.setup.valkey, &self.identity).await {
+            let mut session = match Session::open(&self.setup.valkey, &self.identity, self.setup.limits.bounds()).await
+            {
                 Ok(session) => session,
                 Err(fault) => {
                     self.met(&fault, &stop).await;
@@ -166,12 +167,13 @@ impl Taker {
                     return Ok(Ended::ReceiverGone);
                 }
                 let claimed = self.reclaimer.claim_own(session).await?;
-                plan.own = !claimed.is_empty();
+                plan.own = !claimed.is_empty() || claimed.has_more;
                 plan.own_at = Instant::now() + OWN_EVERY;
                 claimed
             } else {
                 let claimed = self.reclaimer.claim_from_the_dead(session, self.silence()).await?;
                 plan.dead = !claimed.is_empty();
+                plan.own |= claimed.has_more;
                 claimed
             };
             if !claimed.is_empty() {
@@ -227,7 +229,7 @@ impl Taker {
     async fn send(&mut self, link: &Arc<Link>, claimed: Claimed) {
         let Some(sender) = &self.sender else { return };
         self.suspect = claimed.suspect;
-        let Claimed { batch, gone, suspect } = claimed;
+        let Claimed { batch, gone, suspect, .. } = claimed;
         let held = Held { link: link.clone(), batch, gone, suspect };
         // Fails only if the settler is gone, which the next wait for room tells.
         if sender.send(held).await.is_ok() {

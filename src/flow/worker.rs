@@ -87,7 +87,7 @@ pub fn assemble(setup: WorkerSetup, worker: Arc<str>) -> (Taker, Settler, Acker)
     let connections = names::connections_of(setup.lane.source(), &pipeline.name);
     let taker = Taker {
         reader: Reader::new(pipeline, setup.limits, setup.block()),
-        reclaimer: Reclaimer::new(pipeline, &connections, setup.patience, setup.limits.max_entry_bytes),
+        reclaimer: Reclaimer::new(pipeline, &connections, setup.patience, setup.limits),
         identity: Identity { worker: worker.clone(), connections: connections.into() },
         setup: setup.clone(),
         shared: shared.clone(),

@@ -1,7 +1,8 @@
 //! What flows: entries ([`entry`]), the rows they ask for ([`row`]), where they go ([`pipeline`]), and the names that both
-//! servers know ([`names`]). Pure.
+//! servers know ([`names`]). Of an entry that is too large only a [`shortened`] one is held. Pure.
 
 pub mod entry;
 pub mod names;
 pub mod pipeline;
 pub mod row;
+pub mod shortened;

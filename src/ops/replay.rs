@@ -14,6 +14,7 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use super::Exit;
+use crate::care::session::Session;
 use crate::care::trim;
 use crate::config::Config;
 use crate::flow::judge;
@@ -94,8 +95,8 @@ pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::
     };
     let database = Database::new(postgres, 1);
     let outcome = async {
-        let link = Link::open(&valkey, "tidegate:replay").await?;
-        replay(args, config, pipeline, &link, &database, out).await
+        let mut session = Session::open(&valkey, "tidegate:replay").await?;
+        replay(args, config, pipeline, &mut session, &database, out).await
     };
     let outcome = outcome.await;
     database.close().await;
@@ -140,12 +141,12 @@ async fn replay(
     args: &Args,
     config: &Config,
     pipeline: &Pipeline,
-    link: &Link,
+    session: &mut Session,
     database: &Database,
     out: &mut dyn Write,
 ) -> Outcome {
     let (stream, group) = (&pipeline.stream, pipeline.group());
-    let Some(reach) = reach(link, stream, &group).await? else {
+    let Some(reach) = reach(&session.link, stream, &group).await? else {
         return Ok(refused(Exit::BadInput, &format!("there is no stream {stream}: nothing to replay")));
     };
     let Some(delivered) = reach.delivered else {
@@ -176,7 +177,7 @@ async fn replay(
     let identity = Identity::of(source, shard);
     // None: PostgreSQL was restored to a time before the pipeline, and its ledger lacks everything.
     let lane = database.run(async |c| lanes::find(c, &identity).await).await?;
-    let account = account(link, database, lane, stream, since, delivered).await?;
+    let account = account(session, database, lane, stream, since, delivered).await?;
     let written = writeln!(
         out,
         "pipeline {}: stream {stream}, group {group}\n\
@@ -200,7 +201,7 @@ async fn replay(
     if !args.yes {
         return Ok(writeln!(out, "nothing was changed; add --yes to do it").map(|()| Exit::Ok));
     }
-    let closed = rewind(link, source, pipeline, since).await?;
+    let closed = rewind(&session.link, source, pipeline, since).await?;
     Ok(writeln!(out, "rewound; {closed} connections of workers were closed, and they read on from there")
         .map(|()| Exit::Ok))
 }
@@ -232,7 +233,7 @@ struct Account {
 }
 
 async fn account(
-    link: &Link,
+    session: &mut Session,
     database: &Database,
     lane: Option<LaneId>,
     stream: &str,
@@ -241,7 +242,7 @@ async fn account(
 ) -> Result<Account, Fault> {
     let (mut account, mut from) = (Account::default(), Some(since));
     while let Some(start) = from.filter(|start| *start <= up_to) {
-        let page = trim::page(link, stream, start, up_to, STEP).await?;
+        let page = trim::page(session, stream, start, up_to, STEP).await?;
         let (Some(first), Some(last)) = (page.entries().first(), page.entries().last()) else { break };
         let rows = match lane {
             Some(lane) => database.run(async |c| ledger::rows_within(c, lane, first.id, last.id).await).await?,

@@ -184,6 +184,7 @@ pub(super) fn worker_setup(config: &Config, places: &Places, flow: &Flow, regrou
             max_bytes: config.batch.max_bytes,
             read_count: config.batch.read_count,
             max_entry_bytes: config.batch.max_entry_bytes,
+            max_letter_bytes: config.dead_letters.max_bytes,
         },
         patience: Patience {
             gone_after: config.reclaim.gone_after,

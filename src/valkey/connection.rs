@@ -21,6 +21,7 @@ use tokio::task::AbortHandle;
 use super::command::{Command, Reply, server_error};
 use super::info;
 use super::plain;
+use super::resp::Bounds;
 use super::wire::{Place, Wire};
 use crate::model::entry::Generation;
 use crate::retry::Fault;
@@ -247,9 +248,10 @@ impl Link {
     }
 
     /// Opens a second connection to the very same server, to read streams on; gives its id, too, which ends its waits.
-    pub async fn open_wire(&self, name: &str) -> Result<(Wire, Option<i64>), Fault> {
+    pub async fn open_wire(&self, name: &str, bounds: Bounds) -> Result<(Wire, Option<i64>), Fault> {
         let place = self.commands.place()?;
-        let mut wire = Wire::open(&place, name, self.address.connect_timeout, self.address.command_timeout).await?;
+        let Endpoint { connect_timeout, command_timeout, .. } = self.address;
+        let mut wire = Wire::open(&place, name, bounds, connect_timeout, command_timeout).await?;
         if !self.is(&info::Server::told_by(&wire.call(&info::Server::question()).await?)?) {
             return Err(Fault::ValkeyLost(
                 "two connections to Valkey reached two different servers (a failover?)".into(),

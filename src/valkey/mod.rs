@@ -19,4 +19,4 @@ mod wire;
 
 pub use command::{Command, Reply, unexpected};
 pub use connection::{Connection, Endpoint, Link};
-pub use wire::Wire;
+pub use wire::{Delivered, Progress, Wire};

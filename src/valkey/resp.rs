@@ -1,21 +1,50 @@
 //! The reply to a stream read, scanned while its bytes arrive. Pure.
 //!
 //! Takes the bytes received so far, again and again; gives the entries that are whole, where they lie: no copy, no
-//! allocation, and nothing is scanned twice but the entry that was cut off. It fails on anything that is not such a reply
-//! in RESP3, and then nothing behind it can be trusted.
+//! allocation, and nothing is scanned twice but the entry that was cut off. An entry above a bound is digested while it passes,
+//! and only its beginning kept. It fails on anything that is not such a reply in RESP3, and then nothing behind it can be
+//! trusted.
 
 use crate::model::entry::EntryId;
+use crate::model::shortened::{Passing, Shortened};
 
 /// A string of Valkey holds no more than this.
 const LONGEST_STRING: u64 = 512 << 20;
 /// Strings in one entry: more than any server accepts in one command.
 const MOST_STRINGS: u64 = 1 << 31;
 
+/// What is held of one entry at the most.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    /// An entry that takes more than this, in its canonical form, may be shortened; one that takes twice as much is.
+    pub entry: usize,
+    /// How many bytes of such a one are kept.
+    pub kept: usize,
+}
+
+impl Bounds {
+    /// Every entry is held whole.
+    pub const NONE: Bounds = Bounds { entry: usize::MAX, kept: 0 };
+
+    /// How long an entry in a reply may be before it is taken piece by piece. A reply's form is at most half as long again as the
+    /// canonical one (empty strings: 6 bytes and 4), and [`HEAD`] longer.
+    fn in_reply(&self) -> usize {
+        self.entry.saturating_mul(2).saturating_add(HEAD)
+    }
+}
+
+/// What an entry begins with takes less: its id and how many strings it has.
+const HEAD: usize = 128;
+
 /// A piece of a reply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub enum Piece<'a> {
     /// An entry: its id, and its fields.
     Entry(EntryId, Strings<'a>),
+    /// An entry that was too large to be held.
+    Shortened(Shortened),
+    /// Nothing yet: some bytes were taken and are not needed any more.
+    Part,
     /// There are no more entries.
     End,
     /// The server refused the command, in these words.
@@ -27,41 +56,109 @@ pub enum Piece<'a> {
 #[error("the reply to a stream read is malformed: {0}")]
 pub struct Broken(&'static str);
 
-/// How far one reply, `{stream: [[id, [name, value, …]], …]}` or null, has been scanned.
-#[derive(Debug, Default)]
+/// How far one reply, `{stream: [[id, [name, value, …]], …]}`, the list alone, or null, has been scanned.
+#[derive(Debug)]
 pub struct Scan {
+    bounds: Bounds,
     /// How many entries are still to come; none before the reply has begun.
     left: Option<u64>,
+    /// The entry that is taken piece by piece.
+    long: Option<Long>,
+}
+
+impl Default for Scan {
+    fn default() -> Scan {
+        Scan::new(Bounds::NONE)
+    }
 }
 
 impl Scan {
+    /// Of one reply, then of the next.
+    pub fn new(bounds: Bounds) -> Scan {
+        Scan { bounds, left: None, long: None }
+    }
+
     /// The next piece and how many bytes it took from the front; none if it is not all there yet.
     pub fn next<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<(Piece<'a>, usize)>, Broken> {
         let mut cursor = Cursor { bytes, at: 0 };
         let Some(piece) = self.piece(&mut cursor)? else { return Ok(None) };
-        if !matches!(piece, Piece::Entry(..)) {
-            self.left = None;
+        match &piece {
+            Piece::Entry(..) | Piece::Shortened(_) => self.left = self.left.map(|left| left - 1),
+            Piece::End | Piece::Refused(_) => self.left = None,
+            Piece::Part => {}
         }
         Ok(Some((piece, cursor.at)))
     }
 
     fn piece<'a>(&mut self, cursor: &mut Cursor<'a>) -> Result<Option<Piece<'a>>, Broken> {
-        let left = match self.left {
-            Some(left) => left,
+        match self.left {
             None => match reply_begins(cursor)? {
-                Some(Begins::Entries(count)) => count,
-                Some(Begins::Ends(piece)) => return Ok(Some(piece)),
-                None => return Ok(None),
+                Some(Begins::Entries(count)) => {
+                    self.left = Some(count);
+                    Ok(Some(Piece::Part))
+                }
+                Some(Begins::Ends(piece)) => Ok(Some(piece)),
+                None => Ok(None),
             },
-        };
-        if left == 0 {
-            return Ok(Some(Piece::End));
+            Some(0) => Ok(Some(Piece::End)),
+            Some(_) if self.long.is_some() => self.pass(cursor),
+            Some(_) => {
+                let entry = entry(cursor)?;
+                if entry.is_none() && cursor.bytes.len() > self.bounds.in_reply() {
+                    cursor.at = 0;
+                    let (id, strings) = entry_begins(cursor)?.ok_or(Broken("an entry with too long a head"))?;
+                    self.long =
+                        Some(Long { passing: Passing::new(id, strings, self.bounds.kept), strings, bytes: None });
+                    return self.pass(cursor);
+                }
+                Ok(entry)
+            }
         }
-        let entry = entry(cursor)?;
-        if entry.is_some() {
-            self.left = Some(left - 1);
+    }
+
+    /// Takes what is there of an entry that is too large to be held.
+    fn pass<'a>(&mut self, cursor: &mut Cursor<'a>) -> Result<Option<Piece<'a>>, Broken> {
+        let Some(long) = &mut self.long else { return Ok(None) };
+        if !long.pass(cursor)? {
+            return Ok((cursor.at > 0).then_some(Piece::Part));
         }
-        Ok(entry)
+        Ok(self.long.take().map(|long| Piece::Shortened(long.passing.finish())))
+    }
+}
+
+/// An entry that is taken piece by piece.
+#[derive(Debug)]
+struct Long {
+    passing: Passing,
+    /// How many strings are still to come, the one under way included.
+    strings: u64,
+    /// How many bytes of the string under way are still to come.
+    bytes: Option<u64>,
+}
+
+impl Long {
+    /// Takes what is there; says whether that was all of it.
+    fn pass(&mut self, cursor: &mut Cursor<'_>) -> Result<bool, Broken> {
+        while self.strings > 0 {
+            let Some(left) = self.bytes else {
+                let Some(length) = cursor.string_begins()? else { return Ok(false) };
+                self.passing.string(length);
+                self.bytes = Some(length);
+                continue;
+            };
+            let rest = &cursor.bytes[cursor.at..];
+            let there = rest.len().min(left as usize);
+            self.passing.bytes(&rest[..there]);
+            cursor.at += there;
+            self.bytes = Some(left - there as u64);
+            match rest.get(there..there + 2) {
+                None => return Ok(false),
+                Some(b"\r\n") => cursor.at += 2,
+                Some(_) => return Err(Broken("a string of another length")),
+            }
+            (self.bytes, self.strings) = (None, self.strings - 1);
+        }
+        Ok(true)
     }
 }
 
@@ -90,11 +187,25 @@ fn reply_begins<'a>(cursor: &mut Cursor<'a>) -> Result<Option<Begins<'a>>, Broke
             }
             Ok(cursor.count(b'*')?.map(Begins::Entries))
         }
-        Some(_) => Err(Broken("neither a map, a null nor an error")),
+        Some(b'*') => Ok(cursor.count(b'*')?.map(Begins::Entries)),
+        Some(_) => Err(Broken("neither a map, a list, a null nor an error")),
     }
 }
 
+/// An entry, where all of it is there.
 fn entry<'a>(cursor: &mut Cursor<'a>) -> Result<Option<Piece<'a>>, Broken> {
+    let Some((id, count)) = entry_begins(cursor)? else { return Ok(None) };
+    let start = cursor.at;
+    for _ in 0..count {
+        if cursor.string()?.is_none() {
+            return Ok(None);
+        }
+    }
+    Ok(Some(Piece::Entry(id, Strings(&cursor.bytes[start..cursor.at]))))
+}
+
+/// An entry's id, and how many strings it has.
+fn entry_begins(cursor: &mut Cursor<'_>) -> Result<Option<(EntryId, u64)>, Broken> {
     let Some(parts) = cursor.count(b'*')? else { return Ok(None) };
     if parts != 2 {
         return Err(Broken("an entry that is no pair"));
@@ -105,13 +216,7 @@ fn entry<'a>(cursor: &mut Cursor<'a>) -> Result<Option<Piece<'a>>, Broken> {
     if count > MOST_STRINGS {
         return Err(Broken("an entry with more strings than there can be"));
     }
-    let start = cursor.at;
-    for _ in 0..count {
-        if cursor.string()?.is_none() {
-            return Ok(None);
-        }
-    }
-    Ok(Some(Piece::Entry(id, Strings(&cursor.bytes[start..cursor.at]))))
+    Ok(Some((id, count)))
 }
 
 /// The strings of an entry, name, value, name, value …, as they lie in the reply: scanned before, and whole.
@@ -181,12 +286,17 @@ impl<'a> Cursor<'a> {
         Ok(None)
     }
 
+    /// The length of a string.
+    fn string_begins(&mut self) -> Result<Option<u64>, Broken> {
+        match self.count(b'$')? {
+            Some(length) if length > LONGEST_STRING => Err(Broken("a string longer than there can be")),
+            length => Ok(length),
+        }
+    }
+
     /// A string with its length in front.
     fn string(&mut self) -> Result<Option<&'a [u8]>, Broken> {
-        let Some(length) = self.count(b'$')? else { return Ok(None) };
-        if length > LONGEST_STRING {
-            return Err(Broken("a string longer than there can be"));
-        }
+        let Some(length) = self.string_begins()? else { return Ok(None) };
         let end = self.at + length as usize;
         let Some(after) = self.bytes.get(end..end + 2) else { return Ok(None) };
         if after != b"\r\n" {
@@ -201,6 +311,7 @@ impl<'a> Cursor<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::entry::{digest, write_canonical};
     use proptest::prelude::*;
 
     type Entry = (u64, u64, Vec<Vec<u8>>);
@@ -228,6 +339,7 @@ mod tests {
             while let Some((piece, taken)) = scan.next(&inbox)? {
                 match piece {
                     Piece::Entry(id, strings) => found.push((id.ms, id.seq, strings.map(<[u8]>::to_vec).collect())),
+                    Piece::Part => {}
                     _ => return Ok((found, [&inbox[taken..], &bytes[at..]].concat())),
                 }
                 inbox.drain(..taken);
@@ -237,6 +349,43 @@ mod tests {
             inbox.extend_from_slice(&bytes[at..at + size]);
             at += size;
         }
+    }
+
+    /// What is to be buried, and what is not: digests and lengths, by a scan with these bounds; and the most it had to hold.
+    fn digests(bytes: &[u8], mut sizes: impl Iterator<Item = usize>, bounds: Bounds) -> (Vec<(u64, u64)>, usize) {
+        let (mut scan, mut found, mut inbox, mut at, mut most) = (Scan::new(bounds), Vec::new(), Vec::new(), 0, 0);
+        loop {
+            most = most.max(inbox.len());
+            while let Some((piece, taken)) = scan.next(&inbox).expect("a reply") {
+                match piece {
+                    Piece::Entry(id, strings) => {
+                        let mut canonical = Vec::new();
+                        write_canonical(&mut canonical, id, strings);
+                        found.push((digest(&canonical), canonical.len() as u64));
+                    }
+                    Piece::Shortened(entry) => {
+                        assert!(
+                            entry.full_bytes > bounds.entry as u64,
+                            "nothing is shortened that is within the bound"
+                        );
+                        found.push((entry.digest, entry.full_bytes));
+                    }
+                    Piece::Part => {}
+                    _ => return (found, most),
+                }
+                inbox.drain(..taken);
+            }
+            let size = sizes.next().unwrap_or(1).clamp(1, bytes.len() - at);
+            inbox.extend_from_slice(&bytes[at..at + size]);
+            at += size;
+        }
+    }
+
+    #[test]
+    fn a_list_alone_is_a_reply_too() {
+        let mut scan = Scan::default();
+        assert_eq!(scan.next(b"*0\r\n"), Ok(Some((Piece::Part, 4))));
+        assert_eq!(scan.next(b""), Ok(Some((Piece::End, 0))));
     }
 
     #[test]
@@ -264,7 +413,14 @@ mod tests {
             b"%\r\n",
             b"%1\rx",
         ] {
-            assert!(Scan::default().next(bytes).is_err(), "{}", bytes.escape_ascii());
+            let (mut scan, mut rest) = (Scan::default(), bytes);
+            let broken = loop {
+                match scan.next(rest) {
+                    Ok(Some((Piece::Part, taken))) => rest = &rest[taken..],
+                    found => break found.is_err(),
+                }
+            };
+            assert!(broken, "{}", bytes.escape_ascii());
         }
     }
 
@@ -282,10 +438,25 @@ mod tests {
         }
 
         #[test]
+        fn an_entry_above_the_bound_is_digested_as_it_passes_and_is_never_held(
+            entries in prop::collection::vec((any::<u64>(), any::<u64>(), prop::collection::vec(
+                prop::collection::vec(any::<u8>(), 0..400), 0..12)), 0..6),
+            entry in 1usize..600,
+            sizes in prop::collection::vec(1usize..40, 1..60),
+        ) {
+            let bytes = reply(&entries);
+            let whole = digests(&bytes, std::iter::repeat(usize::MAX), Bounds::NONE).0;
+            let bounds = Bounds { entry, kept: 64 };
+            let (found, most) = digests(&bytes, sizes.into_iter().cycle(), bounds);
+            prop_assert_eq!(found, whole);
+            prop_assert!(most <= bounds.in_reply() + 40, "{} bytes were held", most);
+        }
+
+        #[test]
         fn no_bytes_make_it_panic(bytes: Vec<u8>, begins in 0usize..5) {
             let begin = [&b""[..], b"%1\r\n$1\r\ns\r\n*3\r\n", b"%1\r\n$", b"-", b"%1\r\n$1\r\ns\r\n*1\r\n*2\r\n$3\r\n1-1\r\n*"];
             let bytes = [begin[begins], &bytes].concat();
-            let (mut scan, mut rest) = (Scan::default(), &bytes[..]);
+            let (mut scan, mut rest) = (Scan::new(Bounds { entry: 64, kept: 8 }), &bytes[..]);
             while let Ok(Some((piece, taken))) = scan.next(rest) {
                 if let Piece::Entry(_, strings) = piece {
                     prop_assert!(strings.count() <= rest.len());

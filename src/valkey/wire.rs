@@ -8,6 +8,7 @@
 //! reply is pending and found again in the consumer's own list.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -22,9 +23,10 @@ use tokio_rustls::TlsConnector;
 use super::command::{Command, Reply, server_error};
 use super::connection::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_TRIES, UNCONFIRMED_LIMIT};
 use super::plain;
-use super::resp::{Piece, Scan, Strings};
+use super::resp::{Bounds, Piece, Scan, Strings};
 use crate::failpoint;
 use crate::model::entry::EntryId;
+use crate::model::shortened::Shortened;
 use crate::retry::Fault;
 
 /// What one read of the socket takes at the least, and at the most once bytes come in plenty.
@@ -89,6 +91,34 @@ impl Place {
 trait Socket: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Socket for T {}
 
+/// An entry, as it is delivered.
+#[derive(Debug)]
+pub enum Delivered<'a> {
+    /// All of it.
+    Whole(EntryId, Strings<'a>),
+    /// Its beginning: it is too large to be held.
+    Shortened(Shortened),
+}
+
+impl Delivered<'_> {
+    /// Its id.
+    pub fn id(&self) -> EntryId {
+        match self {
+            Delivered::Whole(id, _) => *id,
+            Delivered::Shortened(entry) => entry.id,
+        }
+    }
+}
+
+/// How far a run was received.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// To its end.
+    Whole,
+    /// As far as was wanted: the next call goes on with the same run.
+    Paused,
+}
+
 /// A connection for stream reads.
 pub struct Wire {
     socket: Box<dyn Socket>,
@@ -96,6 +126,7 @@ pub struct Wire {
     place: String,
     inbox: BytesMut,
     outbox: Vec<u8>,
+    scan: Scan,
     chunk: usize,
     limit: Duration,
     lost: bool,
@@ -108,15 +139,21 @@ impl std::fmt::Debug for Wire {
 }
 
 impl Wire {
-    /// Connects, in RESP3. `limit` bounds every wait for the server.
-    pub(super) async fn open(place: &Place, name: &str, connect: Duration, limit: Duration) -> Result<Wire, Fault> {
+    /// Connects, in RESP3. `limit` bounds every wait for the server, `bounds` what is held of one entry.
+    pub(super) async fn open(
+        place: &Place,
+        name: &str,
+        bounds: Bounds,
+        connect: Duration,
+        limit: Duration,
+    ) -> Result<Wire, Fault> {
         let name_of_place = place.name();
         let socket = tokio::time::timeout(connect, dial(place))
             .await
             .map_err(|_| plain::no_answer(&name_of_place, connect))?
             .map_err(|error| plain::cannot_reach(&name_of_place, &error))?;
-        let (inbox, outbox) = (BytesMut::new(), Vec::new());
-        let mut wire = Wire { socket, place: name_of_place, inbox, outbox, chunk: CHUNK.0, limit, lost: false };
+        let (inbox, outbox, scan) = (BytesMut::new(), Vec::new(), Scan::new(bounds));
+        let mut wire = Wire { socket, place: name_of_place, inbox, outbox, scan, chunk: CHUNK.0, limit, lost: false };
         let mut hello = Command::new("HELLO").arg(3);
         if let Some(password) = &place.password {
             hello = hello.arg("AUTH").arg(place.username.as_deref().unwrap_or("default")).arg(password.expose_secret());
@@ -151,40 +188,44 @@ impl Wire {
         command.write_to(&mut self.outbox);
     }
 
-    /// Receives the run that answers the oldest read, entry by entry as they come; gives how many there were. `block` is how
-    /// long that read waits on the server.
+    /// Receives the run that answers the oldest read, entry by entry as they come, until it ends or no more of it is wanted for
+    /// now. `block` is how long that read waits on the server.
     ///
     /// When the connection is lost in the middle, the entries given are the beginning of the run, without a gap.
-    pub async fn run(&mut self, block: Duration, mut take: impl FnMut(EntryId, Strings<'_>)) -> Result<usize, Fault> {
+    pub async fn run(
+        &mut self,
+        block: Duration,
+        mut take: impl FnMut(Delivered<'_>) -> ControlFlow<()>,
+    ) -> Result<Progress, Fault> {
         self.flush().await?;
         failpoint::reached("read.sent");
-        let (mut scan, mut entries) = (Scan::default(), 0);
+        let mut got_some = false;
         loop {
             let mut at = 0;
             let outcome = loop {
-                match scan.next(&self.inbox[at..]) {
-                    Ok(Some((Piece::Entry(id, strings), taken))) => {
-                        take(id, strings);
-                        entries += 1;
-                        at += taken;
-                    }
-                    Ok(Some((Piece::End, taken))) => {
-                        at += taken;
-                        break Some(Ok(entries));
-                    }
-                    Ok(Some((Piece::Refused(words), taken))) => {
-                        at += taken;
-                        break Some(Err(server_error(words)));
-                    }
+                let (piece, taken) = match self.scan.next(&self.inbox[at..]) {
+                    Ok(Some(piece)) => piece,
                     Ok(None) => break None,
                     Err(broken) => return Err(self.broken(broken.to_string())),
+                };
+                at += taken;
+                let delivered = match piece {
+                    Piece::Entry(id, strings) => Delivered::Whole(id, strings),
+                    Piece::Shortened(entry) => Delivered::Shortened(entry),
+                    Piece::Part => continue,
+                    Piece::End => break Some(Ok(Progress::Whole)),
+                    Piece::Refused(words) => break Some(Err(server_error(words))),
+                };
+                got_some = true;
+                if take(delivered).is_break() {
+                    break Some(Ok(Progress::Paused));
                 }
             };
             self.inbox.advance(at);
             match outcome {
                 Some(outcome) => return outcome,
                 None => {
-                    if entries > 0 {
+                    if got_some {
                         failpoint::reached("read.half");
                     }
                     self.receive(block + self.limit).await?;

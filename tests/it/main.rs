@@ -5,6 +5,7 @@ use tidegate_lab::{harness, proxy};
 mod crash;
 mod entries;
 mod failover;
+mod memory;
 mod outage;
 mod permissions;
 mod poison;

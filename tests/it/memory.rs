@@ -1,0 +1,68 @@
+//! What a worker holds is bounded by its settings, whatever the entries are like.
+
+use crate::harness::{Daemon, GROUP, Lab, STREAM, eventually};
+
+/// Each of them alone is larger than what a worker may hold.
+const HUGE: usize = 64 << 20;
+/// Within the limit for an entry, and far more in one reply than a batch may hold.
+const LARGE: usize = 200 << 10;
+/// What the program takes by itself, four batches of 1 MiB, two entries of 256 KiB on the wire, and what the allocator keeps.
+const MEBIBYTES: u64 = 48;
+
+/// A stream of 150 MB: huge entries, large ones and small ones.
+async fn fill(lab: &Lab) {
+    let mut client = lab.client().await;
+    let (huge, large) = (vec![b'x'; HUGE], vec![b'x'; LARGE]);
+    for _ in 0..2 {
+        client.add("small", 1).await;
+        let fields: [&[u8]; 6] = [b"id", b"huge", b"amount", b"1", b"padding", &huge];
+        client.call(&[&[b"XADD".as_slice(), STREAM.as_bytes(), b"*"], &fields[..]].concat()).await;
+        for _ in 0..50 {
+            let fields: [&[u8]; 6] = [b"id", b"large", b"amount", b"1", b"padding", &large];
+            client.call(&[&[b"XADD".as_slice(), STREAM.as_bytes(), b"*"], &fields[..]].concat()).await;
+        }
+    }
+}
+
+/// A daemon that may hold little and trims at once.
+fn frugal(lab: &Lab) -> Daemon {
+    let mut command = lab.program(&["run"]);
+    command.env("TIDEGATE__BATCH__MAX_BYTES", "1MiB").env("TIDEGATE__BATCH__MAX_ENTRY_BYTES", "256KiB");
+    command.env("TIDEGATE__DEAD_LETTERS__MAX_BYTES", "64KiB").env("TIDEGATE__TRIM__RETENTION", "0s");
+    Daemon::start(command)
+}
+
+/// All that is good has landed, and all that is huge is a dead letter that keeps its digest.
+async fn assert_landed(lab: &Lab) {
+    lab.await_value("large", 100).await;
+    lab.await_value("small", 2).await;
+    lab.assert_settled().await;
+    let letters = "select count(*) from tidegate.dead_letters where shortened and bytes > 64 * 1024 * 1024";
+    assert_eq!(lab.number(letters).await, 2);
+    // Trimming compares all but the last with the ledger, whole.
+    let mut client = lab.client().await;
+    eventually("left in the stream", Some(1), async || client.call(&["XLEN", STREAM]).await.int()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_holds_a_few_batches_however_large_entries_are() {
+    let lab = Lab::new().await;
+    fill(&lab).await;
+    let daemon = frugal(&lab);
+    assert_landed(&lab).await;
+    let peak = daemon.peak_mebibytes();
+    assert!(peak <= MEBIBYTES, "{peak} MiB");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn taking_over_what_the_dead_held_needs_no_more() {
+    let lab = Lab::new().await;
+    fill(&lab).await;
+    let mut client = lab.client().await;
+    client.call(&["XGROUP", "CREATE", STREAM, GROUP, "0"]).await;
+    client.call(&["XREADGROUP", "GROUP", GROUP, "dead", "STREAMS", STREAM, ">"]).await;
+    let daemon = frugal(&lab);
+    assert_landed(&lab).await;
+    let peak = daemon.peak_mebibytes();
+    assert!(peak <= MEBIBYTES, "{peak} MiB");
+}
