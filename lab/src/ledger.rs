@@ -56,16 +56,15 @@ pub async fn run(args: Args) -> bool {
         sleep(LOOK_EVERY).await;
     }
     let merged = written(&lab).await - before;
-    lab.execute("vacuum tidegate.ledger").await;
-    let sizes = "select pg_total_relation_size('tidegate.ledger')";
-    let live = "select coalesce(sum(pg_column_size(l.*)), 0)::bigint from tidegate.ledger l";
-    let [total, live] = [lab.number(sizes).await, lab.number(live).await];
-    let each = total as f64 / entries as f64;
-    println!(
-        "{entries} entries in {before} rows of {GROUP}'s ledger; {merged} rows were merged in {} s",
-        settled.as_secs()
-    );
-    println!("bytes an entry: {each:.1} with indexes and free space, {:.1} live", live as f64 / entries as f64);
+    let [live, heap, toast, indexes] = megabytes(&lab).await;
+    // What is free in it is used again: as much as the load leaves behind between two rounds of autovacuum.
+    lab.execute("vacuum full tidegate.ledger").await;
+    let bytes_each = |parts: [f64; 4]| parts[1..].iter().sum::<f64>() * 1e6 / entries as f64;
+    let (on_disk, packed) = (bytes_each([live, heap, toast, indexes]), bytes_each(megabytes(&lab).await));
+    let seconds = settled.as_secs();
+    println!("{entries} entries in {before} rows of {GROUP}'s ledger; {merged} rows were merged in {seconds} s");
+    println!("MB: {live:.1} digests, {heap:.1} rows, {toast:.1} TOAST, {indexes:.1} indexes");
+    println!("bytes an entry: {packed:.1}, with what is free in the files {on_disk:.1}");
     daemon.kill().await;
     let mut daemon = Daemon::start(lab.program_by_default(&["run"]));
     daemon.wait_for("running").await;
