@@ -1,5 +1,5 @@
 //! The protocol as a small model, explored exhaustively: workers that may stop anywhere, be killed or robbed by a peer, lost
-//! replies, a group that is rewound or destroyed, failover with a lost tail, split brain, trimming, compaction. The invariants hold
+//! replies, a group that is rewound or destroyed, failover with a lost tail, split brain, trimming, merging, compaction. The invariants hold
 //! in every reachable state; and with one rule broken, a state in which they do not is found.
 //!
 //! Time does not exist here: a worker that is slow, stopped or a zombie is one whose next step comes late, and any worker may take
@@ -41,6 +41,8 @@ enum Broken {
     ZeroRows,
     NotDistinct,
     CompactsAtOnce,
+    MergesWithoutDigests,
+    MergeForgets,
     UnknownIsEmpty,
 }
 
@@ -134,6 +136,7 @@ enum Action {
     Demote,
     Reconnect(usize),
     Trim(usize),
+    Merge(usize),
     Compact(usize),
 }
 
@@ -266,6 +269,22 @@ impl State {
         self.ledger.extend(stretches.iter().map(|stretch| Row::of(stretch)));
     }
 
+    /// Two neighbouring rows below the frontier of a server's group become one with the digests of both. None: there are no such.
+    fn merge(&mut self, s: usize, broken: Broken) -> Option<()> {
+        let server = &self.servers[s];
+        let frontier = server.pending.keys().next().copied().unwrap_or(u8::MAX).min(server.delivered + 1);
+        let below = |row: &Row| row.last < frontier && row.digests.is_some();
+        let at = self.ledger.windows(2).position(|pair| pair.iter().all(below))?;
+        let [mut digests, others] = [at, at + 1].map(|n| self.ledger[n].digests.clone().unwrap_or_default());
+        if broken != Broken::MergeForgets {
+            digests.extend(others);
+        }
+        let digests = (broken != Broken::MergesWithoutDigests).then_some(digests);
+        let merged = Row { first: self.ledger[at].first, last: self.ledger[at + 1].last, digests };
+        self.ledger.splice(at..at + 2, [merged]);
+        Some(())
+    }
+
     /// Rows below everything that can come back become one. None: there are none.
     fn compact(&mut self, s: usize, at_once: bool) -> Option<()> {
         let server = &self.servers[s];
@@ -297,7 +316,7 @@ impl Model for Scenario {
     fn actions(&self, _: &State, actions: &mut Vec<Action>) {
         use Action::*;
         for s in 0..2 {
-            actions.extend([Produce(s), Rewind(s), Destroy(s), Trim(s), Compact(s)]);
+            actions.extend([Produce(s), Rewind(s), Destroy(s), Trim(s), Merge(s), Compact(s)]);
         }
         for w in 0..WORKERS {
             actions.extend([Read(w), LoseReply(w), Flush(w), Ack(w), Kill(w), Reconnect(w)]);
@@ -406,6 +425,10 @@ impl Model for Scenario {
                 server.stream = kept;
                 state.trimmed.extend(cut.iter().map(|entry| entry.1));
             }
+            Action::Merge(s) => {
+                when(old.servers[s].serving)?;
+                state.merge(s, self.broken)?;
+            }
             Action::Compact(s) => {
                 when(self.caretaker && old.servers[s].serving)?;
                 state.compact(s, self.broken == Broken::CompactsAtOnce)?;
@@ -453,7 +476,7 @@ impl Model for Scenario {
     }
 }
 
-/// One Valkey: rewound or destroyed, workers killed, replies lost, the stream trimmed, the ledger compacted.
+/// One Valkey: rewound or destroyed, workers killed, replies lost, the stream trimmed, the ledger merged and compacted.
 const ONE: Scenario = Scenario {
     entries: 2,
     kills: 1,
@@ -504,6 +527,8 @@ fn each_broken_rule_is_found() {
         (Broken::ZeroRows, ONE),
         (Broken::NotDistinct, ONE),
         (Broken::CompactsAtOnce, ONE),
+        (Broken::MergesWithoutDigests, ONE),
+        (Broken::MergeForgets, ONE),
         (Broken::UnknownIsEmpty, FAILOVER),
         (Broken::IdAlone, SPLIT_BRAIN),
         (Broken::AckAnywhere, SPLIT_BRAIN),

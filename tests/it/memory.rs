@@ -9,7 +9,7 @@ const LARGE: usize = 200 << 10;
 /// What the program takes by itself, four batches of 1 MiB, two entries of 256 KiB on the wire, and what the allocator keeps.
 const MEBIBYTES: u64 = 48;
 
-/// A stream of 150 MB: huge entries, large ones and small ones.
+/// A stream of 210 MB: huge entries, large ones and small ones.
 async fn fill(lab: &Lab) {
     let mut client = lab.client().await;
     let (huge, large) = (vec![b'x'; HUGE], vec![b'x'; LARGE]);
@@ -17,7 +17,7 @@ async fn fill(lab: &Lab) {
         client.add("small", 1).await;
         let fields: [&[u8]; 6] = [b"id", b"huge", b"amount", b"1", b"padding", &huge];
         client.call(&[&[b"XADD".as_slice(), STREAM.as_bytes(), b"*"], &fields[..]].concat()).await;
-        for _ in 0..50 {
+        for _ in 0..200 {
             let fields: [&[u8]; 6] = [b"id", b"large", b"amount", b"1", b"padding", &large];
             client.call(&[&[b"XADD".as_slice(), STREAM.as_bytes(), b"*"], &fields[..]].concat()).await;
         }
@@ -34,7 +34,7 @@ fn frugal(lab: &Lab) -> Daemon {
 
 /// All that is good has landed, and all that is huge is a dead letter that keeps its digest.
 async fn assert_landed(lab: &Lab) {
-    lab.await_value("large", 100).await;
+    lab.await_value("large", 400).await;
     lab.await_value("small", 2).await;
     lab.assert_settled().await;
     let letters = "select count(*) from tidegate.dead_letters where shortened and bytes > 64 * 1024 * 1024";
