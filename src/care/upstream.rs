@@ -39,7 +39,7 @@ pub(super) async fn look(setup: &CaretakerSetup, session: &mut Session, stop: &S
         if lost > 0 {
             metrics.lost_flushed(lost);
             error!(
-                event = "lost_upstream", flushed = true, stream = %setup.stream, pipeline = %lane.pipeline().name, entries = lost,
+                event = "lost_upstream", flushed = "yes", stream = %setup.stream, pipeline = %lane.pipeline().name, entries = lost,
                 "entries that were flushed are gone from the stream: Valkey lost them (a failover or restart without its tail?); PostgreSQL keeps what was flushed"
             );
         }

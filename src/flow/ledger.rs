@@ -137,23 +137,31 @@ pub async fn rows_within(
     rows.iter().map(found).collect()
 }
 
-/// Of these ids, the ones that no row covers.
-pub async fn uncovered(
-    connection: &mut PgConnection,
-    lane: LaneId,
-    ids: &[EntryId],
-) -> Result<Vec<EntryId>, sqlx::Error> {
+/// What the ledger tells of ids whose entries are gone.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Gone {
+    /// No row covers them: they were not flushed.
+    pub unflushed: Vec<EntryId>,
+    /// They lie within a row, whose digests tell entries, not ids: most likely they were flushed.
+    pub unknown: Vec<EntryId>,
+}
+
+/// Tells of these ids, whose entries are gone, what can be known. Those at which a row begins or ends were flushed.
+pub async fn tell_gone(connection: &mut PgConnection, lane: LaneId, ids: &[EntryId]) -> Result<Gone, sqlx::Error> {
     let numbers: Vec<String> = ids.iter().map(|id| id.number().to_string()).collect();
-    let missing: Vec<i64> = sqlx::query_scalar(
-        "select p.n - 1 from unnest($2::text[]) with ordinality as p (id, n)
-         where not exists (select from tidegate.ledger l where l.lane = $1 and l.ids @> p.id::numeric)
+    let told: Vec<(i64, bool)> = sqlx::query_as(
+        "select p.n - 1, l.ids is not null
+         from unnest($2::text[]) with ordinality as p (id, n)
+         left join tidegate.ledger l on l.lane = $1 and l.ids @> p.id::numeric
+         where l.ids is null or p.id::numeric not in (lower(l.ids), upper(l.ids))
          order by p.n",
     )
     .bind(lane)
     .bind(numbers)
     .fetch_all(connection)
     .await?;
-    Ok(missing.into_iter().map(|n| ids[n as usize]).collect())
+    let of = |covered: bool| told.iter().filter(|told| told.1 == covered).map(|told| ids[told.0 as usize]).collect();
+    Ok(Gone { unflushed: of(false), unknown: of(true) })
 }
 
 /// A row's range and size.

@@ -345,27 +345,34 @@ impl Settler {
         }
     }
 
-    /// Pending ids that the stream has no longer: flushed, if the ledger covers them; else Valkey lost them.
+    /// Pending ids that the stream has no longer: flushed, if the ledger tells so; else Valkey lost them.
     async fn account_for(&mut self, gone: &[EntryId], stop: &Stop) -> Result<(), Interrupted> {
         let id = self.setup.lane.id();
-        loop {
-            match self.setup.database.run(async |c| ledger::uncovered(c, id, gone).await).await {
-                Ok(lost) => {
-                    self.landed(None);
-                    if !lost.is_empty() {
-                        self.setup.metrics.lost_unflushed(lost.len());
-                        let first: Vec<String> = lost.iter().take(IDS_TOLD).map(EntryId::to_string).collect();
-                        error!(
-                            event = "lost_upstream", flushed = false, pipeline = %self.setup.lane.pipeline().name,
-                            consumer = %self.consumer, entries = lost.len(), ids = %first.join(" "),
-                            "entries were deleted from the stream before they were flushed: lost upstream (MAXLEN, XDEL?)"
-                        );
-                    }
-                    return Ok(());
-                }
+        let told = loop {
+            match self.setup.database.run(async |c| ledger::tell_gone(c, id, gone).await).await {
+                Ok(told) => break told,
                 Err(fault) => self.wait_out(&fault, stop).await?,
             }
+        };
+        self.landed(None);
+        let pipeline = &self.setup.lane.pipeline().name;
+        if !told.unflushed.is_empty() {
+            self.setup.metrics.lost_unflushed(told.unflushed.len());
+            error!(
+                event = "lost_upstream", flushed = "no", %pipeline, consumer = %self.consumer, entries = told.unflushed.len(),
+                ids = %some(&told.unflushed),
+                "entries were deleted from the stream before they were flushed: lost upstream (MAXLEN, XDEL?)"
+            );
         }
+        if !told.unknown.is_empty() {
+            self.setup.metrics.lost_unknown(told.unknown.len());
+            warn!(
+                event = "lost_upstream", flushed = "unknown", %pipeline, consumer = %self.consumer,
+                entries = told.unknown.len(), ids = %some(&told.unknown),
+                "entries were deleted from the stream and had not been acknowledged: whether they were flushed cannot be known"
+            );
+        }
+        Ok(())
     }
 
     /// A fault in work that cannot be split: whatever its verdict, it is told, and the same is tried again after a pause.
@@ -388,6 +395,12 @@ impl Drop for Settler {
 /// What the table has refused lately. Whoever held the lock did nothing but count.
 fn lock(setup: &WorkerSetup) -> MutexGuard<'_, Refusals> {
     setup.refusals.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The first few ids, for people.
+fn some(ids: &[EntryId]) -> String {
+    let first: Vec<String> = ids.iter().take(IDS_TOLD).map(EntryId::to_string).collect();
+    first.join(" ")
 }
 
 fn refused_by_table(fault: &Fault) -> Death {

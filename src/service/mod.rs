@@ -209,7 +209,10 @@ impl Running {
         };
         for flow in &mut flows {
             let before = self.flows.iter().find(|before| before.lane.id() == flow.lane.id());
-            flow.metrics = before.map_or_else(Arc::default, |before| before.metrics.clone());
+            if let Some(before) = before {
+                // What was counted goes on, and so does what is known of the table.
+                (flow.metrics, flow.refusals) = (before.metrics.clone(), before.refusals.clone());
+            }
         }
         Ok(Running::start(config, places, flows))
     }

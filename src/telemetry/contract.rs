@@ -110,6 +110,7 @@ instruments! {
         reclaimed, "entries", "entries taken over from dead consumers, or found again after a lost reply";
         dropped, "entries", "entries that could not be judged and that somebody had settled";
         lost_unflushed, "entries", "entries that Valkey lost before they were flushed: the table lacks them";
+        lost_unknown, "entries", "entries that Valkey lost, whose id lies within a range of flushed ones: most likely the table has them, and nobody can know";
         lost_flushed, "entries", "entries that Valkey lost after they were flushed: the table has them";
         trimmed, "entries", "entries trimmed from the stream";
         acks_dropped, "acknowledgements", "acknowledgements not sent because the connection had changed; the entries come again and are recognised";
@@ -145,7 +146,7 @@ pub const EVENTS: &[Event] = &[
     event("recognised", "pipeline, entries", "redelivered entries were found in the ledger, and not added again"),
     event("buried", "pipeline, entries", "entries became dead letters"),
     event("reclaimed", "pipeline, entries, gone", "entries were taken over from a dead consumer, or found again"),
-    event("lost_upstream", "pipeline, entries, flushed", "Valkey lost entries, before or after they were flushed"),
+    event("lost_upstream", "pipeline, entries, flushed", "Valkey lost entries; flushed: `no`, `yes`, or `unknown`"),
     event(
         "interrupted",
         "pipeline, stream, fault, advice, lasted_ms",
@@ -239,6 +240,11 @@ impl Metrics {
     /// Valkey lost entries before they were flushed.
     pub fn lost_unflushed(&self, entries: usize) {
         add(&self.lost_unflushed, entries as u64);
+    }
+
+    /// Valkey lost entries of which nobody can know whether they were flushed.
+    pub fn lost_unknown(&self, entries: usize) {
+        add(&self.lost_unknown, entries as u64);
     }
 
     /// Valkey lost entries after they were flushed.

@@ -271,6 +271,27 @@ async fn entries_deleted_before_they_were_flushed_are_counted_as_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_entries_deleted_after_they_may_have_been_flushed_it_is_said_that_nobody_can_know() {
+    let lab = Lab::new().await;
+    let mut client = Client::connect(lab.valkey.port()).await;
+    let ids = [client.add("a", 1).await, client.add("a", 1).await, client.add("a", 1).await];
+    lab.settle_everything().await;
+    // All three are taken as if they had not been flushed, and two of them are gone.
+    client.call(&["XGROUP", "SETID", STREAM, GROUP, "0"]).await;
+    client.call(&["XREADGROUP", "GROUP", GROUP, "dead", "STREAMS", STREAM, ">"]).await;
+    for id in &ids[1..] {
+        client.call(&["XDEL", STREAM, id]).await;
+    }
+    let mut daemon = lab.daemon();
+    let unknown = daemon.wait_for_event("lost_upstream", |event| event["flushed"] == "unknown").await;
+    // The last one was flushed: a row ends there.
+    assert_eq!((unknown["entries"].as_u64(), unknown["ids"].as_str()), (Some(1), Some(ids[1].as_str())), "{unknown}");
+    lab.assert_settled().await;
+    assert_eq!(daemon.count("entries were deleted from the stream before they were flushed"), 0);
+    assert_eq!(lab.value("a").await, Some(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_network_that_swallows_postgresqls_answers() {
     let lab = Lab::new().await;
     let proxy = Proxy::start(lab.postgres_port()).await;
