@@ -124,6 +124,31 @@ async fn whatever_a_trigger_raises_is_about_its_entry() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_check_on_the_value_refuses_what_comes_before_its_time_and_nothing_is_lost() {
+    let lab = Lab::new().await;
+    lab.execute("alter table public.counters add constraint covered check (value >= 0)").await;
+    let mut client = lab.client().await;
+    client.call(&["XGROUP", "CREATE", STREAM, GROUP, "0", "MKSTREAM"]).await;
+    client.add("balance", 10).await;
+    // A worker that has died holds the deposit while a living one gets the withdrawal.
+    client.call(&["XREADGROUP", "GROUP", GROUP, "dead", "STREAMS", STREAM, ">"]).await;
+    client.add("balance", -5).await;
+    client.add("other", 1).await;
+    let mut patient = lab.program(&["run"]);
+    patient.env("TIDEGATE__RECLAIM__DEAD_AFTER", "5m").env("TIDEGATE__COMPACT__MARGIN", "1h");
+    let mut daemon = Daemon::start(patient);
+    let letter =
+        "select count(*) from tidegate.dead_letters where reason = 'refused_by_table' and detail like '%covered%'";
+    eventually("letters", 1, async || lab.number(letter).await).await;
+    lab.await_value("other", 1).await;
+    daemon.kill().await;
+    let _daemon = lab.daemon();
+    lab.await_value("balance", 10).await;
+    lab.assert_settled().await;
+    assert_eq!(lab.number(DEAD).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_long_table_lock_and_many_restarts_bury_nobody() {
     let lab = Lab::new().await;
     let mut client = lab.client().await;
