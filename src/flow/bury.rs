@@ -60,7 +60,7 @@ impl<'a> Letters<'a> {
         letters
     }
 
-    /// Binds the [`COLUMNS`] columns that [`insert`] expects.
+    /// Binds the columns that [`insert`] expects.
     pub fn bind<'q>(self, query: Query<'q, sqlx::Postgres, PgArguments>) -> Query<'q, sqlx::Postgres, PgArguments> {
         query
             .bind(self.ids)
