@@ -6,12 +6,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
 use super::merge::{self, Merged};
 use super::session::Session;
+use super::setup::CaretakerSetup;
 use super::trim::{self, Line};
 use super::{compact, upstream};
 use crate::failpoint;
@@ -19,11 +19,10 @@ use crate::flow::flush::Lane;
 use crate::flow::{judge, ledger, read};
 use crate::lanes;
 use crate::model::entry::EntryId;
-use crate::postgres::Database;
 use crate::retry::{Fault, Incident, Verdict};
 use crate::shutdown::Stop;
 use crate::telemetry::contract::Metrics;
-use crate::valkey::{self, Link};
+use crate::valkey::Link;
 
 /// Entries compared with the ledger, then cut, in one step: a few milliseconds of the server's time.
 const STEP: usize = 1_000;
@@ -33,31 +32,6 @@ const NAME: &str = "tidegate:caretaker";
 const REMIND_AFTER: Duration = Duration::from_secs(30);
 /// How often it is repeated that another program's group holds back trimming.
 const REMIND_OF_GROUP_AFTER: Duration = Duration::from_secs(600);
-
-/// What a caretaker is made of.
-#[derive(Debug, Clone)]
-pub struct CaretakerSetup {
-    /// Where Valkey is.
-    pub valkey: valkey::Endpoint,
-    /// PostgreSQL.
-    pub database: Database,
-    /// The Valkey deployment's name.
-    pub source: String,
-    /// The stream.
-    pub stream: String,
-    /// The lanes of all configured pipelines that read it, with their counters.
-    pub lanes: Vec<(Lane, Arc<Metrics>)>,
-    /// How long settled entries stay.
-    pub retention: Duration,
-    /// How often it trims.
-    pub trim_every: Duration,
-    /// How old ledger rows are when they lose their digests.
-    pub compact_margin: Duration,
-    /// How often it merges ledger rows.
-    pub compact_every: Duration,
-    /// Rung when a worker had to create the group.
-    pub regrouped: Arc<Notify>,
-}
 
 /// See the module.
 #[derive(Debug)]

@@ -6,5 +6,6 @@ pub mod caretaker;
 pub mod compact;
 pub mod merge;
 pub mod session;
+pub mod setup;
 pub mod trim;
 pub mod upstream;

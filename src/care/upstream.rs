@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use tracing::{error, info};
 
-use super::caretaker::CaretakerSetup;
 use super::session::Session;
+use super::setup::CaretakerSetup;
 use super::trim;
 use crate::flow::ledger::{self, Extent};
 use crate::model::entry::EntryId;

@@ -11,7 +11,7 @@ use tracing::info;
 use super::ack::{self, Acked};
 use super::flush::Settled;
 use super::handoff::{Receipt, Shared};
-use super::worker::WorkerSetup;
+use super::setup::WorkerSetup;
 use crate::shutdown::Stop;
 use crate::valkey::Link;
 

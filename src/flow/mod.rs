@@ -18,6 +18,7 @@ pub mod read;
 pub mod reclaim;
 pub mod session;
 pub mod settler;
+pub mod setup;
 pub mod statement;
 pub mod taker;
 pub mod worker;

@@ -15,7 +15,7 @@ use super::batch::{Batch, Death};
 use super::bisect::{Cause, Piece, Refusals, Refused, Search, Step};
 use super::flush::{self, Failed, Settled, Why};
 use super::handoff::{Held, Interrupted, Receipt, Shared};
-use super::worker::WorkerSetup;
+use super::setup::WorkerSetup;
 use super::{ledger, reclaim};
 use crate::failpoint;
 use crate::model::entry::{EntryId, Malformed, digest};

@@ -16,7 +16,7 @@ use super::liveness::Silence;
 use super::read::Reader;
 use super::reclaim::{self, Claimed, Reclaimer};
 use super::session::{Identity, Session};
-use super::worker::WorkerSetup;
+use super::setup::WorkerSetup;
 use crate::failpoint;
 use crate::model::entry::{EntryId, Generation};
 use crate::retry::{Fault, Incident, Judgement, Verdict, judge};

@@ -12,7 +12,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError};
 use sqlx::{ConnectOptions, Connection, Row};
 
 use super::session::Session;
-use crate::retry::Fault;
+use crate::retry::{Fault, socket_words};
 
 /// With this code a pooler refuses settings at the start ("unsupported startup parameter").
 const PROTOCOL_VIOLATION: &str = "08P01";
@@ -120,7 +120,7 @@ impl Endpoint {
     fn not_opened(&self, error: sqlx::Error) -> Fault {
         match error {
             sqlx::Error::Io(error) if tls_error(&error).is_none() => {
-                Fault::PostgresLost(format!("cannot reach {}: {}", self.place(), in_plain_words(&error)))
+                Fault::PostgresLost(format!("cannot reach {}: {}", self.place(), socket_words(&error)))
             }
             error => match self.fault(error) {
                 Fault::Postgres { sqlstate, message, schema, constraint } => {
@@ -148,7 +148,7 @@ impl Endpoint {
             }
             sqlx::Error::Io(error) => match tls_error(&error) {
                 Some(tls) => Fault::PostgresProtocol(tls_in_plain_words(&place, &tls.to_string())),
-                None => Fault::PostgresLost(format!("the connection to {place} broke: {}", in_plain_words(&error))),
+                None => Fault::PostgresLost(format!("the connection to {place} broke: {}", socket_words(&error))),
             },
             sqlx::Error::Tls(error) => Fault::PostgresProtocol(tls_in_plain_words(&place, &error.to_string())),
             other => Fault::PostgresProtocol(format!("{place} answered what cannot be understood: {other}")),
@@ -175,26 +175,6 @@ fn tls_in_plain_words(place: &str, words: &str) -> String {
         return format!("the certificate of {place} is not accepted: {words}");
     }
     format!("no TLS with {place}: {words}")
-}
-
-/// An error of a socket, without the numbers of the operating system.
-fn in_plain_words(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => "connection refused".into(),
-        io::ErrorKind::ConnectionReset => "connection reset".into(),
-        io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionAborted => {
-            "the other side closed the connection".into()
-        }
-        io::ErrorKind::TimedOut => "no answer in time".into(),
-        io::ErrorKind::NotFound => "there is no such socket".into(),
-        _ => {
-            let words = error.to_string();
-            if words.starts_with("failed to lookup address information") {
-                return "the host's name is not known".into();
-            }
-            words.split(" (os error").next().unwrap_or_default().to_owned()
-        }
-    }
 }
 
 #[cfg(test)]

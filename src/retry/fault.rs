@@ -2,7 +2,7 @@
 //!
 //! Takes what a server answered, or that it did not; gives a value that names no client library. It cannot fail.
 
-use std::fmt;
+use std::{fmt, io};
 
 /// What went wrong, in the words of the one who said it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,3 +56,23 @@ impl fmt::Display for Fault {
 }
 
 impl std::error::Error for Fault {}
+
+/// An error of a socket, without the numbers of the operating system.
+pub fn socket_words(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connection refused".into(),
+        io::ErrorKind::ConnectionReset => "connection reset".into(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionAborted => {
+            "the other side closed the connection".into()
+        }
+        io::ErrorKind::TimedOut => "no answer in time".into(),
+        io::ErrorKind::NotFound => "there is no such socket".into(),
+        _ => {
+            let words = error.to_string();
+            if words.starts_with("failed to lookup address information") {
+                return "the host's name is not known".into();
+            }
+            words.split(" (os error").next().unwrap_or_default().to_owned()
+        }
+    }
+}

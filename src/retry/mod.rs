@@ -7,6 +7,6 @@ pub mod fault;
 pub mod incident;
 pub mod table;
 
-pub use self::fault::Fault;
+pub use self::fault::{Fault, socket_words};
 pub use self::incident::{Backoff, Incident, Incidents, Response, backoff};
 pub use self::table::{A_FEW, FaultKind, Judgement, Verdict, judge, kind};

@@ -10,13 +10,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
-use crate::care::caretaker::CaretakerSetup;
+use crate::care::setup::CaretakerSetup;
 use crate::config::{Config, Problems};
 use crate::flow::bisect::Refusals;
 use crate::flow::flush::Lane;
 use crate::flow::read::{self, Limits};
 use crate::flow::reclaim::Patience;
-use crate::flow::worker::WorkerSetup;
+use crate::flow::setup::WorkerSetup;
 use crate::lanes::{self, Identity, Record, Unregistered};
 use crate::model::names;
 use crate::model::pipeline::Shard;

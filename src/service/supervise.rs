@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use tracing::error;
 
-use crate::flow::worker::{self, WorkerSetup};
+use crate::flow::setup::WorkerSetup;
+use crate::flow::worker;
 use crate::model::names;
 use crate::retry::backoff;
 use crate::shutdown::Stop;

@@ -11,29 +11,21 @@ use fred::clients::Client;
 use fred::interfaces::ClientLike;
 use fred::types::RespVersion;
 use fred::types::config::{
-    Blocking, Config as FredConfig, ConnectionConfig, Options, PerformanceConfig, Server, ServerConfig, TcpConfig,
-    TlsConnector, UnresponsiveConfig,
+    Blocking, Config as FredConfig, ConnectionConfig, Options, PerformanceConfig, Server as FredServer, ServerConfig,
+    TcpConfig, TlsConnector, UnresponsiveConfig,
 };
 use secrecy::{ExposeSecret, SecretString};
 use socket2::TcpKeepalive;
 use tokio::task::AbortHandle;
 
 use super::command::{Command, Reply, server_error};
-use super::info;
+use super::place::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_TRIES, Place, UNCONFIRMED_LIMIT};
 use super::plain;
 use super::resp::Bounds;
-use super::wire::{Place, Wire};
+use super::server::Server;
+use super::wire::Wire;
 use crate::model::entry::Generation;
 use crate::retry::Fault;
-
-/// How long a silent connection is trusted before the kernel asks whether the peer is there.
-pub(super) const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
-/// How often it then asks.
-pub(super) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-/// How often it asks in vain before the connection is given up.
-pub(super) const KEEPALIVE_TRIES: u32 = 3;
-/// How long sent bytes may stay unconfirmed before the kernel gives the connection up.
-pub(super) const UNCONFIRMED_LIMIT: Duration = Duration::from_secs(30);
 
 /// Where Valkey is and how long to wait for it.
 #[derive(Debug, Clone)]
@@ -54,7 +46,7 @@ struct Credentials {
 }
 
 /// Where a server is, as the library's configuration and the URL tell.
-fn place_of(config: &FredConfig, server: &Server, credentials: &Credentials) -> Place {
+fn place_of(config: &FredConfig, server: &FredServer, credentials: &Credentials) -> Place {
     let tls = config.tls.as_ref().map(|tls| {
         let TlsConnector::Rustls(connector) = &tls.connector;
         (connector.clone(), server.tls_server_name.as_ref().unwrap_or(&server.host).to_string())
@@ -231,7 +223,7 @@ impl Link {
     /// the server does not tell it.
     pub async fn open_as(address: &Endpoint, name: impl FnOnce(&str, u64) -> String) -> Result<Link, Fault> {
         let commands = Connection::open_unnamed(address).await?;
-        let server = info::Server::told_by(&commands.call(info::Server::question()).await?)?;
+        let server = Server::told_by(&commands.call(Server::question()).await?)?;
         let number = match commands.call(Command::new("CLIENT").arg("ID")).await {
             Ok(id) => id.as_int().and_then(|id| id.try_into().ok()).unwrap_or(0),
             Err(Fault::Valkey { .. }) => 0,
@@ -252,7 +244,7 @@ impl Link {
         let place = self.commands.place()?;
         let Endpoint { connect_timeout, command_timeout, .. } = self.address;
         let mut wire = Wire::open(&place, name, bounds, connect_timeout, command_timeout).await?;
-        if !self.is(&info::Server::told_by(&wire.call(&info::Server::question()).await?)?) {
+        if !self.is(&Server::told_by(&wire.call(&Server::question()).await?)?) {
             return Err(Fault::ValkeyLost(
                 "two connections to Valkey reached two different servers (a failover?)".into(),
             ));
@@ -281,10 +273,10 @@ impl Link {
     ///
     /// A server that became a replica and a primary again keeps its connections and changes its replication id.
     pub async fn is_same_server(&self) -> Result<bool, Fault> {
-        Ok(self.is(&info::Server::told_by(&self.commands.call(info::Server::question()).await?)?))
+        Ok(self.is(&Server::told_by(&self.commands.call(Server::question()).await?)?))
     }
 
-    fn is(&self, server: &info::Server) -> bool {
+    fn is(&self, server: &Server) -> bool {
         server.run_id == self.generation.run_id && server.replication_id == self.generation.replication_id
     }
 

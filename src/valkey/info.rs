@@ -8,40 +8,9 @@ use std::time::Duration;
 
 use super::command::{Command, Reply, unexpected};
 use super::connection::Connection;
+use super::server::info_field;
 use crate::model::entry::EntryId;
 use crate::retry::Fault;
-
-/// Which server it is, and which history of writes it stands for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Server {
-    /// The process: another one after each start.
-    pub run_id: String,
-    /// The history: another one after each failover.
-    pub replication_id: String,
-}
-
-impl Server {
-    /// What to ask.
-    pub(super) fn question() -> Command {
-        Command::new("INFO").arg("server").arg("replication")
-    }
-
-    /// What was answered. A replica is refused as it refuses writes.
-    pub(super) fn told_by(info: &Reply) -> Result<Server, Fault> {
-        let text = info.as_text().ok_or_else(|| unexpected("INFO"))?;
-        let field = |name: &str| info_field(text, name).map(str::to_owned).ok_or_else(|| unexpected("INFO"));
-        if field("role")? != "master" {
-            let message = "READONLY this server is a replica";
-            return Err(Fault::Valkey { code: "READONLY".into(), message: message.into() });
-        }
-        Ok(Server { run_id: field("run_id")?, replication_id: field("master_replid")? })
-    }
-}
-
-/// The value of one line of INFO.
-fn info_field<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    text.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
-}
 
 /// What the server does when its memory is full (`maxmemory-policy`).
 pub async fn eviction_policy(connection: &Connection) -> Result<String, Fault> {
@@ -301,12 +270,5 @@ mod tests {
         assert_eq!(peer(line), Some(Peer { id: 7, name: "tidegate:main:counters:h-1-0-r-7-x".into() }));
         assert_eq!(peer("id=8 name= age=1"), Some(Peer { id: 8, name: String::new() }));
         assert_eq!(peer("who knows"), None);
-    }
-
-    #[test]
-    fn info_is_lines_of_names_and_values() {
-        let text = "# Server\r\nrun_id:abc\r\nrun_id_2:x\r\n";
-        assert_eq!(info_field(text, "run_id"), Some("abc"));
-        assert_eq!(info_field(text, "run"), None);
     }
 }

@@ -13,8 +13,10 @@
 mod command;
 mod connection;
 pub mod info;
+mod place;
 mod plain;
 pub mod resp;
+mod server;
 mod wire;
 
 pub use command::{Command, Reply, unexpected};

@@ -9,18 +9,18 @@ use std::time::Duration;
 use fred::error::{Error, ErrorKind};
 
 use super::command::server_error;
-use crate::retry::Fault;
+use crate::retry::{Fault, socket_words};
 
 /// No connection to this place came about.
 pub(super) fn cannot_reach(place: &str, error: &io::Error) -> Fault {
     tls_fault(place, error)
-        .unwrap_or_else(|| Fault::ValkeyLost(format!("cannot reach {place}: {}", words_of_socket(error))))
+        .unwrap_or_else(|| Fault::ValkeyLost(format!("cannot reach {place}: {}", socket_words(error))))
 }
 
 /// A connection to this place broke.
 pub(super) fn broke(place: &str, error: &io::Error) -> Fault {
     tls_fault(place, error)
-        .unwrap_or_else(|| Fault::ValkeyLost(format!("the connection to {place} broke: {}", words_of_socket(error))))
+        .unwrap_or_else(|| Fault::ValkeyLost(format!("the connection to {place} broke: {}", socket_words(error))))
 }
 
 /// This place did not answer in time.
@@ -98,25 +98,6 @@ fn tls_words(place: &str, words: &str) -> Fault {
         return Fault::ValkeyProtocol(format!("the certificate of {place} is not accepted: {words}"));
     }
     Fault::ValkeyProtocol(format!("no TLS with {place}: {words}"))
-}
-
-/// An error of a socket, without the numbers of the operating system.
-fn words_of_socket(error: &io::Error) -> String {
-    match error.kind() {
-        io::ErrorKind::ConnectionRefused => "connection refused".into(),
-        io::ErrorKind::ConnectionReset => "connection reset".into(),
-        io::ErrorKind::BrokenPipe | io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionAborted => {
-            "the other side closed the connection".into()
-        }
-        io::ErrorKind::TimedOut => "no answer in time".into(),
-        _ => {
-            let words = error.to_string();
-            if words.starts_with("failed to lookup address information") {
-                return "the host's name is not known".into();
-            }
-            words.split(" (os error").next().unwrap_or_default().to_owned()
-        }
-    }
 }
 
 /// The library passes the operating system's errors on as this language writes them for debugging.
