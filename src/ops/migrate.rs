@@ -8,6 +8,7 @@ use super::Exit;
 use crate::config::Config;
 use crate::lanes;
 use crate::model::names;
+use crate::model::pipeline::Pipeline;
 use crate::postgres::schema::{self, Error};
 use crate::postgres::{Database, Endpoint};
 
@@ -43,7 +44,11 @@ pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::
     };
     let result = if let Some((old, new)) = &args.rename_pipeline {
         rename(&address, config, old, new).await
-    } else if let Some(pipeline) = &args.retarget {
+    } else if let Some(name) = &args.retarget {
+        let Some(pipeline) = config.pipelines.iter().find(|pipeline| pipeline.name == *name) else {
+            writeln!(std::io::stderr(), "tidegate migrate: there is no pipeline {name:?} in the configuration")?;
+            return Ok(Exit::Config);
+        };
         retarget(&address, config, pipeline).await
     } else if args.dry_run {
         schema::missing(&address).await.map(|migrations| {
@@ -89,12 +94,9 @@ async fn rename(address: &Endpoint, config: &Config, old: &str, new: &str) -> Re
 }
 
 /// Gives a pipeline's lanes the table that the configuration names.
-async fn retarget(address: &Endpoint, config: &Config, name: &str) -> Result<String, Error> {
-    let Some(pipeline) = config.pipelines.iter().find(|pipeline| pipeline.name == name) else {
-        return Ok(format!("there is no pipeline {name} in the configuration: nothing was changed\n"));
-    };
+async fn retarget(address: &Endpoint, config: &Config, pipeline: &Pipeline) -> Result<String, Error> {
     let (source, target) = (&config.valkey.source, pipeline.table.to_string());
     let database = Database::new(address.clone(), 1);
-    let streams = database.run(async |c| lanes::retarget(c, source, name, &target).await).await?;
-    Ok(format!("{} ledgers of {name} carried over to {target}\n", streams.len()))
+    let streams = database.run(async |c| lanes::retarget(c, source, &pipeline.name, &target).await).await?;
+    Ok(format!("{} ledgers of {name} carried over to {target}\n", streams.len(), name = pipeline.name))
 }

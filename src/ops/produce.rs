@@ -25,7 +25,7 @@ use crate::client::{Added, NotAdded, Producer};
 use crate::merge::sum::parse_amount;
 use crate::model::entry::Malformed;
 use crate::model::pipeline::Pipeline;
-use crate::retry::{Fault, judge};
+use crate::retry::{Fault, advised};
 use crate::valkey::Endpoint;
 
 /// A line beyond this is skipped, and never held in memory as a whole.
@@ -82,7 +82,7 @@ pub async fn run(args: Args, address: Endpoint, pipeline: Pipeline) -> Exit {
     let producer = match Producer::connect(&address, &pipeline).await {
         Ok(producer) => producer,
         Err(fault) => {
-            eprintln!("tidegate produce: {fault}: {}; nothing was sent", judge(&fault, 1).advice);
+            eprintln!("tidegate produce: {}; nothing was sent", advised(&fault));
             return Exit::from(&fault);
         }
     };

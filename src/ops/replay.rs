@@ -24,7 +24,7 @@ use crate::model::entry::EntryId;
 use crate::model::names;
 use crate::model::pipeline::Pipeline;
 use crate::postgres::Database;
-use crate::retry::{Fault, judge};
+use crate::retry::{Fault, advised};
 use crate::valkey::{Command, Link, Reply, info, unexpected};
 
 /// Entries compared with the ledger in one step.
@@ -103,7 +103,7 @@ pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::
     match outcome {
         Ok(Ok(exit)) => Ok(exit),
         Ok(Err(error)) => Err(error),
-        Err(fault) => refused(Exit::from(&fault), &format!("{fault}: {}", judge(&fault, 1).advice)),
+        Err(fault) => refused(Exit::from(&fault), &advised(&fault)),
     }
 }
 

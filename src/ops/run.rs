@@ -52,7 +52,7 @@ pub async fn run(args: Args, config: Config, reload: impl Fn() -> Result<Config,
                     Exit::Config
                 }
                 Refusal::Config(problems) => problems.into(),
-                Refusal::Fault(fault, _) | Refusal::Migration(schema::Error::Fault(fault)) => fault.into(),
+                Refusal::Fault(fault) | Refusal::Migration(schema::Error::Fault(fault)) => fault.into(),
                 Refusal::Migration(_) | Refusal::Io(_) => Exit::Error,
             })
         }

@@ -12,7 +12,7 @@ use sqlx::{Connection, Row};
 
 use crate::failpoint;
 use crate::postgres::Endpoint;
-use crate::retry::Fault;
+use crate::retry::{Fault, advised};
 
 /// A migration may wait for another one, or rewrite a table: far longer than a flush may take.
 const STATEMENT_TIMEOUT: Duration = Duration::from_secs(600);
@@ -21,7 +21,7 @@ const STATEMENT_TIMEOUT: Duration = Duration::from_secs(600);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// PostgreSQL is out of reach or refuses.
-    #[error("{0}")]
+    #[error("{}", advised(.0))]
     Fault(#[from] Fault),
     /// A migration failed, or was changed after it had been applied.
     #[error("{0}; nothing of the failed migration was applied")]

@@ -9,4 +9,4 @@ pub mod table;
 
 pub use self::fault::{Fault, socket_words};
 pub use self::incident::{Backoff, Incident, Incidents, Response, backoff};
-pub use self::table::{A_FEW, FaultKind, Judgement, Verdict, judge, kind};
+pub use self::table::{A_FEW, FaultKind, Judgement, Verdict, advised, judge, kind};

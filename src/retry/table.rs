@@ -75,6 +75,11 @@ pub fn judge(fault: &Fault, attempt: u32) -> Judgement {
     }
 }
 
+/// A fault with what to do about it, for a command that ends because of it.
+pub fn advised(fault: &Fault) -> String {
+    format!("{fault}: {}", judge(fault, u32::MAX).advice)
+}
+
 /// The table for PostgreSQL. `ours`: the error names a table of the schema `tidegate`, so no entry can be the cause.
 fn judge_postgres(code: &str, ours: bool, constraint: Option<&str>, attempt: u32) -> Judgement {
     match (code, code.get(..2).unwrap_or_default()) {
@@ -86,7 +91,7 @@ fn judge_postgres(code: &str, ours: bool, constraint: Option<&str>, attempt: u32
             "PostgreSQL does not support the statement on this table: remove the table's rules; after a change of its columns, \
                  restart what pools connections to PostgreSQL",
         ),
-        ("53200", _) => shrink("PostgreSQL is out of memory; smaller batches are tried"),
+        ("53200", _) => shrink("PostgreSQL is out of memory: smaller batches may help"),
         ("26000" | "42P05", _) => retry("a connection pooler swapped the session; statements are prepared again"),
         ("25006", _) => retry("this PostgreSQL is read-only (a failover?); waiting for the primary"),
         ("25P03", _) => retry("the transaction stood idle too long and was ended by the server; it is repeated"),
@@ -95,7 +100,9 @@ fn judge_postgres(code: &str, ours: bool, constraint: Option<&str>, attempt: u32
             retry("PostgreSQL has no connection or other resource left: raise its limit, or lower postgres.connections")
         }
         ("57014", _) if attempt <= A_FEW => retry("the statement ran out of time (postgres.statement_timeout)"),
-        ("57014", _) => shrink("the statement ran out of time again and again; smaller batches are tried"),
+        ("57014", _) => shrink(
+            "the statement ran out of time (postgres.statement_timeout): is something else slow, or locked? smaller batches may help",
+        ),
         (_, "57") => retry("PostgreSQL is starting, stopping or was told to end the session"),
         (_, "08") => retry("the connection to PostgreSQL broke"),
         ("TG002", _) => halt(
@@ -129,7 +136,7 @@ fn judge_postgres(code: &str, ours: bool, constraint: Option<&str>, attempt: u32
         // Letters and digits that PostgreSQL leaves to applications: a trigger's own code.
         _ if is_application_code(code) => split("a trigger of the table refuses a row with a code of its own"),
         _ if attempt <= A_FEW => retry("an error Tidegate does not know; it is tried a few times"),
-        _ => halt("an error Tidegate does not know, again and again: see PostgreSQL's log"),
+        _ => halt("an error Tidegate does not know: see PostgreSQL's log"),
     }
 }
 
@@ -165,7 +172,7 @@ fn judge_valkey(code: &str, attempt: u32) -> Judgement {
             halt("the Valkey user lacks a permission: grant it with ACL SETUSER (docs/permissions.md has the commands)")
         }
         _ if attempt <= A_FEW => retry("an error Tidegate does not know; it is tried a few times"),
-        _ => halt("an error Tidegate does not know, again and again: see Valkey's log"),
+        _ => halt("an error Tidegate does not know: see Valkey's log"),
     }
 }
 

@@ -21,7 +21,7 @@ use crate::lanes::{self, Identity, Record, Unregistered};
 use crate::model::names;
 use crate::model::pipeline::Shard;
 use crate::postgres::{Database, schema};
-use crate::retry::{Fault, Incident, Verdict, judge};
+use crate::retry::{Fault, Incident, Verdict, advised, judge};
 use crate::target::{self, Unfit};
 use crate::telemetry::contract::Metrics;
 use crate::valkey::{self, Link, info};
@@ -64,8 +64,8 @@ pub enum Refusal {
     #[error("{0}")]
     Config(#[from] Problems),
     /// A server refuses.
-    #[error("{0}: {1}")]
-    Fault(Fault, &'static str),
+    #[error("{}", advised(.0))]
+    Fault(Fault),
     /// The operating system refuses.
     #[error("{0}")]
     Io(#[from] std::io::Error),
@@ -106,8 +106,7 @@ pub(super) async fn prepare(config: &Config, places: &Places, options: Options) 
             policy.map_or(Ok(()), |policy| Err(Refusal::Evicting(policy)))?;
         }
         Err(fault) if options.until_empty && judge(&fault, 1).verdict == Verdict::Halt => {
-            let advice = judge(&fault, 1).advice;
-            return Err(Refusal::Fault(fault, advice));
+            return Err(Refusal::Fault(fault));
         }
         // Out of reach, or not allowed to say: the workers will meet it, and tell.
         Err(_) => {}
@@ -115,13 +114,13 @@ pub(super) async fn prepare(config: &Config, places: &Places, options: Options) 
     let (mut incident, began) = (Incident::default(), Instant::now());
     loop {
         let fault = match try_prepare(config, places, options, Record::Yes).await {
-            Err(Refusal::Fault(fault, _) | Refusal::Migration(schema::Error::Fault(fault))) => fault,
+            Err(Refusal::Fault(fault) | Refusal::Migration(schema::Error::Fault(fault))) => fault,
             done => return done,
         };
         let response = incident.met(&fault, Instant::now());
         let is_over = options.until_empty && began.elapsed() >= options.timeout;
         if response.judgement.verdict != Verdict::Retry || is_over {
-            return Err(Refusal::Fault(fault, response.judgement.advice));
+            return Err(Refusal::Fault(fault));
         }
         if incident.is_news(response.judgement.verdict, Instant::now()) {
             warn!(%fault, advice = response.judgement.advice, "cannot start yet");
@@ -147,15 +146,14 @@ pub(super) async fn try_prepare(
     if missing > 0 {
         return Err(Refusal::NotMigrated(missing));
     }
-    let refused = |fault| Refusal::Fault(fault, "");
     let mut flows = Vec::new();
     for pipeline in &config.pipelines {
-        let order = database.run(async |c| target::check_table(c, pipeline).await).await.map_err(refused)??;
+        let order = database.run(async |c| target::check_table(c, pipeline).await).await.map_err(Refusal::Fault)??;
         for shard in pipeline.shards() {
             let identity = Identity::of(&config.valkey.source, &shard);
             let others_alive = others_are_alive(places, &shard, config.reclaim.dead_after).await;
             let register = async |c: &mut _| lanes::register(c, &identity, others_alive, record).await;
-            let id = database.run(register).await.map_err(refused)??;
+            let id = database.run(register).await.map_err(Refusal::Fault)??;
             flows.push(Flow {
                 lane: Lane::new(pipeline.clone(), &order, id, identity, config.dead_letters.max_bytes),
                 metrics: Arc::default(),

@@ -310,3 +310,16 @@ async fn a_migration_that_was_changed_after_it_was_applied_is_no_longer_up_to_da
     assert_eq!(code, 1, "{stderr}");
     assert!(stderr.contains("migration 1 was previously applied but has been modified"), "{stderr}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_does_not_exist_and_a_pipeline_that_does_not_are_said_with_what_to_do() {
+    let lab = Lab::new().await;
+    let mut migrate = lab.program(&["migrate"]);
+    let elsewhere = lab.database.rsplit_once('/').map(|(server, _)| format!("{server}/nowhere")).expect("a url");
+    let (code, _, stderr) = output(migrate.env("DATABASE_URL", elsewhere)).await;
+    assert_eq!(code, 78, "{stderr}");
+    assert!(stderr.contains("the database does not exist: create it"), "{stderr}");
+    let (code, stdout, stderr) = output(&mut lab.program(&["migrate", "--retarget", "typo"])).await;
+    assert_eq!((code, stdout.as_str()), (78, ""), "{stderr}");
+    assert!(stderr.contains("no pipeline \"typo\""), "{stderr}");
+}
