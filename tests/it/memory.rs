@@ -1,5 +1,7 @@
 //! What a worker holds is bounded by its settings, whatever the entries are like.
 
+use rustix::process::Signal;
+
 use crate::harness::{Daemon, GROUP, Lab, STREAM, eventually};
 
 /// Each of them alone is larger than what a worker may hold.
@@ -65,4 +67,55 @@ async fn taking_over_what_the_dead_held_needs_no_more() {
     assert_landed(&lab).await;
     let peak = daemon.peak_mebibytes();
     assert!(peak <= MEBIBYTES, "{peak} MiB");
+}
+
+/// A worker of tiny batches: nearly every reply is longer than one.
+fn tiny(lab: &Lab) -> Daemon {
+    let mut command = lab.program(&["run"]);
+    command.env("TIDEGATE__BATCH__MAX_BYTES", "16KiB").env("TIDEGATE__BATCH__MAX_ENTRY_BYTES", "8KiB");
+    command.env("TIDEGATE__DEAD_LETTERS__MAX_BYTES", "4KiB").env("TIDEGATE__RUN__WORKERS", "2");
+    Daemon::start(command)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_killed_and_stopped_in_the_middle_of_a_reply_lose_and_double_nothing() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    let mut daemons = [tiny(&lab), tiny(&lab)];
+    let padding = vec![b'x'; 40_000];
+    let (mut applied, mut buried) = (0, 0);
+    for round in 0..10 {
+        for n in 0..300 {
+            // Small ones, ones that nearly fill a batch, and a few that are too large.
+            let length = if n % 50 == 7 {
+                20_000 + n
+            } else if n % 5 == 0 {
+                7_000
+            } else {
+                n
+            };
+            if length > 8 << 10 {
+                buried += 1
+            } else {
+                applied += 1
+            }
+            let fields: [&[u8]; 6] = [b"id", b"a", b"amount", b"1", b"padding", &padding[..length]];
+            client.call(&[&[b"XADD".as_slice(), STREAM.as_bytes(), b"*"], &fields[..]].concat()).await;
+        }
+        let daemon = &mut daemons[round % 2];
+        if round % 4 < 2 {
+            daemon.kill().await;
+        } else {
+            daemon.signal(Signal::TERM);
+            let status = daemon.exit().await;
+            assert!(status.success(), "{status}: {}", daemon.last_lines());
+            assert_eq!(daemon.wait_for("stopped").await["phase"], "settled");
+        }
+        *daemon = tiny(&lab);
+        daemon.wait_for("running").await;
+    }
+    lab.await_value("a", applied).await;
+    eventually("letters", buried, async || lab.number("select count(*) from tidegate.dead_letters").await).await;
+    lab.assert_settled().await;
+    assert_eq!(lab.in_ledger().await, applied + buried);
 }
