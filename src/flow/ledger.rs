@@ -146,14 +146,17 @@ pub struct Gone {
     pub unknown: Vec<EntryId>,
 }
 
-/// Tells of these ids, whose entries are gone, what can be known. Those at which a row begins or ends were flushed.
+/// Tells of these ids, whose entries are gone, what can be known. Those at which a row begins or ends were flushed; so were those below
+/// the trim line, for nothing else is trimmed.
 pub async fn tell_gone(connection: &mut PgConnection, lane: LaneId, ids: &[EntryId]) -> Result<Gone, sqlx::Error> {
     let numbers: Vec<String> = ids.iter().map(|id| id.number().to_string()).collect();
     let told: Vec<(i64, bool)> = sqlx::query_as(
         "select p.n - 1, l.ids is not null
          from unnest($2::text[]) with ordinality as p (id, n)
          left join tidegate.ledger l on l.lane = $1 and l.ids @> p.id::numeric
-         where l.ids is null or p.id::numeric not in (lower(l.ids), upper(l.ids))
+         where l.ids is null
+            or p.id::numeric not in (lower(l.ids), upper(l.ids))
+               and p.id::numeric >= (select trimmed_below from tidegate.lanes where lane = $1)
          order by p.n",
     )
     .bind(lane)

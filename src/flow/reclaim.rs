@@ -209,9 +209,13 @@ impl Reclaimer {
         failpoint::reached("reclaim.claimed");
         let (filling, has_more) = self.read(session, &mut kept, chosen).await?;
         let missing: Vec<EntryId> = chosen.iter().map(|p| p.id).filter(|id| !kept.contains(id)).collect();
-        // Not claimed and still pending: a peer was quicker. Not claimed and not pending: gone, or settled meanwhile.
+        // Not claimed and still pending: a peer was quicker. Not pending, and the stream has it: settled meanwhile. Else: gone.
         let peers = still_pending(link, &self.stream, &self.group, &missing).await?;
-        let gone = missing.into_iter().filter(|id| !peers.contains(id)).collect();
+        let mut gone: Vec<EntryId> = missing.into_iter().filter(|id| !peers.contains(id)).collect();
+        if !gone.is_empty() {
+            let settled = info::existing(link.commands(), &self.stream, &gone).await?;
+            gone.retain(|id| !settled.contains(id));
+        }
         let suspect = suspect(chosen).map(|suspect| suspect.id).filter(|id| kept.contains(id));
         Ok(Claimed { batch: (!filling.is_empty()).then(|| filling.seal(true)), gone, suspect, has_more })
     }

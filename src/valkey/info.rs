@@ -181,6 +181,19 @@ pub async fn standing(connection: &Connection, stream: &str, group: &str) -> Res
     parse().ok_or_else(|| unexpected("EVAL"))
 }
 
+const EXISTING: &str = "
+local existing = {}
+for _, id in ipairs(ARGV) do
+    if #server.call('XRANGE', KEYS[1], id, id) > 0 then existing[#existing + 1] = id end
+end
+return existing";
+
+/// Which of these entries the stream has. A script, for XRANGE sends them whole.
+pub async fn existing(connection: &Connection, stream: &str, ids: &[EntryId]) -> Result<Vec<EntryId>, Fault> {
+    let reply = connection.call(Command::new("EVAL").arg(EXISTING).arg(1).arg(stream).args(ids)).await?;
+    rows(reply, "EVAL", |id| id.as_text()?.parse().ok())
+}
+
 /// A pending entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pending {

@@ -124,3 +124,25 @@ async fn a_restarted_server_gives_the_same_numbers_to_other_connections_and_nobo
     lab.assert_settled().await;
     drop(daemons);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_peer_settles_while_it_is_claimed_is_not_taken_for_gone() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    let ids = [client.add("a", 1).await, client.add("a", 1).await, client.add("a", 1).await];
+    lab.settle_everything().await;
+    client.call(&["XGROUP", "SETID", STREAM, GROUP, "0"]).await;
+    client.call(&["XREADGROUP", "GROUP", GROUP, "dead", "STREAMS", STREAM, ">"]).await;
+    let proxy = Proxy::start(lab.valkey.port()).await;
+    let listed = proxy.trap(Way::ToServer, b"XCLAIM", Then::Hold);
+    let mut daemon = lab.daemon_through(Some(proxy.port()), None);
+    within_limit("the claim", listed).await.expect("sprung");
+    // The one in the middle of a row of the ledger: had it been deleted, nobody could know whether it was flushed.
+    client.call(&["XACK", STREAM, GROUP, &ids[1]]).await;
+    proxy.release(Way::ToServer);
+    daemon.wait_for("redelivered entries were recognised").await;
+    lab.assert_settled().await;
+    client.add("a", 1).await;
+    lab.await_value("a", 4).await;
+    assert_eq!(daemon.count("entries were deleted from the stream"), 0, "{}", daemon.last_lines());
+}
