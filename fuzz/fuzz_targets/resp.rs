@@ -38,7 +38,10 @@ fn scan(bytes: &[u8], step: usize) -> Found {
                             write_canonical(&mut canonical, id, strings);
                             found.entries.push((id, digest(&canonical)));
                         }
-                        Piece::Shortened(entry) => found.entries.push((entry.id, entry.digest)),
+                        Piece::Shortened => {
+                            let entry = scan.take_shortened().expect("it has just passed");
+                            found.entries.push((entry.id, entry.digest));
+                        }
                         Piece::Part => {}
                         Piece::End => return Found { end: Some(None), ..found },
                         Piece::Refused(words) => return Found { end: Some(Some(words.to_owned())), ..found },

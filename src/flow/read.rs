@@ -264,6 +264,6 @@ const FIRST_READ: usize = 100;
 pub(super) fn put(delivered: Delivered<'_>, filling: &mut Filling) {
     match delivered {
         Delivered::Whole(id, strings) => filling.push(id, strings),
-        Delivered::Shortened(entry) => filling.push_shortened(&entry),
+        Delivered::Shortened(entry) => filling.push_shortened(entry),
     }
 }

@@ -37,12 +37,12 @@ impl Bounds {
 const HEAD: usize = 128;
 
 /// A piece of a reply.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Piece<'a> {
     /// An entry: its id, and its fields.
     Entry(EntryId, Strings<'a>),
-    /// An entry that was too large to be held.
-    Shortened(Shortened),
+    /// An entry that was too large to be held: [`Scan::take_shortened`] gives what is left of it.
+    Shortened,
     /// Nothing yet: some bytes were taken and are not needed any more.
     Part,
     /// There are no more entries.
@@ -63,7 +63,9 @@ pub struct Scan {
     /// How many entries are still to come; none before the reply has begun.
     left: Option<u64>,
     /// The entry that is taken piece by piece.
-    long: Option<Long>,
+    long: Option<Box<Long>>,
+    /// The one that has just passed.
+    shortened: Option<Shortened>,
 }
 
 impl Default for Scan {
@@ -75,15 +77,15 @@ impl Default for Scan {
 impl Scan {
     /// Of one reply, then of the next.
     pub fn new(bounds: Bounds) -> Scan {
-        Scan { bounds, left: None, long: None }
+        Scan { bounds, left: None, long: None, shortened: None }
     }
 
     /// The next piece and how many bytes it took from the front; none if it is not all there yet.
     pub fn next<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<(Piece<'a>, usize)>, Broken> {
         let mut cursor = Cursor { bytes, at: 0 };
         let Some(piece) = self.piece(&mut cursor)? else { return Ok(None) };
-        match &piece {
-            Piece::Entry(..) | Piece::Shortened(_) => self.left = self.left.map(|left| left - 1),
+        match piece {
+            Piece::Entry(..) | Piece::Shortened => self.left = self.left.map(|left| left - 1),
             Piece::End | Piece::Refused(_) => self.left = None,
             Piece::Part => {}
         }
@@ -107,8 +109,8 @@ impl Scan {
                 if entry.is_none() && cursor.bytes.len() > self.bounds.in_reply() {
                     cursor.at = 0;
                     let (id, strings) = entry_begins(cursor)?.ok_or(Broken("an entry with too long a head"))?;
-                    self.long =
-                        Some(Long { passing: Passing::new(id, strings, self.bounds.kept), strings, bytes: None });
+                    let passing = Passing::new(id, strings, self.bounds.kept);
+                    self.long = Some(Box::new(Long { passing, strings, bytes: None }));
                     return self.pass(cursor);
                 }
                 Ok(entry)
@@ -122,7 +124,13 @@ impl Scan {
         if !long.pass(cursor)? {
             return Ok((cursor.at > 0).then_some(Piece::Part));
         }
-        Ok(self.long.take().map(|long| Piece::Shortened(long.passing.finish())))
+        self.shortened = self.long.take().map(|long| long.passing.finish());
+        Ok(Some(Piece::Shortened))
+    }
+
+    /// The entry that [`Piece::Shortened`] stood for.
+    pub fn take_shortened(&mut self) -> Option<Shortened> {
+        self.shortened.take()
     }
 }
 
@@ -363,7 +371,8 @@ mod tests {
                         write_canonical(&mut canonical, id, strings);
                         found.push((digest(&canonical), canonical.len() as u64));
                     }
-                    Piece::Shortened(entry) => {
+                    Piece::Shortened => {
+                        let entry = scan.take_shortened().expect("it has just passed");
                         assert!(
                             entry.full_bytes > bounds.entry as u64,
                             "nothing is shortened that is within the bound"

@@ -31,12 +31,12 @@ const CHUNK: (usize, usize) = (4 << 10, 256 << 10);
 const LONGEST_GREETING: usize = 1 << 20;
 
 /// An entry, as it is delivered.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub enum Delivered<'a> {
     /// All of it.
     Whole(EntryId, Strings<'a>),
     /// Its beginning: it is too large to be held.
-    Shortened(Shortened),
+    Shortened(&'a Shortened),
 }
 
 impl Delivered<'_> {
@@ -148,15 +148,18 @@ impl Wire {
                     Err(broken) => return Err(self.broken(broken.to_string())),
                 };
                 at += taken;
-                let delivered = match piece {
-                    Piece::Entry(id, strings) => Delivered::Whole(id, strings),
-                    Piece::Shortened(entry) => Delivered::Shortened(entry),
+                let flow = match piece {
+                    Piece::Entry(id, strings) => take(Delivered::Whole(id, strings)),
+                    Piece::Shortened => match self.scan.take_shortened() {
+                        Some(entry) => take(Delivered::Shortened(&entry)),
+                        None => continue,
+                    },
                     Piece::Part => continue,
                     Piece::End => break Some(Ok(Progress::Whole)),
                     Piece::Refused(words) => break Some(Err(server_error(words))),
                 };
                 got_some = true;
-                if take(delivered).is_break() {
+                if flow.is_break() {
                     break Some(Ok(Progress::Paused));
                 }
             };

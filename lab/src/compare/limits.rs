@@ -108,7 +108,7 @@ impl Wire {
                             write!(text, "{}-{}", id.ms, id.seq)?;
                             ids.push(text);
                         }
-                        Piece::Shortened(_) => return Err("an entry was shortened".into()),
+                        Piece::Shortened => return Err("an entry was shortened".into()),
                         Piece::Part => {}
                         Piece::End => return Ok(ids.len() - had),
                         Piece::Refused(words) => return Err(words.into()),
