@@ -204,6 +204,7 @@ impl Filling {
     }
 
     /// Adds an entry to the run that is open.
+    #[inline]
     pub fn push<'a>(&mut self, id: EntryId, strings: impl IntoIterator<Item = &'a [u8]>) {
         let start = self.bytes.len();
         entry::write_canonical(&mut self.bytes, id, strings);

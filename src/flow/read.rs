@@ -261,6 +261,7 @@ pub async fn frontier(link: &Link, stream: &str, group: &str) -> Result<Option<E
 const FIRST_READ: usize = 100;
 
 /// Adds an entry as it was delivered, to the run that is open.
+#[inline]
 pub(super) fn put(delivered: Delivered<'_>, filling: &mut Filling) {
     match delivered {
         Delivered::Whole(id, strings) => filling.push(id, strings),

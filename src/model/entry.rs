@@ -93,6 +93,7 @@ pub struct Generation {
 ///
 /// This form is what is digested and what is carried from read to flush: one copy, one pass, no allocation per entry.
 /// All numbers are little-endian; lengths are 32 bits wide (a Valkey string has at most 512 MiB).
+#[inline]
 pub fn write_canonical<'a>(out: &mut Vec<u8>, id: EntryId, strings: impl IntoIterator<Item = &'a [u8]>) {
     out.extend_from_slice(&id.ms.to_le_bytes());
     out.extend_from_slice(&id.seq.to_le_bytes());

@@ -213,6 +213,7 @@ fn entry<'a>(cursor: &mut Cursor<'a>) -> Result<Option<Piece<'a>>, Broken> {
 }
 
 /// An entry's id, and how many strings it has.
+#[inline(always)]
 fn entry_begins(cursor: &mut Cursor<'_>) -> Result<Option<(EntryId, u64)>, Broken> {
     let Some(parts) = cursor.count(b'*')? else { return Ok(None) };
     if parts != 2 {
@@ -234,10 +235,17 @@ pub struct Strings<'a>(&'a [u8]);
 impl<'a> Iterator for Strings<'a> {
     type Item = &'a [u8];
 
+    #[inline]
     fn next(&mut self) -> Option<&'a [u8]> {
-        let mut cursor = Cursor { bytes: self.0, at: 0 };
-        let string = cursor.string().ok()??;
-        self.0 = &self.0[cursor.at..];
+        // Scanned before: a length is digits, and what it promises is there.
+        let (mut length, mut at) = (0, 1);
+        while let digit @ b'0'..=b'9' = *self.0.get(at)? {
+            length = length * 10 + usize::from(digit - b'0');
+            at += 1;
+        }
+        let (start, end) = (at + 2, at + 2 + length);
+        let string = self.0.get(start..end)?;
+        self.0 = self.0.get(end + 2..)?;
         Some(string)
     }
 }
@@ -295,6 +303,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The length of a string.
+    #[inline(always)]
     fn string_begins(&mut self) -> Result<Option<u64>, Broken> {
         match self.count(b'$')? {
             Some(length) if length > LONGEST_STRING => Err(Broken("a string longer than there can be")),
@@ -303,6 +312,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// A string with its length in front.
+    #[inline(always)]
     fn string(&mut self) -> Result<Option<&'a [u8]>, Broken> {
         let Some(length) = self.string_begins()? else { return Ok(None) };
         let end = self.at + length as usize;
