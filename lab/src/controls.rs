@@ -201,6 +201,15 @@ impl Tests {
     }
 
     async fn is_noticed(&self, control: &Control) -> bool {
+        for _ in 0..control.tries {
+            if self.notices(control).await {
+                return true;
+            }
+        }
+        false
+    }
+
+    async fn notices(&self, control: &Control) -> bool {
         let names: BTreeSet<String> = control.tests.iter().cloned().collect();
         let said = match self.run(&names, Some(&control.name), names.len()).await {
             Ok(said) => said,

@@ -16,8 +16,15 @@ pub struct Control {
     pub promise: String,
     /// The tests that must fail when it is broken.
     pub tests: Vec<String>,
+    /// How often it may be tried: more than once where the harm shows by chance (a deadlock).
+    #[serde(default = "once")]
+    pub tries: u32,
     /// How it is broken.
     pub edit: Vec<Edit>,
+}
+
+fn once() -> u32 {
+    1
 }
 
 /// A place in a file, and what becomes of it.
@@ -122,7 +129,7 @@ mod tests {
     fn control(name: &str, find: &str, replace: Option<&str>, insert: Option<&str>) -> Control {
         let (replace, insert) = (replace.map(str::to_owned), insert.map(str::to_owned));
         let edit = Edit { file: "a.rs".into(), find: find.into(), replace, insert };
-        Control { name: name.into(), promise: String::new(), tests: Vec::new(), edit: vec![edit] }
+        Control { name: name.into(), promise: String::new(), tests: Vec::new(), tries: 1, edit: vec![edit] }
     }
 
     #[test]
