@@ -414,14 +414,15 @@ fn executable_by(user: Option<u32>, programs: PathBuf, folder: &Path) -> Result<
     Ok(copy.join(within))
 }
 
-/// Whether the server on this port answers, and is this process and no other that was quicker to take the port.
+/// Whether the server on this port answers, has loaded its data, and is this process and no other that was quicker to take the port.
 async fn answers_as(port: u16, pid: i32) -> bool {
     let ask = async {
         let mut stream = TcpStream::connect(("127.0.0.1", port)).await?;
-        stream.write_all(b"INFO server\r\nQUIT\r\n").await?;
+        stream.write_all(b"INFO server persistence\r\nQUIT\r\n").await?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await?;
-        std::io::Result::Ok(answer.lines().any(|line| line.trim() == format!("process_id:{pid}")))
+        let says = |words: &str| answer.lines().any(|line| line.trim() == words);
+        std::io::Result::Ok(says(&format!("process_id:{pid}")) && says("loading:0"))
     };
     tokio::time::timeout(Duration::from_secs(1), ask).await.is_ok_and(|answer| answer.unwrap_or(false))
 }
