@@ -205,9 +205,13 @@ impl Reclaimer {
         let chosen = alike(&pending);
         failpoint::reached("reclaim.listed");
         self.cursors.insert(owner.to_owned(), chosen.last().unwrap_or(last).id);
-        let mut kept = failpoint::during("reclaim.claim", self.take_over(session, chosen, taken)).await?;
+        let kept = failpoint::during("reclaim.claim", self.take_over(session, chosen, taken)).await?;
         failpoint::reached("reclaim.claimed");
-        let (filling, has_more) = self.read(session, &mut kept, chosen).await?;
+        let (filling, has_more) = self.read(session, &kept, chosen).await?;
+        if has_more {
+            // What did not fit lies at the head of this session's own list when the batch is settled.
+            self.cursors.remove(&*session.consumer);
+        }
         let missing: Vec<EntryId> = chosen.iter().map(|p| p.id).filter(|id| !kept.contains(id)).collect();
         // Not claimed and still pending: a peer was quicker. Not pending, and the stream has it: settled meanwhile. Else: gone.
         let peers = still_pending(link, &self.stream, &self.group, &missing).await?;
@@ -216,7 +220,7 @@ impl Reclaimer {
             let settled = info::existing(link.commands(), &self.stream, &gone).await?;
             gone.retain(|id| !settled.contains(id));
         }
-        let suspect = suspect(chosen).map(|suspect| suspect.id).filter(|id| kept.contains(id));
+        let suspect = suspect(chosen).map(|suspect| suspect.id).filter(|_| !filling.is_empty());
         Ok(Claimed { batch: (!filling.is_empty()).then(|| filling.seal(true)), gone, suspect, has_more })
     }
 
@@ -243,11 +247,12 @@ impl Reclaimer {
     }
 
     /// Reads the claimed entries, as many as one batch holds; a run ends wherever the stream has an entry in between that is not
-    /// among them. Says whether some did not fit.
+    /// among them. Says whether some did not fit. What did not, and what was deleted before it could be read, is pending under this
+    /// session's own name and met again there.
     async fn read(
         &self,
         session: &mut Session,
-        kept: &mut HashSet<EntryId>,
+        kept: &HashSet<EntryId>,
         chosen: &[Pending],
     ) -> Result<(Filling, bool), Fault> {
         let generation = session.link.generation().clone();
@@ -255,9 +260,7 @@ impl Reclaimer {
         let mut filling = Filling::new(origin, self.limits.max_entry_bytes);
         let mut ids: Vec<EntryId> = chosen.iter().map(|p| p.id).filter(|id| kept.contains(id)).collect();
         ids.sort_unstable();
-        let wanted: HashSet<EntryId> = ids.iter().copied().collect();
         let deadly = suspect(chosen).is_some_and(|suspect| suspect.deliveries >= self.max_deliveries);
-        let mut found = HashSet::with_capacity(wanted.len());
         let Some(last) = ids.last().copied() else { return Ok((filling, false)) };
         // At a gallop: longer reads while all they bring is wanted, a jump and a short read where something else lies between.
         let (mut from, mut stride, mut is_full) = (ids.first().copied(), FIRST_STRIDE, false);
@@ -272,12 +275,11 @@ impl Reclaimer {
                 if is_full {
                     return ControlFlow::Continue(());
                 }
-                if wanted.contains(&id) {
+                if kept.contains(&id) {
                     put(delivered, &mut filling);
                     if deadly {
                         filling.condemn_last(Death::from(Malformed::Deadly));
                     }
-                    found.insert(id);
                 } else {
                     filling.close_run();
                     dense = false;
@@ -298,9 +300,6 @@ impl Reclaimer {
             };
         }
         filling.close_run();
-        // Claimed, then deleted before it could be read, or too much for one batch: the next look at this consumer's own list
-        // meets it again.
-        kept.retain(|id| found.contains(id));
         Ok((filling, is_full))
     }
 }

@@ -167,7 +167,7 @@ impl Taker {
                     return Ok(Ended::ReceiverGone);
                 }
                 let claimed = self.reclaimer.claim_own(session).await?;
-                plan.own = !claimed.is_empty() || claimed.has_more;
+                plan.own = !claimed.is_empty();
                 plan.own_at = Instant::now() + OWN_EVERY;
                 claimed
             } else {

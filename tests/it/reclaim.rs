@@ -126,6 +126,35 @@ async fn a_restarted_server_gives_the_same_numbers_to_other_connections_and_nobo
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_claimed_and_does_not_fit_into_one_batch_is_taken_up_without_waiting_for_the_next_look() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    let padding = "x".repeat(4_000);
+    for _ in 0..100 {
+        client.call(&["XADD", STREAM, "*", "id", "a", "amount", "1", "padding", &padding]).await;
+    }
+    // A consumer whose connection is gone holds everything.
+    let info = client.call(&["INFO", "server"]).await.text();
+    let run_id = info.lines().find_map(|line| line.strip_prefix("run_id:")).expect("told").trim();
+    let gone = tidegate::model::names::consumer("gone", run_id, 1_000_000, 7);
+    client.call(&["XGROUP", "CREATE", STREAM, GROUP, "0"]).await;
+    client.call(&["XREADGROUP", "GROUP", GROUP, &gone, "STREAMS", STREAM, ">"]).await;
+    eventually("silent for long enough", true, async || {
+        let consumers = client.call(&["XINFO", "CONSUMERS", STREAM, GROUP]).await.array();
+        consumers.into_iter().all(|consumer| consumer.array()[5].int() > Some(100))
+    })
+    .await;
+    // One look, and no other within the test.
+    let mut daemon = deaf_to_silence(&lab);
+    daemon.env("TIDEGATE__RECLAIM__SWEEP_EVERY", LONGER_THAN_THE_TEST).env("TIDEGATE__RECLAIM__GONE_AFTER", "100ms");
+    daemon.env("TIDEGATE__BATCH__MAX_BYTES", "16KiB").env("TIDEGATE__BATCH__MAX_ENTRY_BYTES", "8KiB");
+    daemon.env("TIDEGATE__DEAD_LETTERS__MAX_BYTES", "4KiB");
+    let _daemon = Daemon::start(daemon);
+    lab.await_value("a", 100).await;
+    lab.assert_settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_peer_settles_while_it_is_claimed_is_not_taken_for_gone() {
     let lab = Lab::new().await;
     let mut client = lab.client().await;
