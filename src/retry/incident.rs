@@ -80,8 +80,6 @@ pub struct Response {
     pub judgement: Judgement,
     /// How long to wait before trying again.
     pub wait: Duration,
-    /// How often in a row this worker met it.
-    pub attempts: u32,
     /// How long ago the first worker met it.
     pub lasted: Duration,
 }
@@ -104,7 +102,7 @@ impl Incident {
         let since = *told.since.get_or_insert(now);
         let judgement = judge(fault, self.attempts);
         let wait = self.waits.next().unwrap_or(BACKOFF_MAX);
-        Response { judgement, wait, attempts: self.attempts, lasted: now.saturating_duration_since(since) }
+        Response { judgement, wait, lasted: now.saturating_duration_since(since) }
     }
 
     /// Whether the operator is to be told now that this fault lasts, by whichever worker: at first, when the verdict is a new one, and

@@ -44,7 +44,7 @@ pub struct Consumer {
 /// The consumers of a group. Where there is no stream there is no group: both are NOGROUP.
 pub async fn consumers(connection: &Connection, stream: &str, group: &str) -> Result<Vec<Consumer>, Fault> {
     let reply = match connection.call(Command::new("XINFO").arg("CONSUMERS").arg(stream).arg(group)).await {
-        Err(Fault::Valkey { message, .. }) if message.contains("no such key") => {
+        Err(fault) if is_no_such_key(&fault) => {
             return Err(Fault::Valkey { code: "NOGROUP".into(), message: format!("NOGROUP no such key {stream}") });
         }
         reply => reply?,

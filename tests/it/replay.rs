@@ -6,7 +6,7 @@ use std::process::Command as Blocking;
 use tidegate::model::pipeline::Identifier;
 use tidegate::ops::sandbox::Postgres;
 
-use crate::harness::{GROUP, Lab, STREAM, eventually, migrate, output, within_limit};
+use crate::harness::{Daemon, GROUP, Lab, STREAM, eventually, migrate, output, within_limit};
 use crate::proxy::{Proxy, Then, Way};
 
 /// A whole folder, with its owners.
@@ -79,8 +79,8 @@ async fn after_a_restore_to_the_past_a_replay_is_exact_again() {
     assert_eq!(lab.number("select count(*) from tidegate.dead_letters").await, 2);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_acknowledgement_from_before_the_restore_never_arrives_after_it() {
+/// A database that was backed up, and then one entry whose acknowledgement is held back in the network.
+async fn lab_with_an_acknowledgement_held_back() -> (Lab, Postgres, Proxy, Daemon) {
     let (lab, mut postgres) = lab().await;
     let proxy = Proxy::start(lab.valkey.port()).await;
     back_up(&mut postgres).await;
@@ -89,6 +89,12 @@ async fn an_acknowledgement_from_before_the_restore_never_arrives_after_it() {
     daemon.wait_for("created the consumer group").await;
     lab.client().await.add("a", 1).await;
     within_limit("the acknowledgement", held).await.expect("sprung");
+    (lab, postgres, proxy, daemon)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_acknowledgement_from_before_the_restore_never_arrives_after_it() {
+    let (lab, mut postgres, proxy, _daemon) = lab_with_an_acknowledgement_held_back().await;
     restore(&mut postgres).await;
     let (code, _, stderr) = output(&mut lab.program(&["replay", "--since", "1h", "--yes"])).await;
     assert_eq!(code, 0, "{stderr}");
@@ -102,15 +108,8 @@ async fn an_acknowledgement_from_before_the_restore_never_arrives_after_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_acknowledgement_of_a_consumer_that_was_removed_never_arrives_after_the_restore() {
-    let (lab, mut postgres) = lab().await;
-    let proxy = Proxy::start(lab.valkey.port()).await;
-    back_up(&mut postgres).await;
-    let held = proxy.trap(Way::ToServer, b"XACK", Then::Hold);
-    let mut daemon = lab.daemon_through(Some(proxy.port()), None);
-    daemon.wait_for("created the consumer group").await;
+    let (lab, mut postgres, proxy, _daemon) = lab_with_an_acknowledgement_held_back().await;
     let mut client = lab.client().await;
-    client.add("a", 1).await;
-    within_limit("the acknowledgement", held).await.expect("sprung");
     // A peer has settled what it held, and removed it after a long silence.
     for consumer in client.call(&["XINFO", "CONSUMERS", STREAM, GROUP]).await.array() {
         let name = consumer.array()[1].text();
