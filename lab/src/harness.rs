@@ -145,10 +145,14 @@ impl Lab {
             ("RECLAIM__DEAD_AFTER", "1s"),
             ("RECLAIM__GONE_AFTER", "500ms"),
             ("RECLAIM__SWEEP_EVERY", "200ms"),
+            ("EXCLUSIVE__LEASE", "500ms"),
             ("TRIM__EVERY", "200ms"),
             ("COMPACT__EVERY", "200ms"),
         ] {
             command.env(format!("TIDEGATE__{key}"), value);
+        }
+        if let Ok(delivery) = std::env::var("TIDEGATE_TEST_DELIVERY") {
+            command.env("TIDEGATE__PIPELINES__COUNTERS__DELIVERY", delivery);
         }
         command
     }

@@ -53,6 +53,8 @@ pub struct Config {
     pub batch: BatchSection,
     /// `[reclaim]`
     pub reclaim: ReclaimSection,
+    /// `[exclusive]`
+    pub exclusive: ExclusiveSection,
     /// `[trim]`
     pub trim: TrimSection,
     /// `[compact]`
@@ -76,6 +78,7 @@ impl Config {
             run: settings.section()?,
             batch: settings.section()?,
             reclaim: settings.section()?,
+            exclusive: settings.section()?,
             trim: settings.section()?,
             compact: settings.section()?,
             dead_letters: settings.section()?,

@@ -30,6 +30,7 @@ pub(super) fn build(settings: &Settings, name: &str) -> Option<Pipeline> {
         key_field: section.key_field,
         value_field: section.value_field,
         merge: section.merge,
+        delivery: section.delivery,
     })
 }
 

@@ -14,7 +14,7 @@ use super::setting::choice;
 use super::settings::Settings;
 use crate::flow::reclaim::ALONE_AFTER;
 use crate::merge::Merge;
-use crate::model::pipeline::{Identifier, Table};
+use crate::model::pipeline::{Delivery, Identifier, Table};
 
 const fn ms(count: u64) -> Duration {
     Duration::from_millis(count)
@@ -95,6 +95,13 @@ sections! {
         max_deliveries: u64 = "8", Count("deliveries", ALONE_AFTER + 1..=1000);
     }
 
+    /// Who reads a stream whose pipeline has `delivery = "exclusive"`.
+    ExclusiveSection at "exclusive" {
+        /// How long a process may read a stream alone without saying that it lives. When it dies, another one takes over after
+        /// this long at the most; when it stops, at once.
+        lease: Duration = "2s", Time(ms(200)..=FIVE_MINUTES);
+    }
+
     /// When settled entries leave the stream.
     TrimSection at "trim" {
         /// How long settled entries stay in the stream, so that they can be replayed; `0s` means not at all.
@@ -150,6 +157,9 @@ sections! {
         value_field: String = "amount", Text;
         /// How a delta and the row's value become the new value.
         merge: Merge = "sum", Choice(Merge::WORDS);
+        /// `group`: any number of workers share the stream, and Valkey keeps a mark for each entry until it is settled.
+        /// `exclusive`: one process at a time reads it, at a fraction of the cost for Valkey.
+        delivery: Delivery = "group", Choice(Delivery::WORDS);
     }
 }
 
@@ -163,6 +173,7 @@ pub enum LogFormat {
 }
 
 choice! { LogFormat: "text" => LogFormat::Text, "json" => LogFormat::Json }
+choice! { Delivery: "group" => Delivery::Group, "exclusive" => Delivery::Exclusive }
 choice! { Merge: "sum" => Merge::Sum }
 
 /// Two keys whose values must keep an order.

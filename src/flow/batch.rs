@@ -255,6 +255,11 @@ impl Filling {
         self.entries.is_empty()
     }
 
+    /// The id of the entry added last.
+    pub fn last_id(&self) -> Option<EntryId> {
+        self.entries.last().map(|entry| entry.id)
+    }
+
     /// How many bytes its entries take.
     pub fn bytes(&self) -> usize {
         self.bytes.len()

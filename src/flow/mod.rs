@@ -1,10 +1,12 @@
 //! The life of a delta, in order. [`worker`] wires three actors: [`taker`] takes batches from Valkey ([`session`], [`read`],
 //! [`reclaim`], [`liveness`]), [`settler`] settles them in PostgreSQL ([`batch`], [`coalesce`], [`bisect`], [`judge`], [`ledger`],
 //! [`statement`], [`flush`], [`bury`]), [`acker`]
-//! acknowledges ([`ack`]); [`handoff`] is what they pass on to each other.
+//! acknowledges ([`ack`]); [`handoff`] is what they pass on to each other. Where one process reads a stream alone, [`lease`]
+//! says which, [`alone`] reads, and [`tenure`] moves the group's [`position`] instead of acknowledging.
 
 pub mod ack;
 pub mod acker;
+pub mod alone;
 pub mod batch;
 pub mod bisect;
 pub mod bury;
@@ -12,8 +14,10 @@ pub mod coalesce;
 pub mod flush;
 pub mod handoff;
 pub mod judge;
+pub mod lease;
 pub mod ledger;
 pub mod liveness;
+pub mod position;
 pub mod read;
 pub mod reclaim;
 pub mod session;
@@ -21,4 +25,5 @@ pub mod settler;
 pub mod setup;
 pub mod statement;
 pub mod taker;
+pub mod tenure;
 pub mod worker;

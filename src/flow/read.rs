@@ -1,6 +1,6 @@
 //! Read: fresh entries of a stream, in contiguous runs.
 //!
-//! Takes a link to Valkey and the limits of a batch; gives a batch being filled, or nothing if nothing came in time. It fails
+//! Takes a link to Valkey and the limits of a batch; gives a batch, or nothing if nothing came in time. It fails
 //! with what Valkey said; entries delivered into a reply that was lost stay pending under this consumer and are taken up by
 //! [`super::reclaim`].
 
@@ -21,6 +21,9 @@ use crate::valkey::{Command, Delivered, Link, Progress, info};
 /// to wait for a core. Sixteen were 2 % faster still on two busy cores, and would keep the server's other clients waiting
 /// for 16 ms at times, at about 1 ms a read.
 const READS_UNDER_WAY: usize = 8;
+/// How many reads' worth of entries is asked for at once where one process reads alone: it can ask for more only when it knows the
+/// last id of what it asked for before.
+const ALONE_AT_ONCE: usize = READS_UNDER_WAY;
 /// An id that no entry has: reading one's own history behind it is an empty read, and a sign of life. Not the highest of all,
 /// which is how the server writes `>`: it would deliver fresh entries.
 const BEYOND: &str = "18446744073709551615-18446744073709551614";
@@ -53,6 +56,8 @@ pub struct Reader {
     stream: String,
     group: String,
     limits: Limits,
+    /// Where it reads on, if it reads alone: behind this entry. Else the group gives out what comes next.
+    after: Option<EntryId>,
     /// How long a read waits for the first entry.
     block: Duration,
     /// What an entry took lately: keeps a reply within the batch's bytes.
@@ -69,7 +74,17 @@ impl Reader {
         // Large until the first entries are seen, so that the first read is a small one.
         let bytes_per_entry = limits.max_bytes / FIRST_READ;
         let (stream, group) = (pipeline.stream.clone(), pipeline.group());
-        Reader { stream, group, limits, block, bytes_per_entry, more: false, last: (0, 0) }
+        Reader { stream, group, limits, after: None, block, bytes_per_entry, more: false, last: (0, 0) }
+    }
+
+    /// From now on it reads alone, behind this entry; or, where there is none, what the group gives out.
+    pub fn read_after(&mut self, position: Option<EntryId>) {
+        (self.after, self.more) = (position, false);
+    }
+
+    /// Whether the last batch ended at its limits, and not with the backlog.
+    pub fn has_more(&self) -> bool {
+        self.more
     }
 
     /// Creates the group where there is none: at the stream's start, so that nothing is skipped, and with the stream. False: a
@@ -110,9 +125,9 @@ impl Reader {
     /// `former` ones, whose entries it may still be flushing; and keeps both connections from being idle.
     pub async fn keep_alive(&self, session: &mut Session, former: &[Arc<str>]) -> Result<(), Fault> {
         for consumer in former {
-            session.link.commands().call(self.command(consumer, 1, None, BEYOND)).await?;
+            session.link.commands().call(self.of_group(consumer, 1, None, BEYOND)).await?;
         }
-        let sign_of_life = self.command(&session.consumer, 1, None, BEYOND);
+        let sign_of_life = self.of_group(&session.consumer, 1, None, BEYOND);
         if session.is_quiet() {
             session.wire.send(&sign_of_life);
             session.wire.run(Duration::ZERO, |_| ControlFlow::Continue(())).await?;
@@ -126,7 +141,7 @@ impl Reader {
     /// along.
     async fn wait(&mut self, session: &mut Session, filling: &mut Filling, stop: &Stop) -> Result<bool, Fault> {
         let (count, block) = (self.read_size(), self.block);
-        session.wire.send(&self.command(&session.consumer, count, Some(block), ">"));
+        session.wire.send(&self.fresh(&session.consumer, count, Some(block)));
         session.asked.push_back(Asked { count, got: 0 });
         let (link, wire_id) = (session.link.clone(), session.wire_id);
         let mut receiving = std::pin::pin!(self.receive(session, filling, block));
@@ -148,14 +163,14 @@ impl Reader {
     async fn take(&mut self, session: &mut Session, filling: &mut Filling, only_asked: bool) -> Result<bool, Fault> {
         let mut more = Ok(true);
         loop {
-            while matches!(more, Ok(true)) && !only_asked && session.asked.len() < READS_UNDER_WAY {
+            while matches!(more, Ok(true)) && !only_asked && session.asked.len() < self.reads_under_way() {
                 let under_way = session.asked.iter().map(|asked| asked.count - asked.got).sum::<usize>();
                 let count = self.read_size();
                 // What is under way must fit into one batch.
                 if under_way > 0 && !self.fits(under_way + count, 0, 0) {
                     break;
                 }
-                session.wire.send(&self.command(&session.consumer, count, None, ">"));
+                session.wire.send(&self.fresh(&session.consumer, count, None));
                 session.asked.push_back(Asked { count, got: 0 });
             }
             let Some(next) = session.asked.front() else { return more };
@@ -174,7 +189,12 @@ impl Reader {
     /// How many entries one read asks for: as many as a batch can hold, if they are as large as those seen last.
     fn read_size(&self) -> usize {
         let by_bytes = self.limits.max_bytes / self.bytes_per_entry.max(1);
-        self.limits.read_count.min(self.limits.max_entries).min(by_bytes).max(1)
+        let at_once = if self.after.is_some() { ALONE_AT_ONCE } else { 1 };
+        (self.limits.read_count * at_once).min(self.limits.max_entries).min(by_bytes).max(1)
+    }
+
+    fn reads_under_way(&self) -> usize {
+        if self.after.is_some() { 1 } else { READS_UNDER_WAY }
     }
 
     /// Whether a batch of so many entries and bytes has room for so many entries more.
@@ -196,6 +216,9 @@ impl Reader {
         if let Some(average) = (filling.bytes() - weighed).checked_div(got) {
             self.bytes_per_entry = average.max(1);
         }
+        if self.after.is_some() && got > 0 {
+            self.after = filling.last_id();
+        }
         let Some(asked) = session.asked.front_mut() else { return received.map(|_| false) };
         asked.got += got;
         if matches!(received, Ok(Progress::Paused)) {
@@ -206,13 +229,25 @@ impl Reader {
         received.map(|_| is_full)
     }
 
-    fn command(&self, consumer: &str, count: usize, block: Option<Duration>, from: &'static str) -> Command {
-        let mut command = Command::new("XREADGROUP").arg("GROUP").arg(&*self.group).arg(consumer);
-        command = command.arg("COUNT").arg(count as i64);
+    /// A read of entries that nobody has read.
+    fn fresh(&self, consumer: &str, count: usize, block: Option<Duration>) -> Command {
+        match self.after {
+            None => self.of_group(consumer, count, block, ">"),
+            Some(after) => self.from(Command::new("XREAD"), count, block).arg(after),
+        }
+    }
+
+    fn of_group(&self, consumer: &str, count: usize, block: Option<Duration>, from: &'static str) -> Command {
+        let command = Command::new("XREADGROUP").arg("GROUP").arg(&*self.group).arg(consumer);
+        self.from(command, count, block).arg(from)
+    }
+
+    fn from(&self, command: Command, count: usize, block: Option<Duration>) -> Command {
+        let mut command = command.arg("COUNT").arg(count as i64);
         if let Some(block) = block {
             command = command.arg("BLOCK").arg(block.as_millis() as i64);
         }
-        command.arg("STREAMS").arg(&*self.stream).arg(from)
+        command.arg("STREAMS").arg(&*self.stream)
     }
 }
 

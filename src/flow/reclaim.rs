@@ -68,6 +68,10 @@ pub struct Survey {
     pub dead: Vec<(String, Liveness)>,
     /// How many entries are pending under this session's own name.
     pub own_pending: u64,
+    /// How many others are at work.
+    pub alive: usize,
+    /// How many have died that were not met dead before.
+    pub died: usize,
 }
 
 /// What bounds a reclaimer.
@@ -102,6 +106,8 @@ pub struct Reclaimer {
     former: Vec<Arc<str>>,
     /// Where to go on in each consumer's list, so that entries which cannot be claimed starve nobody behind them.
     cursors: HashMap<String, EntryId>,
+    /// The dead that were met and are still in the group.
+    met_dead: HashSet<String>,
 }
 
 impl Reclaimer {
@@ -117,6 +123,7 @@ impl Reclaimer {
             limits,
             former: Vec::new(),
             cursors: HashMap::new(),
+            met_dead: HashSet::new(),
         }
     }
 
@@ -138,6 +145,7 @@ impl Reclaimer {
         let link = &session.link;
         let consumers = info::consumers(link.commands(), &self.stream, &self.group).await?;
         self.cursors.retain(|name, _| consumers.iter().any(|c| c.name == *name));
+        self.met_dead.retain(|name| consumers.iter().any(|c| c.name == *name));
         let mut survey = Survey::default();
         for consumer in consumers {
             if *consumer.name == *session.consumer {
@@ -147,7 +155,14 @@ impl Reclaimer {
             if self.former.iter().any(|former| **former == *consumer.name) {
                 continue;
             }
-            match self.roster.look(link, &consumer, silence).await? {
+            let liveness = self.roster.look(link, &consumer, silence).await?;
+            match liveness {
+                Liveness::Alive => survey.alive += 1,
+                Liveness::Gone | Liveness::Silent => {
+                    survey.died += usize::from(self.met_dead.insert(consumer.name.clone()))
+                }
+            }
+            match liveness {
                 Liveness::Alive => {}
                 liveness if consumer.pending == 0 => self.roster.remove(link, &consumer, liveness).await?,
                 liveness => survey.dead.push((consumer.name, liveness)),

@@ -4,7 +4,7 @@
 //! what [`crate::retry`] says and keeps the batch; what the table refuses is searched for by [`super::bisect`].
 
 use std::collections::HashMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use super::bisect::{Cause, Piece, Refusals, Refused, Search, Step};
 use super::flush::{self, Failed, Settled, Why};
 use super::handoff::{Held, Interrupted, Receipt, Shared};
 use super::setup::WorkerSetup;
+use super::tenure::Place;
 use super::{ledger, reclaim};
 use crate::failpoint;
 use crate::model::entry::{EntryId, Malformed, digest};
@@ -35,27 +36,40 @@ pub struct Settler {
     setup: WorkerSetup,
     consumer: Arc<str>,
     shared: Arc<Shared>,
+    /// Which of its worker's settlers it is.
+    slot: usize,
     receiver: mpsc::Receiver<Held>,
     receipts: mpsc::Sender<Receipt>,
     incident: Incident,
     search: Search,
-    /// Handoffs that are not done with: the link to acknowledge on, and how many bytes are held.
-    handoffs: HashMap<u64, (Arc<Link>, usize)>,
+    /// Handoffs that are not done with.
+    handoffs: HashMap<u64, Handoff>,
     /// The number of the next handoff.
     next_handoff: u64,
 }
 
+/// What is kept of a batch while pieces of it are settled.
+#[derive(Debug, Clone)]
+struct Handoff {
+    /// Where it is acknowledged.
+    link: Arc<Link>,
+    /// How many bytes are held.
+    bytes: usize,
+    /// Set where nothing of it is pending, so that there is nothing to acknowledge.
+    place: Option<Place>,
+}
+
 impl Settler {
-    /// Takes batches from this receiver, gives receipts to this sender.
+    /// Takes batches from this receiver, gives receipts to this sender. `slot`: which of its worker's settlers it is.
     pub(super) fn new(
         setup: WorkerSetup,
         consumer: Arc<str>,
-        shared: Arc<Shared>,
+        (shared, slot): (Arc<Shared>, usize),
         receiver: mpsc::Receiver<Held>,
         receipts: mpsc::Sender<Receipt>,
     ) -> Settler {
         let (incident, search, handoffs) = (setup.metrics.flushing.incident(), Search::default(), HashMap::new());
-        Settler { setup, consumer, shared, receiver, receipts, incident, search, handoffs, next_handoff: 0 }
+        Settler { setup, consumer, shared, slot, receiver, receipts, incident, search, handoffs, next_handoff: 0 }
     }
 
     /// Settles until the taker has left and nothing is held; or until the second phase of a stop.
@@ -92,7 +106,7 @@ impl Settler {
 
     /// Whether a halted settler may take up more: at most one batch more than it holds otherwise.
     fn has_room(&self) -> bool {
-        let bytes: usize = self.handoffs.values().map(|(_, bytes)| bytes).sum();
+        let bytes: usize = self.handoffs.values().map(|handoff| handoff.bytes).sum();
         self.search.held() < self.setup.limits.max_entries && bytes < self.setup.limits.max_bytes
     }
 
@@ -100,13 +114,13 @@ impl Settler {
         if !held.gone.is_empty() {
             self.account_for(&held.gone, stop).await?;
         }
-        let Some(batch) = held.batch else { return self.hand_on(Receipt::Done).await };
+        let Some(batch) = held.batch else { return self.hand_on(Receipt::Done(held.place)).await };
         if let Some(id) = held.suspect {
             self.acquit(&held.link, &batch, id).await;
         }
         let handoff = self.next_handoff;
         self.next_handoff += 1;
-        self.handoffs.insert(handoff, (held.link, batch.bytes()));
+        self.handoffs.insert(handoff, Handoff { link: held.link, bytes: batch.bytes(), place: held.place });
         self.search.add(batch, handoff, &lock(&self.setup));
         Ok(())
     }
@@ -116,19 +130,22 @@ impl Settler {
         match flush::flush(&self.setup.database, &self.setup.lane, batch).await {
             Ok(flushed) => {
                 failpoint::reached("flush.committed");
-                let Some((link, _)) = self.handoffs.get(&ticket.handoff).cloned() else { return Err(Interrupted) };
+                let Some(handoff) = self.handoffs.get(&ticket.handoff).cloned() else { return Err(Interrupted) };
                 self.landed(Some(flushed.settled.tally.applied));
                 self.tell(&flushed.settled);
-                self.hand_on(Receipt::Settled(link.clone(), flushed.settled)).await?;
+                self.give_back(&handoff, flushed.settled).await?;
                 if let Some(batch) = flushed.unjudgeable {
-                    self.settle_unjudgeable(&link, batch, stop).await?;
+                    self.settle_unjudgeable(&handoff, batch, stop).await?;
                 }
                 if self.search.finished(ticket.handoff) {
                     self.handoffs.remove(&ticket.handoff);
-                    self.hand_on(Receipt::Done).await?;
+                    self.hand_on(Receipt::Done(handoff.place)).await?;
                 }
             }
             Err(Failed { batch, why: Why::Refused(runs) }) => {
+                if let Some(place) = self.handoffs.get(&ticket.handoff).and_then(|handoff| handoff.place.as_ref()) {
+                    place.tenure.is_in_doubt();
+                }
                 let (rest, aside) = batch.set_aside(&runs);
                 self.search.put_back(ticket, [aside, rest].into_iter().filter(|part| !part.is_empty()));
             }
@@ -238,13 +255,17 @@ impl Settler {
                 "flushing goes on"
             );
         }
-        if is_well && self.shared.failing.swap(false, Ordering::Relaxed) {
+        if is_well && self.failing().swap(false, Ordering::Relaxed) {
             self.setup.metrics.works_again();
         }
     }
 
+    fn failing(&self) -> &AtomicBool {
+        &self.shared.failing[self.slot]
+    }
+
     fn begins_to_fail(&self) {
-        if !self.shared.failing.swap(true, Ordering::Relaxed) {
+        if !self.failing().swap(true, Ordering::Relaxed) {
             self.setup.metrics.begins_to_fail();
         }
     }
@@ -256,6 +277,14 @@ impl Settler {
         let consumer = &batch.origin().consumer;
         // If it fails, the entry counts one death too many.
         let _ = reclaim::acquit(link, &pipeline.stream, &pipeline.group(), consumer, id).await;
+    }
+
+    /// What is settled and pending is to be acknowledged.
+    async fn give_back(&self, handoff: &Handoff, settled: Settled) -> Result<(), Interrupted> {
+        match handoff.place {
+            None => self.hand_on(Receipt::Settled(handoff.link.clone(), settled)).await,
+            Some(_) => Ok(()),
+        }
     }
 
     async fn hand_on(&self, receipt: Receipt) -> Result<(), Interrupted> {
@@ -280,10 +309,15 @@ impl Settler {
 
     /// The ledger covers these ids and no longer tells the content. If somebody has acknowledged one, somebody has seen it
     /// settled; else it is kept for an operator to judge.
-    async fn settle_unjudgeable(&mut self, link: &Arc<Link>, batch: Batch, stop: &Stop) -> Result<(), Interrupted> {
+    async fn settle_unjudgeable(&mut self, handoff: &Handoff, batch: Batch, stop: &Stop) -> Result<(), Interrupted> {
         let pipeline = self.setup.lane.pipeline();
         let ids: Vec<EntryId> = batch.entries().iter().map(|e| e.id).collect();
-        let Ok(pending) = reclaim::still_pending(link, &pipeline.stream, &pipeline.group(), &ids).await else {
+        let pending = match handoff.place {
+            None => reclaim::still_pending(&handoff.link, &pipeline.stream, &pipeline.group(), &ids).await,
+            // Behind the group's position: nobody has said that they are settled.
+            Some(_) => Ok(ids.iter().copied().collect()),
+        };
+        let Ok(pending) = pending else {
             // They stay pending, if they are, and come again.
             return Ok(());
         };
@@ -303,7 +337,7 @@ impl Settler {
                 Ok(settled) => {
                     self.landed(None);
                     self.tell(&settled);
-                    return self.hand_on(Receipt::Settled(link.clone(), settled)).await;
+                    return self.give_back(handoff, settled).await;
                 }
                 Err(Failed { batch, why: Why::LaneGone(fault) }) => {
                     doubtful = batch;
@@ -386,7 +420,7 @@ impl Settler {
 impl Drop for Settler {
     /// A settler that ends while it fails must not leave the trimmer waiting for it.
     fn drop(&mut self) {
-        if self.shared.failing.swap(false, Ordering::Relaxed) {
+        if self.failing().swap(false, Ordering::Relaxed) {
             self.setup.metrics.works_again();
         }
     }

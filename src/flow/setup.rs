@@ -1,15 +1,18 @@
 //! Setup: what a worker is made of. Its three actors have it in common.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tracing::{error, info, warn};
 
 use super::bisect::Refusals;
 use super::flush::Lane;
 use super::read::Limits;
 use super::reclaim::Patience;
+use crate::model::pipeline::Delivery;
 use crate::postgres::Database;
+use crate::retry::{Fault, Incident, Judgement, Verdict};
 use crate::telemetry::contract::Metrics;
 use crate::valkey;
 
@@ -37,6 +40,10 @@ pub struct WorkerSetup {
     pub patience: Patience,
     /// How often the dead are looked for.
     pub sweep_every: Duration,
+    /// How many batches are settled at once where one process reads alone.
+    pub settlers: usize,
+    /// How long the lease lasts by which it does so.
+    pub lease: Duration,
     /// What the pipeline's table has refused lately; all workers of the pipeline share it.
     pub refusals: Arc<Mutex<Refusals>>,
     /// Where it counts.
@@ -50,6 +57,50 @@ impl WorkerSetup {
     pub(super) fn sign_of_life_every(&self) -> Duration {
         let Patience { gone_after, dead_after, .. } = self.patience;
         (dead_after.min(gone_after) / SIGNS_OF_LIFE).min(LONGEST_IDLE)
+    }
+
+    /// Whether one process at a time reads the stream.
+    pub fn is_exclusive(&self) -> bool {
+        self.lane.pipeline().delivery == Delivery::Exclusive
+    }
+
+    /// How many settled entries the group's position may be behind for a moment, where one process reads alone.
+    pub(super) fn most_unmoved(&self) -> u64 {
+        2 * self.limits.max_entries as u64
+    }
+
+    /// How many entries behind the group's position a process that read alone may have held when it died: what was not moved over,
+    /// three batches a settler, and two more on the way.
+    pub(super) fn most_in_doubt(&self) -> u64 {
+        self.most_unmoved() + (3 * self.settlers as u64 + 2) * self.limits.max_entries as u64
+    }
+
+    /// A fault on Valkey's side: tells it, once for all workers of the pipeline; gives how long to wait.
+    pub(super) fn met_reading(&self, incident: &mut Incident, fault: &Fault) -> Duration {
+        let now = Instant::now();
+        let response = incident.met(fault, now);
+        let Judgement { verdict, advice } = response.judgement;
+        if incident.is_news(verdict, now) {
+            let (pipeline, lasted_ms) = (self.lane.pipeline(), response.lasted.as_millis() as u64);
+            let (name, stream) = (&pipeline.name, &pipeline.stream);
+            match verdict {
+                Verdict::Halt => {
+                    error!(event = "halted", pipeline = %name, %stream, %fault, advice, lasted_ms, "reading is halted until this is corrected");
+                }
+                _ => {
+                    warn!(event = "interrupted", pipeline = %name, %stream, %fault, advice, lasted_ms, "reading is interrupted");
+                }
+            }
+        }
+        response.wait
+    }
+
+    /// Reading works: the last worker that an incident kept waiting says so.
+    pub(super) fn reads_again(&self, incident: &mut Incident) {
+        if let Some((_, lasted)) = incident.over(Instant::now()) {
+            let (pipeline, lasted_ms) = (self.lane.pipeline(), lasted.as_millis() as u64);
+            info!(event = "resumed", pipeline = %pipeline.name, stream = %pipeline.stream, lasted_ms, "reading goes on");
+        }
     }
 
     /// How long one read waits for entries. Between two reads the dead are looked for.

@@ -4,14 +4,13 @@
 //! those of dead consumers. On a fault it drops the session, waits, and goes on with a new one.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info};
 
 use super::batch::Batch;
-use super::handoff::{Held, Shared};
+use super::handoff::{Held, Outlets, Shared};
+use super::lease::Lease;
 use super::liveness::Silence;
 use super::read::Reader;
 use super::reclaim::{self, Claimed, Reclaimer};
@@ -19,7 +18,7 @@ use super::session::{Identity, Session};
 use super::setup::WorkerSetup;
 use crate::failpoint;
 use crate::model::entry::{EntryId, Generation};
-use crate::retry::{Fault, Incident, Judgement, Verdict, judge};
+use crate::retry::{Fault, Incident, Verdict, judge};
 use crate::shutdown::Stop;
 use crate::valkey::Link;
 
@@ -31,7 +30,8 @@ pub struct Taker {
     pub(super) reader: Reader,
     pub(super) reclaimer: Reclaimer,
     pub(super) shared: Arc<Shared>,
-    pub(super) sender: Option<mpsc::Sender<Held>>,
+    /// None once it has left.
+    pub(super) outlets: Option<Outlets>,
     pub(super) sent: u64,
     /// The entry that was handed over last, if it was tried alone.
     pub(super) suspect: Option<EntryId>,
@@ -39,6 +39,10 @@ pub struct Taker {
     pub(super) met: Option<Met>,
     /// Whether the group was there before, so that it is an incident when it is not.
     pub(super) has_group: bool,
+    /// By which it reads alone, where the delivery is exclusive.
+    pub(super) lease: Option<Lease>,
+    /// How many entries more are read as a member of the group although nobody else is at work: one who died may have held them.
+    pub(super) doubtful: u64,
     pub(super) incident: Incident,
 }
 
@@ -59,29 +63,47 @@ impl Met {
 
 /// How a session ended, if not by a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Ended {
+pub(super) enum Ended {
     /// By a stop: everything that was asked for is taken.
     Stopped,
+    /// Everything that the group gave out is settled: what follows can be read alone.
+    Alone,
+    /// Somebody else reads, or moved the group: it begins again.
+    Displaced,
     /// The settler has ended (its task panicked): this worker is at its end.
     ReceiverGone,
 }
 
 /// Whether a batch can be handed over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Room {
-    Free,
+pub(super) enum Room {
+    /// To this settler.
+    Free(usize),
     /// A stop came first, and nothing is to be taken any more.
+    Stopped,
+    ReceiverGone,
+}
+
+/// How a wait for what is held ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    Over,
+    /// A stop came first.
     Stopped,
     ReceiverGone,
 }
 
 /// What a taker does next, beside reading, and when.
 #[derive(Debug)]
-struct Plan {
+pub(super) struct Plan {
     /// Whether its own backlog is to be looked at; for this nothing may be held.
-    own: bool,
+    pub(super) own: bool,
     /// Whether somebody dead holds entries.
-    dead: bool,
+    pub(super) dead: bool,
+    /// Whether nobody else was at work at the last look.
+    pub(super) is_sole: bool,
+    /// How many entries were pending under its own name at the last look.
+    pub(super) own_pending: u64,
     survey_at: Instant,
     /// When its own backlog is looked at although the worker has to settle what it holds for it.
     own_at: Instant,
@@ -95,6 +117,12 @@ impl Taker {
     /// Takes until it is told to stop, over as many sessions as it takes.
     pub async fn run(mut self, stop: Stop) {
         while !stop.is_asked() {
+            if let Some(lease) = &self.lease {
+                tokio::select! {
+                    () = lease.held() => {}
+                    () = stop.asked() => break,
+                }
+            }
             let mut session = match Session::open(&self.setup.valkey, &self.identity, self.setup.limits.bounds()).await
             {
                 Ok(session) => session,
@@ -111,6 +139,7 @@ impl Taker {
             match self.take_over(&mut session, &stop).await {
                 Ok(Ended::Stopped) => self.leave(&session, &stop).await,
                 Ok(Ended::ReceiverGone) => return,
+                Ok(Ended::Alone | Ended::Displaced) => self.reclaimer.left_behind(session.consumer.clone()),
                 Err(fault) => {
                     self.reclaimer.left_behind(session.consumer.clone());
                     // Closed first: what it read and lost is taken back by the next session.
@@ -125,9 +154,15 @@ impl Taker {
     async fn take_over(&mut self, session: &mut Session, stop: &Stop) -> Result<Ended, Fault> {
         let now = Instant::now();
         let speak_at = now + self.setup.sign_of_life_every();
-        let mut plan = Plan { own: true, dead: false, survey_at: now, own_at: now + OWN_EVERY, speak_at };
+        let own_at = now + OWN_EVERY;
+        let mut plan =
+            Plan { own: true, dead: false, is_sole: false, own_pending: 0, survey_at: now, own_at, speak_at };
         loop {
-            match self.take(session, &mut plan, stop).await {
+            let ended = match self.take(session, &mut plan, stop).await {
+                Ok(Ended::Alone) => self.read_alone(session, stop).await,
+                ended => ended,
+            };
+            match ended {
                 Err(fault) if judge(&fault, 1).verdict == Verdict::Regroup => {
                     self.regroup(&fault, session, stop).await?;
                 }
@@ -147,23 +182,34 @@ impl Taker {
                 self.keep_alive(session).await?;
                 plan.speak_at = Instant::now() + self.setup.sign_of_life_every();
             }
-            if Instant::now() >= plan.survey_at && !self.shared.failing.load(Ordering::Relaxed) {
+            if Instant::now() >= plan.survey_at && !self.shared.is_failing() {
                 self.survey(session, plan).await?;
             }
+            if self.lease.as_ref().is_some_and(|lease| !lease.is_held()) {
+                return Ok(Ended::Displaced);
+            }
+            if session.is_quiet() && self.may_read_alone(plan) && !stop.is_asked() {
+                match self.wait_until_settled(session, stop).await? {
+                    Wait::Over if self.is_alone(session, plan).await? => return Ok(Ended::Alone),
+                    Wait::Over | Wait::Stopped => {}
+                    Wait::ReceiverGone => return Ok(Ended::ReceiverGone),
+                }
+            }
             let claimed = if !session.is_quiet() || !(plan.own || plan.dead) {
-                let only_asked = plan.own || plan.dead || stop.is_asked();
-                let batch = match self.wait_for_room(session, stop).await? {
-                    Room::Free => self.reader.fill(session, stop, only_asked).await?,
-                    Room::Stopped => None,
+                let only_asked = plan.own || plan.dead || stop.is_asked() || self.may_read_alone(plan);
+                let (to, batch) = match self.wait_for_room(session, stop).await? {
+                    Room::Free(to) => (to, self.reader.fill(session, stop, only_asked).await?),
+                    Room::Stopped => continue,
                     Room::ReceiverGone => return Ok(Ended::ReceiverGone),
                 };
                 self.works_again();
+                self.read_as_member(batch.as_ref().map_or(0, Batch::len));
                 if batch.is_some() {
-                    self.send(&session.link, Claimed { batch, ..Claimed::default() }).await;
+                    self.send(to, &session.link, Claimed { batch, ..Claimed::default() }).await;
                 }
                 continue;
             } else if plan.own {
-                if self.wait_until_settled(session, stop).await? == Room::ReceiverGone {
+                if self.wait_until_settled(session, stop).await? == Wait::ReceiverGone {
                     return Ok(Ended::ReceiverGone);
                 }
                 let claimed = self.reclaimer.claim_own(session).await?;
@@ -181,10 +227,11 @@ impl Taker {
                 self.setup.metrics.reclaimed(entries);
                 let pipeline = &self.setup.lane.pipeline().name;
                 info!(event = "reclaimed", %pipeline, worker = %self.identity.worker, entries, gone = claimed.gone.len(), "reclaimed");
-                if self.wait_for_room(session, stop).await? == Room::ReceiverGone {
-                    return Ok(Ended::ReceiverGone);
+                match self.wait_for_room(session, stop).await? {
+                    Room::Free(to) => self.send(to, &session.link, claimed).await,
+                    Room::Stopped => {}
+                    Room::ReceiverGone => return Ok(Ended::ReceiverGone),
                 }
-                self.send(&session.link, claimed).await;
             }
         }
         Ok(Ended::Stopped)
@@ -192,9 +239,11 @@ impl Taker {
 
     /// Looks at the group's consumers: whether somebody dead holds entries, and whether this one may hold some unknown to it.
     /// One round trip while all are well, beside the reads under way.
-    async fn survey(&mut self, session: &Session, plan: &mut Plan) -> Result<(), Fault> {
+    pub(super) async fn survey(&mut self, session: &Session, plan: &mut Plan) -> Result<(), Fault> {
         let survey = self.reclaimer.survey(session, self.silence()).await?;
         plan.dead = !survey.dead.is_empty();
+        (plan.is_sole, plan.own_pending) = (survey.alive == 0, survey.own_pending);
+        self.mourn(survey.died);
         let holds_nothing = *self.shared.done.borrow() == self.sent && session.is_quiet();
         plan.own |= survey.own_pending > 0 && (holds_nothing || Instant::now() >= plan.own_at);
         plan.survey_at = Instant::now() + self.setup.sweep_every;
@@ -222,29 +271,32 @@ impl Taker {
         }
     }
 
-    async fn keep_alive(&self, session: &mut Session) -> Result<(), Fault> {
+    pub(super) async fn keep_alive(&self, session: &mut Session) -> Result<(), Fault> {
         self.reader.keep_alive(session, self.reclaimer.former()).await
     }
 
-    async fn send(&mut self, link: &Arc<Link>, claimed: Claimed) {
-        let Some(sender) = &self.sender else { return };
-        self.suspect = claimed.suspect;
+    async fn send(&mut self, to: usize, link: &Arc<Link>, claimed: Claimed) {
         let Claimed { batch, gone, suspect, .. } = claimed;
-        let held = Held { link: link.clone(), batch, gone, suspect };
+        self.hand_over(to, Held { link: link.clone(), batch, gone, suspect, place: None }).await;
+    }
+
+    /// Hands a batch over to the settler that has room.
+    pub(super) async fn hand_over(&mut self, to: usize, held: Held) {
+        let Some(outlets) = &mut self.outlets else { return };
+        self.suspect = held.suspect;
         // Fails only if the settler is gone, which the next wait for room tells.
-        if sender.send(held).await.is_ok() {
+        if outlets.send(to, held).await {
             self.sent += 1;
         }
     }
 
     /// Waits until a batch can be handed over, showing signs of life.
-    async fn wait_for_room(&self, session: &mut Session, stop: &Stop) -> Result<Room, Fault> {
-        let Some(sender) = &self.sender else { return Ok(Room::ReceiverGone) };
-        let mut room = std::pin::pin!(sender.reserve());
+    pub(super) async fn wait_for_room(&self, session: &mut Session, stop: &Stop) -> Result<Room, Fault> {
+        let Some(outlets) = &self.outlets else { return Ok(Room::ReceiverGone) };
+        let mut room = std::pin::pin!(outlets.room());
         loop {
             tokio::select! {
-                // Given back at once: this task is the only one that sends.
-                permit = &mut room => return Ok(if permit.is_ok() { Room::Free } else { Room::ReceiverGone }),
+                room = &mut room => return Ok(room.map_or(Room::ReceiverGone, Room::Free)),
                 () = stop.asked(), if session.is_quiet() => return Ok(Room::Stopped),
                 () = stop.forced() => return Ok(Room::Stopped),
                 () = tokio::time::sleep(self.setup.sign_of_life_every()) => self.keep_alive(session).await?,
@@ -253,14 +305,14 @@ impl Taker {
     }
 
     /// Waits until nothing is held, showing signs of life; or until a stop.
-    async fn wait_until_settled(&self, session: &mut Session, stop: &Stop) -> Result<Room, Fault> {
+    async fn wait_until_settled(&self, session: &mut Session, stop: &Stop) -> Result<Wait, Fault> {
         let mut settled = std::pin::pin!(self.shared.is_done_with(self.sent));
-        let Some(sender) = &self.sender else { return Ok(Room::ReceiverGone) };
+        let Some(outlets) = &self.outlets else { return Ok(Wait::ReceiverGone) };
         loop {
             tokio::select! {
-                () = &mut settled => return Ok(Room::Free),
-                () = sender.closed() => return Ok(Room::ReceiverGone),
-                () = stop.asked() => return Ok(Room::Stopped),
+                () = &mut settled => return Ok(Wait::Over),
+                () = outlets.closed() => return Ok(Wait::ReceiverGone),
+                () = stop.asked() => return Ok(Wait::Stopped),
                 () = tokio::time::sleep(self.setup.sign_of_life_every()) => self.keep_alive(session).await?,
             }
         }
@@ -269,7 +321,7 @@ impl Taker {
     /// Waits for what is held to be settled, then takes the consumer out of the group. A stop that leaves an entry pending
     /// is not its fault.
     async fn leave(&mut self, session: &Session, stop: &Stop) {
-        self.sender = None;
+        self.outlets = None;
         tokio::select! {
             () = self.shared.is_done_with(self.sent) => {}
             () = stop.forced() => {
@@ -289,34 +341,14 @@ impl Taker {
 
     /// A fault on Valkey's side: tells it, waits, and leaves the rest to the next link.
     async fn met(&mut self, fault: &Fault, stop: &Stop) {
-        let now = Instant::now();
-        let response = self.incident.met(fault, now);
-        let Judgement { verdict, advice } = response.judgement;
-        // Told once for all workers of the pipeline.
-        if self.incident.is_news(verdict, now) {
-            let (pipeline, lasted_ms) = (self.setup.lane.pipeline(), response.lasted.as_millis() as u64);
-            let (name, stream) = (&pipeline.name, &pipeline.stream);
-            match verdict {
-                Verdict::Halt => {
-                    error!(event = "halted", pipeline = %name, %stream, %fault, advice, lasted_ms, "reading is halted until this is corrected");
-                }
-                _ => {
-                    warn!(event = "interrupted", pipeline = %name, %stream, %fault, advice, lasted_ms, "reading is interrupted");
-                }
-            }
-        }
+        let wait = self.setup.met_reading(&mut self.incident, fault);
         tokio::select! {
-            () = tokio::time::sleep(response.wait) => {}
+            () = tokio::time::sleep(wait) => {}
             () = stop.asked() => {}
         }
     }
 
-    fn works_again(&mut self) {
-        let now = Instant::now();
-        // The last worker that it kept waiting says so.
-        if let Some((_, lasted)) = self.incident.over(now) {
-            let (pipeline, lasted_ms) = (self.setup.lane.pipeline(), lasted.as_millis() as u64);
-            info!(event = "resumed", pipeline = %pipeline.name, stream = %pipeline.stream, lasted_ms, "reading goes on");
-        }
+    pub(super) fn works_again(&mut self) {
+        self.setup.reads_again(&mut self.incident);
     }
 }

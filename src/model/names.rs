@@ -15,6 +15,17 @@ pub fn group(pipeline: &str) -> String {
     format!("tidegate:{pipeline}")
 }
 
+/// The key that says who reads a pipeline's stream alone. It hashes to the stream's slot in a cluster.
+pub fn lease(stream: &str, pipeline: &str) -> String {
+    format!("tidegate:lease:{{{}}}:{stream}:{pipeline}", hash_tag(stream))
+}
+
+/// What decides the slot of a key in a cluster: what stands within its first braces, or all of it.
+fn hash_tag(key: &str) -> &str {
+    let within = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
+    within.filter(|tag| !tag.is_empty()).unwrap_or(key)
+}
+
 /// This machine's name.
 #[cfg(feature = "daemon")]
 pub fn host() -> String {
@@ -72,6 +83,13 @@ pub fn printable(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lease_lies_in_the_slot_of_its_stream() {
+        assert_eq!(lease("flush:counters", "counters"), "tidegate:lease:{flush:counters}:flush:counters:counters");
+        assert_eq!(lease("flush:counters:{3}", "counters"), "tidegate:lease:{3}:flush:counters:{3}:counters");
+        assert_eq!((hash_tag("a{}b"), hash_tag("a{b"), hash_tag("{x}{y}")), ("a{}b", "a{b", "x"));
+    }
 
     #[test]
     fn a_consumers_name_tells_its_connection_in_the_same_life_of_the_server() {

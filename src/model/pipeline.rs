@@ -30,6 +30,18 @@ pub struct Pipeline {
     pub value_field: String,
     /// How a delta meets the value that is there.
     pub merge: Merge,
+    /// How its entries are given out. No part of what a flush is: it may differ between daemons and change while they run.
+    pub delivery: Delivery,
+}
+
+/// How a stream's entries are given out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Delivery {
+    /// By its consumer group: any number of workers share it, and Valkey keeps a mark for each entry until it is settled.
+    #[default]
+    Group,
+    /// To one process at a time, which reads on from the group's position: Valkey keeps one position, and nothing for each entry.
+    Exclusive,
 }
 
 impl Pipeline {
@@ -45,6 +57,7 @@ impl Pipeline {
             key_field: "id".into(),
             value_field: "amount".into(),
             merge: Merge::Sum,
+            delivery: Delivery::Group,
         }
     }
 

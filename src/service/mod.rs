@@ -143,8 +143,11 @@ impl Running {
             let parts = caretaker_setup(&config, &places, stream, &flows, regrouped.clone());
             caretakers.spawn(Caretaker::new(parts).run(stop.clone()));
             for flow in flows {
-                for slot in 0..config.run.workers {
-                    let parts = worker_setup(&config, &places, flow, regrouped.clone());
+                let parts = worker_setup(&config, &places, flow, regrouped.clone());
+                // One reads alone, with several settlers.
+                let count = if parts.is_exclusive() { 1 } else { config.run.workers };
+                for slot in 0..count {
+                    let parts = parts.clone();
                     workers.spawn(supervise(slot, parts, stop.clone()));
                 }
             }

@@ -190,6 +190,8 @@ pub(super) fn worker_setup(config: &Config, places: &Places, flow: &Flow, regrou
             max_deliveries: config.reclaim.max_deliveries,
         },
         sweep_every: config.reclaim.sweep_every,
+        settlers: config.run.workers,
+        lease: config.exclusive.lease,
         refusals: flow.refusals.clone(),
         metrics: flow.metrics.clone(),
         regrouped,

@@ -7,7 +7,7 @@ use tokio::task::JoinSet;
 use tracing::error;
 
 use crate::flow::setup::WorkerSetup;
-use crate::flow::worker;
+use crate::flow::worker::{self, Worker};
 use crate::model::names;
 use crate::retry::backoff;
 use crate::shutdown::Stop;
@@ -23,11 +23,12 @@ pub(super) async fn supervise(slot: usize, parts: WorkerSetup, stop: Stop) {
     let (mut deaths, mut waits) = (0, backoff());
     while !stop.is_asked() {
         let started = Instant::now();
-        let (taker, settler, acker) = worker::assemble(parts.clone(), worker.clone());
+        let Worker { taker, settlers, acker, keeper } = worker::assemble(parts.clone(), worker.clone());
         let mut tasks = JoinSet::new();
         tasks.spawn(taker.run(stop.clone()));
-        tasks.spawn(settler.run(stop.clone()));
+        settlers.into_iter().for_each(|settler| drop(tasks.spawn(settler.run(stop.clone()))));
         tasks.spawn(acker.run(stop.clone()));
+        keeper.into_iter().for_each(|keeper| drop(tasks.spawn(keeper.run())));
         let mut died = None;
         while let Some(ended) = tasks.join_next().await {
             died = died.or(ended.err());

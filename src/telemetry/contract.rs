@@ -120,6 +120,7 @@ instruments! {
         pending, "entries", "entries read and not yet acknowledged";
         age_ms, "milliseconds", "how long ago the oldest unsettled entry was added, 0 if there is none";
         backlog_read_ms_ago, "milliseconds", "how long ago Valkey was asked for the three above: large while it cannot be asked";
+        lease, "leases", "1 while this process reads the stream alone, 0 while it stands by; unknown where the delivery is `group`";
         failing_workers, "workers", "workers whose flushes are failing now";
     }
 }
@@ -147,6 +148,10 @@ pub const EVENTS: &[Event] = &[
     event("buried", "pipeline, entries", "entries became dead letters"),
     event("reclaimed", "pipeline, entries, gone", "entries were taken over from a dead consumer, or found again"),
     event("lost_upstream", "pipeline, entries, flushed", "Valkey lost entries; flushed: `no`, `yes`, or `unknown`"),
+    event("lease_held", "pipeline, stream", "this process reads the stream alone from now on"),
+    event("lease_waits", "pipeline, stream", "another process reads the stream: this one stands by"),
+    event("lease_lost", "pipeline, stream", "another process has taken the stream over"),
+    event("displaced", "pipeline, stream, why", "reading alone was given up and begins again at the group's position"),
     event(
         "interrupted",
         "pipeline, stream, fault, advice, lasted_ms",
@@ -260,6 +265,11 @@ impl Metrics {
     /// An acknowledgement was dropped.
     pub fn ack_dropped(&self) {
         add(&self.acks_dropped, 1);
+    }
+
+    /// Whether this process reads the stream alone.
+    pub fn holds_lease(&self, is_held: bool) {
+        self.lease.set(Some(is_held.into()));
     }
 
     /// A worker's flushes begin to fail.

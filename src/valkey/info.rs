@@ -71,6 +71,8 @@ pub struct Group {
     pub last_delivered: EntryId,
     /// How many entries it has not been given; none where the server cannot tell (after XDEL, XSETID or the like).
     pub undelivered: Option<u64>,
+    /// How many entries the stream had up to the last one that it was given; none where the server cannot tell.
+    pub read: Option<u64>,
 }
 
 /// One group of a stream; none if there is no such group, or no stream.
@@ -86,6 +88,7 @@ pub async fn group(connection: &Connection, stream: &str, group: &str) -> Result
             pending: fields.number("pending")?,
             last_delivered: fields.text("last-delivered-id")?.parse().ok()?,
             undelivered: fields.number("lag"),
+            read: fields.number("entries-read"),
         })
     };
     Ok(rows(reply, "XINFO GROUPS", parse)?.into_iter().find(|found| found.name == group))

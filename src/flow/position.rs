@@ -1,0 +1,109 @@
+//! Position: where a group stands in its stream, and moving it over what one reader has settled alone.
+//!
+//! Takes a link; gives the group's position, or moves it. Fails with what Valkey said. The position is moved by a script that looks, in one step, whether all is as its
+//! mover believes: the same server with the same history of writes, the mover's lease, the group, and the position it left.
+//! Where one of these is not so, nothing is changed (E3).
+
+use crate::failpoint;
+use crate::model::entry::EntryId;
+use crate::retry::Fault;
+use crate::valkey::{Command, Link, info, unexpected};
+
+/// Where a group stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// Every entry up to this one is settled, or pending in the group.
+    pub id: EntryId,
+    /// How many entries the stream ever had up to there; none where the server cannot tell.
+    pub read: Option<u64>,
+}
+
+/// How a move ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moved {
+    /// The group stands there. With how many entries it has read, where that is known.
+    There(Option<u64>),
+    /// The group does not exist any more.
+    NoGroup,
+    /// Something is not as the mover believes: nothing was changed.
+    Displaced(&'static str),
+}
+
+/// Answers one word where nothing was done; else `there`, and how many entries were read, -1 if that cannot be told.
+///
+/// With the count, the group's lag is exact. Deleted entries make it wrong, so it is set right wherever the position is the stream's end.
+const MOVE: &str = "
+local stream, lease = KEYS[1], KEYS[2]
+local run_id, history, token, name, from, to, read = unpack(ARGV)
+local server_info = server.call('INFO', 'server', 'replication')
+local function says(line) return string.find(server_info, line, 1, true) end
+if not (says('run_id:' .. run_id) and says('master_replid:' .. history) and says('role:master')) then return {'server'} end
+if server.call('GET', lease) ~= token then return {'lease'} end
+if server.call('EXISTS', stream) == 0 then return {'group'} end
+local function look()
+    for _, told in ipairs(server.call('XINFO', 'GROUPS', stream)) do
+        local group = {}
+        for i = 1, #told, 2 do group[told[i]] = told[i + 1] end
+        if group['name'] == name then return group end
+    end
+end
+local group = look()
+if not group then return {'group'} end
+if group['last-delivered-id'] ~= from then return {'position'} end
+if from == to then return {'there', group['entries-read'] or -1} end
+local function move(count)
+    if count == '' then server.call('XGROUP', 'SETID', stream, name, to)
+    else server.call('XGROUP', 'SETID', stream, name, to, 'ENTRIESREAD', count) end
+end
+move(read)
+if #server.call('XRANGE', stream, '(' .. to, '+', 'COUNT', 1) == 0 and look()['lag'] ~= 0 or read == '' then
+    local told, about = server.call('XINFO', 'STREAM', stream), {}
+    for i = 1, #told, 2 do about[told[i]] = told[i + 1] end
+    if about['last-generated-id'] == to then
+        read = string.format('%.0f', about['entries-added'])
+        move(read)
+    end
+end
+return {'there', tonumber(read) or -1}";
+
+/// Where the group stands; none if there is no such group.
+pub async fn of_group(link: &Link, stream: &str, group: &str) -> Result<Option<Position>, Fault> {
+    let told = info::group(link.commands(), stream, group).await?;
+    Ok(told.map(|group| Position { id: group.last_delivered, read: group.read }))
+}
+
+/// Whose position it is, and by which right it is moved.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// The stream.
+    pub stream: String,
+    /// Its group.
+    pub group: String,
+    /// The key of the lease.
+    pub lease: String,
+    /// What that key holds as long as the lease is the mover's.
+    pub token: String,
+}
+
+/// Moves the group from one position to another, or only looks whether it still stands there, if both are the same.
+pub async fn advance(link: &Link, claim: &Claim, from: EntryId, to: Position) -> Result<Moved, Fault> {
+    let generation = link.generation();
+    let command = Command::new("EVAL").arg(MOVE).arg(2).arg(&claim.stream).arg(&claim.lease);
+    let command = command.arg(&generation.run_id).arg(&generation.replication_id).arg(&claim.token).arg(&claim.group);
+    let command = command.arg(from).arg(to.id).arg(to.read.map_or_else(String::new, |read| read.to_string()));
+    let reply = failpoint::during("position.sent", link.commands().call(command)).await?;
+    failpoint::reached("position.moved");
+    let mut parts = reply.into_array().ok_or_else(|| unexpected("EVAL"))?;
+    let word = parts.next();
+    let moved = match word.as_ref().and_then(|word| word.as_text()) {
+        Some("there") => Moved::There(parts.next().and_then(|count| count.as_int()?.try_into().ok())),
+        Some("group") => Moved::NoGroup,
+        Some("server") => Moved::Displaced("the server is another one, or has another history of writes"),
+        Some("lease") => Moved::Displaced("the lease is not this process's any more"),
+        Some("position") => {
+            Moved::Displaced("the group was moved by somebody else: a replay, or a consumer of the group")
+        }
+        _ => return Err(unexpected("EVAL")),
+    };
+    Ok(moved)
+}

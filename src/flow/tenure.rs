@@ -1,0 +1,203 @@
+//! Tenure: the time for which one process reads a stream alone, from the group's position on.
+//!
+//! Takes the batches of one reader in the order in which they were read, and in any order that they are settled; gives the group's
+//! position, which only ever moves over what is settled from the first batch on (E1). It ends when anything is not as it
+//! should be; who reads then begins again at the group's position, and the ledger recognises what was settled beyond it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Notify;
+
+use super::batch::Batch;
+use super::position::{self, Claim, Moved, Position};
+use crate::model::entry::EntryId;
+use crate::retry::Fault;
+use crate::valkey::Link;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Tenure {
+    link: Arc<Link>,
+    claim: Claim,
+    /// Rung when a flush met what somebody else has flushed: is the lease still this process's?
+    doubt: Arc<Notify>,
+    stretches: Mutex<Stretches>,
+    /// Where the group stands, as far as this tenure has moved it; held while it is moved.
+    stands: tokio::sync::Mutex<Position>,
+    ended: Mutex<Option<End>>,
+}
+
+/// Why a tenure has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// Something is not as this process believed.
+    Displaced(&'static str),
+    /// The group is gone, or Valkey could not be asked.
+    Fault(Fault),
+}
+
+/// A batch's place in a tenure.
+#[derive(Debug, Clone)]
+pub struct Place {
+    /// The tenure.
+    pub tenure: Arc<Tenure>,
+    number: u64,
+}
+
+impl Place {
+    /// Everything of the batch is settled. Gives how many entries the position could be moved over by now.
+    pub fn settled(&self) -> u64 {
+        self.tenure.stretches().settled(self.number)
+    }
+}
+
+impl Tenure {
+    /// One that begins where the group stands.
+    pub fn new(link: Arc<Link>, claim: Claim, doubt: Arc<Notify>, position: Position) -> Tenure {
+        let (stretches, stands) = (Mutex::new(Stretches::from(position)), tokio::sync::Mutex::new(position));
+        Tenure { link, claim, doubt, stretches, stands, ended: Mutex::default() }
+    }
+
+    /// A batch was read, behind all others.
+    pub fn read(self: &Arc<Tenure>, batch: &Batch) -> Place {
+        let last = batch.entries().last().map(|entry| entry.id);
+        Place { tenure: self.clone(), number: self.stretches().read(last.unwrap_or_default(), batch.len() as u64) }
+    }
+
+    /// Moves the group's position over what is settled, or looks whether it still is where it was left.
+    pub async fn advance(&self) {
+        let mut stands = self.stands.lock().await;
+        if self.ended().is_some() {
+            return;
+        }
+        let to = self.stretches().reached;
+        let end = match position::advance(&self.link, &self.claim, stands.id, to).await {
+            Ok(Moved::There(read)) => {
+                *stands = Position { id: to.id, read };
+                self.stretches().moved(*stands);
+                return;
+            }
+            Ok(Moved::NoGroup) => {
+                let message = format!("NOGROUP the group {} of {} is gone", self.claim.group, self.claim.stream);
+                End::Fault(Fault::Valkey { code: "NOGROUP".into(), message })
+            }
+            Ok(Moved::Displaced(why)) => End::Displaced(why),
+            Err(fault) => End::Fault(fault),
+        };
+        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
+    }
+
+    /// A flush met what somebody else has flushed.
+    pub fn is_in_doubt(&self) {
+        self.doubt.notify_one();
+    }
+
+    /// Why it has ended, if it has.
+    pub fn ended(&self) -> Option<End> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn stretches(&self) -> MutexGuard<'_, Stretches> {
+        // Whoever held it did nothing but count.
+        self.stretches.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What was read, in order, and how far all of it is settled. Pure.
+#[derive(Debug)]
+struct Stretches {
+    /// Those from the first one that is not settled on.
+    open: VecDeque<Stretch>,
+    /// The number of the first of them.
+    first: u64,
+    /// Everything up to there is settled.
+    reached: Position,
+    /// How many entries that is more than the group knows of.
+    unmoved: u64,
+}
+
+#[derive(Debug)]
+struct Stretch {
+    last: EntryId,
+    entries: u64,
+    is_settled: bool,
+}
+
+impl Stretches {
+    fn from(position: Position) -> Stretches {
+        Stretches { open: VecDeque::new(), first: 0, reached: position, unmoved: 0 }
+    }
+
+    fn read(&mut self, last: EntryId, entries: u64) -> u64 {
+        self.open.push_back(Stretch { last, entries, is_settled: false });
+        self.first + self.open.len() as u64 - 1
+    }
+
+    fn settled(&mut self, number: u64) -> u64 {
+        if let Some(stretch) = number.checked_sub(self.first).and_then(|n| self.open.get_mut(n as usize)) {
+            stretch.is_settled = true;
+        }
+        while let Some(stretch) = self.open.pop_front_if(|stretch| stretch.is_settled) {
+            self.first += 1;
+            let read = self.reached.read.map(|read| read + stretch.entries);
+            self.reached = Position { id: stretch.last, read };
+            self.unmoved += stretch.entries;
+        }
+        self.unmoved
+    }
+
+    /// The group stands there, and has read as many entries as the server says.
+    fn moved(&mut self, to: Position) {
+        if self.reached.id == to.id {
+            (self.reached, self.unmoved) = (to, 0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn id(ms: u64) -> EntryId {
+        EntryId { ms, seq: 0 }
+    }
+
+    #[test]
+    fn the_position_moves_over_what_is_settled_from_the_first_batch_on() {
+        let mut stretches = Stretches::from(Position { id: id(10), read: Some(100) });
+        let numbers: Vec<u64> = [(12, 2), (15, 3), (16, 1)].map(|(last, n)| stretches.read(id(last), n)).into();
+        assert_eq!(stretches.settled(numbers[1]), 0, "the first one is not settled");
+        assert_eq!(stretches.reached, Position { id: id(10), read: Some(100) });
+        assert_eq!(stretches.settled(numbers[0]), 5);
+        assert_eq!(stretches.reached, Position { id: id(15), read: Some(105) });
+        // Two entries were deleted from the stream before they could be read: the server knows.
+        stretches.moved(Position { id: id(15), read: Some(107) });
+        assert_eq!(stretches.settled(numbers[2]), 1);
+        assert_eq!(stretches.reached, Position { id: id(16), read: Some(108) });
+    }
+
+    #[test]
+    fn a_batch_that_is_settled_twice_or_is_unknown_moves_nothing() {
+        let mut stretches = Stretches::from(Position { id: id(0), read: None });
+        let first = stretches.read(id(1), 1);
+        assert_eq!((stretches.settled(first), stretches.settled(first), stretches.settled(99)), (1, 1, 1));
+        assert_eq!(stretches.reached, Position { id: id(1), read: None });
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_order_nothing_unsettled_is_passed(order in Just((0..20u64).collect::<Vec<_>>()).prop_shuffle()) {
+            let mut stretches = Stretches::from(Position { id: id(0), read: Some(0) });
+            let numbers: Vec<u64> = (1..=20).map(|ms| stretches.read(id(ms), 1)).collect();
+            let mut settled = [false; 20];
+            for n in order {
+                stretches.settled(numbers[n as usize]);
+                settled[n as usize] = true;
+                let prefix = settled.iter().take_while(|is_settled| **is_settled).count() as u64;
+                prop_assert_eq!(stretches.reached, Position { id: id(prefix), read: Some(prefix) });
+            }
+        }
+    }
+}
