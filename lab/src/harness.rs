@@ -157,6 +157,22 @@ impl Lab {
         command
     }
 
+    /// The program, reading alone.
+    pub fn exclusive(&self, arguments: &[&str]) -> Command {
+        let mut command = self.program(arguments);
+        command.env("TIDEGATE__PIPELINES__COUNTERS__DELIVERY", "exclusive");
+        command
+    }
+
+    /// One field of the group, as XINFO GROUPS tells it.
+    pub async fn group(&self, field: &str) -> Resp {
+        let groups = self.client().await.call(&["XINFO", "GROUPS", STREAM]).await.array();
+        let ours = |fields: &Vec<Resp>| fields.get(1) == Some(&Resp::Text(GROUP.into()));
+        let fields = groups.into_iter().map(Resp::array).find(ours).expect("the group");
+        let at = fields.iter().position(|name| *name == Resp::Text(field.into())).expect("the field");
+        fields[at + 1].clone()
+    }
+
     /// The daemon.
     pub fn daemon(&self) -> Daemon {
         Daemon::start(self.program(&["run"]))

@@ -53,6 +53,8 @@ impl Taker {
             return Err(Fault::Valkey { code: "NOGROUP".into(), message });
         };
         failpoint::reached("alone.begins");
+        let (pipeline, from) = (&self.setup.lane.pipeline().name, position.id);
+        info!(event = "reads_alone", %pipeline, stream = %claim.stream, %from, "reading alone, from the group's position on");
         let tenure = Arc::new(Tenure::new(session.link.clone(), claim, lease.doubt.clone(), position));
         self.reader.read_after(Some(position.id));
         let ended = self.read_on(session, &tenure, stop).await;

@@ -18,6 +18,9 @@ pub struct Position {
     pub read: Option<u64>,
 }
 
+/// Why a mover is displaced whose lease somebody else has taken, or that has run out.
+pub const LEASE_GONE: &str = "the lease is not this process's any more";
+
 /// How a move ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moved {
@@ -99,7 +102,7 @@ pub async fn advance(link: &Link, claim: &Claim, from: EntryId, to: Position) ->
         Some("there") => Moved::There(parts.next().and_then(|count| count.as_int()?.try_into().ok())),
         Some("group") => Moved::NoGroup,
         Some("server") => Moved::Displaced("the server is another one, or has another history of writes"),
-        Some("lease") => Moved::Displaced("the lease is not this process's any more"),
+        Some("lease") => Moved::Displaced(LEASE_GONE),
         Some("position") => {
             Moved::Displaced("the group was moved by somebody else: a replay, or a consumer of the group")
         }

@@ -312,13 +312,12 @@ impl Settler {
     async fn settle_unjudgeable(&mut self, handoff: &Handoff, batch: Batch, stop: &Stop) -> Result<(), Interrupted> {
         let pipeline = self.setup.lane.pipeline();
         let ids: Vec<EntryId> = batch.entries().iter().map(|e| e.id).collect();
-        let pending = match handoff.place {
+        let pending = match &handoff.place {
             None => reclaim::still_pending(&handoff.link, &pipeline.stream, &pipeline.group(), &ids).await,
-            // Behind the group's position: nobody has said that they are settled.
-            Some(_) => Ok(ids.iter().copied().collect()),
+            Some(place) => place.tenure.still_unsettled(&ids).await,
         };
         let Ok(pending) = pending else {
-            // They stay pending, if they are, and come again.
+            // They stay pending, if they are, and come again; and so does what a tenure read that has ended.
             return Ok(());
         };
         let indices: Vec<usize> = (0..batch.len()).filter(|&i| pending.contains(&batch.entries()[i].id)).collect();

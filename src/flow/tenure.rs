@@ -4,7 +4,7 @@
 //! position, which only ever moves over what is settled from the first batch on (E1). It ends when anything is not as it
 //! should be; who reads then begins again at the group's position, and the ledger recognises what was settled beyond it.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -85,12 +85,27 @@ impl Tenure {
             Ok(Moved::Displaced(why)) => End::Displaced(why),
             Err(fault) => End::Fault(fault),
         };
-        *self.ended.lock().unwrap_or_else(PoisonError::into_inner) = Some(end);
+        self.end(end);
+    }
+
+    /// Which of these ids lie behind the group's position, wherever it stands by now: nobody has said that they are settled. Where that
+    /// cannot be asked the tenure ends, and they come again.
+    pub async fn still_unsettled(&self, ids: &[EntryId]) -> Result<HashSet<EntryId>, Fault> {
+        let position = position::of_group(&self.link, &self.claim.stream, &self.claim.group).await;
+        let stands = position.inspect_err(|fault| self.end(End::Fault(fault.clone())))?.map(|position| position.id);
+        Ok(ids.iter().copied().filter(|id| stands.is_none_or(|stands| *id > stands)).collect())
     }
 
     /// A flush met what somebody else has flushed.
     pub fn is_in_doubt(&self) {
         self.doubt.notify_one();
+    }
+
+    fn end(&self, why: End) {
+        if why == End::Displaced(position::LEASE_GONE) {
+            self.is_in_doubt();
+        }
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
     }
 
     /// Why it has ended, if it has.

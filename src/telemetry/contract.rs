@@ -151,6 +151,11 @@ pub const EVENTS: &[Event] = &[
     event("lease_held", "pipeline, stream", "this process reads the stream alone from now on"),
     event("lease_waits", "pipeline, stream", "another process reads the stream: this one stands by"),
     event("lease_lost", "pipeline, stream", "another process has taken the stream over"),
+    event(
+        "reads_alone",
+        "pipeline, stream, from",
+        "all that the group gave out is settled: reading alone begins behind `from`",
+    ),
     event("displaced", "pipeline, stream, why", "reading alone was given up and begins again at the group's position"),
     event(
         "interrupted",

@@ -4,6 +4,7 @@ use tidegate_lab::{harness, proxy};
 
 mod crash;
 mod entries;
+mod exclusive;
 mod failover;
 mod memory;
 mod outage;

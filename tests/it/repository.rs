@@ -57,7 +57,7 @@ fn only_the_valkey_module_imports_its_client_library() {
 
 #[test]
 fn only_the_valkey_side_of_the_flow_sends_commands() {
-    let valkey_side = ["flow/read", "flow/ack", "flow/reclaim", "flow/liveness"];
+    let valkey_side = ["flow/read", "flow/ack", "flow/reclaim", "flow/liveness", "flow/lease", "flow/position"];
     for (name, text) in sources().into_iter().filter(|(name, _)| is_in(name, &["flow"])) {
         let sends = code(&text).contains("Command::new");
         assert!(!sends || is_in(&name, &valkey_side), "{name} sends commands to Valkey: that is for {valkey_side:?}");
