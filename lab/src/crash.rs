@@ -58,6 +58,10 @@ enum By {
     Telling(Signal),
     /// An empty database is migrated.
     Migrating,
+    /// One reads alone; fresh entries are enough.
+    Alone,
+    /// One reads alone, and is told to stop once it runs.
+    AloneTelling(Signal),
 }
 
 /// Where a worker is killed: its number in the list of docs/guarantees.md, its name, how it is reached, entries each time,
@@ -94,6 +98,14 @@ const POINTS: &[Point] = &[
     Point(16, "migrate.sent", By::Migrating, 0, 1_000_000),
     Point(17, "stop.asked", By::Telling(Signal::TERM), 200, 50),
     Point(17, "stop.settled", By::Telling(Signal::TERM), 200, 50),
+    Point(19, "lease.taken", By::Alone, 20, 50),
+    Point(19, "alone.begins", By::Alone, 20, 50),
+    Point(19, "alone.read", By::Alone, 20, 50),
+    Point(20, "flush.sent", By::Alone, 200, 50),
+    Point(20, "flush.committed", By::Alone, 20, 50),
+    Point(21, "position.sent", By::Alone, 200, 50),
+    Point(21, "position.moved", By::Alone, 200, 50),
+    Point(22, "lease.left", By::AloneTelling(Signal::TERM), 200, 50),
     Point(18, "reload.read", By::Telling(Signal::HUP), 200, 50),
     Point(18, "reload.started", By::Telling(Signal::HUP), 200, 50),
 ];
@@ -232,7 +244,7 @@ impl Victim {
                 self.client.call(&["XGROUP", "CREATE", STREAM, GROUP, "0", "MKSTREAM"]).await;
                 self.client.call(&["XREADGROUP", "GROUP", GROUP, "silent", "STREAMS", STREAM, ">"]).await;
             }
-            By::Feeding | By::Trimming | By::Merging | By::Telling(_) => {}
+            By::Feeding | By::Trimming | By::Merging | By::Telling(_) | By::Alone | By::AloneTelling(_) => {}
         }
     }
 
@@ -258,8 +270,12 @@ impl Victim {
             // A name alone never kills.
             ("RECLAIM__MAX_DELIVERIES", "1000"),
             ("COMPACT__MARGIN", "1h"),
+            ("EXCLUSIVE__LEASE", "200ms"),
         ] {
             command.env(format!("TIDEGATE__{key}"), value);
+        }
+        if matches!(self.point.2, By::Alone | By::AloneTelling(_)) {
+            command.env("TIDEGATE__PIPELINES__COUNTERS__DELIVERY", "exclusive");
         }
         if self.point.2 == By::Trimming {
             command.env("TIDEGATE__TRIM__RETENTION", "0s");
@@ -275,7 +291,10 @@ impl Victim {
         let migrating = self.point.2 == By::Migrating;
         let mut command = self.program(if migrating { &["migrate"] } else { &["run"] });
         // Not always the first time it passes, where it passes more than once.
-        let nth = if self.point.1 == "read.sent" { nth } else { 1 };
+        let nth = match self.point.1 {
+            "read.sent" | "alone.read" | "lease.taken" | "position.sent" | "position.moved" => nth,
+            _ => 1,
+        };
         command.env("TIDEGATE_FAILPOINT", format!("{}:{nth}", self.point.1));
         let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().expect("the program starts");
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
@@ -283,9 +302,11 @@ impl Victim {
         let listen = async {
             while let Ok(Some(line)) = lines.next_line().await {
                 let event: serde_json::Value = serde_json::from_str(&line).unwrap_or_default();
-                if event["event"] == "running"
-                    && let By::Telling(signal) = self.point.2
-                {
+                let is_up = match self.point.2 {
+                    By::AloneTelling(_) => event["event"] == "reads_alone",
+                    _ => event["event"] == "running",
+                };
+                if is_up && let By::Telling(signal) | By::AloneTelling(signal) = self.point.2 {
                     // Gone already, perhaps.
                     let _ = kill_process(pid, signal);
                 }

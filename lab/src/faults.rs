@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rustix::process::{Pid, Signal, kill_process};
+use tidegate::model::names;
 use tidegate::ops::sandbox::{Postgres, Valkey};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
@@ -30,6 +31,7 @@ const FAULTS: &[(Fault, u32)] = &[
     (Fault::LoseCommit, 3),
     (Fault::ClientKill, 3),
     (Fault::GroupDestroyed, 2),
+    (Fault::LeaseLost, 3),
     (Fault::PostgresRestart, 1),
     (Fault::PostgresCrash, 1),
     (Fault::ValkeyRestart, 2),
@@ -55,7 +57,7 @@ pub enum Fault {
     Silence(Side),
     /// Connections are reset once.
     Reset(Side),
-    /// The answer to an XACK is thrown away.
+    /// The answer to an XACK, or to a move of the group's position, is thrown away.
     LoseAck,
     /// The answer to a flush is thrown away.
     LoseCommit,
@@ -63,6 +65,8 @@ pub enum Fault {
     ClientKill,
     /// XGROUP DESTROY.
     GroupDestroyed,
+    /// The lease of whoever reads alone is deleted, or somebody else's for a while.
+    LeaseLost,
     /// In order, and back.
     PostgresRestart,
     /// SIGKILL of its main process, and back.
@@ -86,15 +90,37 @@ impl std::fmt::Display for Fault {
             Fault::Silence(Side::Postgres) => "network to PostgreSQL silent",
             Fault::Reset(Side::Valkey) => "connections to Valkey reset",
             Fault::Reset(Side::Postgres) => "connections to PostgreSQL reset",
-            Fault::LoseAck => "answer to an XACK lost",
+            Fault::LoseAck => "answer to an XACK, or a move, lost",
             Fault::LoseCommit => "answer to a COMMIT lost",
             Fault::ClientKill => "CLIENT KILL",
             Fault::GroupDestroyed => "group destroyed",
+            Fault::LeaseLost => "lease lost",
             Fault::PostgresRestart => "PostgreSQL restarted",
             Fault::PostgresCrash => "PostgreSQL killed (SIGKILL)",
             Fault::ValkeyRestart => "Valkey restarted",
             Fault::ValkeyCrash => "Valkey killed (SIGKILL)",
             Fault::RollingDeploy => "rolling deploy",
+        })
+    }
+}
+
+/// How the workers read the stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Reading {
+    /// As members of its group
+    Group,
+    /// One at a time
+    Exclusive,
+    /// Some the one way and some the other; each anew when it is started
+    Both,
+}
+
+impl std::fmt::Display for Reading {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Reading::Group => "group",
+            Reading::Exclusive => "exclusive",
+            Reading::Both => "both",
         })
     }
 }
@@ -150,6 +176,9 @@ pub struct Stage {
     pub postgres: Postgres,
     database: String,
     workers: Vec<Worker>,
+    delivery: Reading,
+    /// How many were started so far.
+    started: AtomicU64,
     pub heard: Arc<Heard>,
     pub counts: BTreeMap<Fault, u64>,
     /// Workers that ended although nobody made them.
@@ -166,12 +195,14 @@ enum End {
 }
 
 impl Stage {
-    pub async fn set(valkey: Valkey, postgres: Postgres, database: String, workers: usize) -> Stage {
+    pub async fn set(valkey: Valkey, postgres: Postgres, database: String, workers: usize, delivery: Reading) -> Stage {
         let mut stage = Stage {
             valkey,
             postgres,
             database,
             workers: Vec::new(),
+            delivery,
+            started: AtomicU64::new(0),
             heard: Arc::default(),
             counts: BTreeMap::new(),
             died: 0,
@@ -212,6 +243,8 @@ impl Stage {
             ("COMPACT__EVERY", "500ms"),
             ("COMPACT__MARGIN", "10s"),
             ("STOP__GRACE", "2s"),
+            ("EXCLUSIVE__LEASE", "500ms"),
+            ("PIPELINES__COUNTERS__DELIVERY", self.delivery_of_the_next()),
         ] {
             command.env(format!("TIDEGATE__{key}"), value);
         }
@@ -235,6 +268,19 @@ impl Stage {
             }
         });
         child
+    }
+
+    /// For long enough all read in one way, too: the ways change after some starts.
+    fn delivery_of_the_next(&self) -> &'static str {
+        let started = self.started.fetch_add(1, Ordering::Relaxed);
+        match self.delivery {
+            Reading::Group => "group",
+            Reading::Exclusive => "exclusive",
+            Reading::Both if started / 10 % 3 == 1 => "exclusive",
+            Reading::Both if started / 10 % 3 == 2 => "group",
+            Reading::Both if started.is_multiple_of(2) => "exclusive",
+            Reading::Both => "group",
+        }
     }
 
     fn replace(&mut self, at: usize) {
@@ -289,7 +335,11 @@ impl Stage {
                 self.lasting.push((Instant::now() + dice.ms(100, 3_000), at, End::Heal(side)));
             }
             Fault::Reset(side) => proxy(side).reset(),
-            Fault::LoseAck => drop(proxy(Side::Valkey).trap(Way::ToServer, b"XACK", Then::LoseReply)),
+            Fault::LoseAck => {
+                // Whoever reads alone moves the position instead, by a script.
+                let words: [&[u8]; 2] = [b"XACK", b"ENTRIESREAD"];
+                drop(proxy(Side::Valkey).trap(Way::ToServer, words[dice.one_of(2)], Then::LoseReply));
+            }
             // The bind message of a flush holds the counters' keys.
             Fault::LoseCommit => drop(proxy(Side::Postgres).trap(Way::ToServer, b":1", Then::LoseReply)),
             Fault::ClientKill => {
@@ -307,6 +357,14 @@ impl Stage {
             Fault::GroupDestroyed => {
                 if let Ok(mut client) = Client::try_connect(self.valkey.port()).await {
                     let _ = client.try_pipeline(&[["XGROUP", "DESTROY", STREAM, GROUP]]).await;
+                }
+            }
+            Fault::LeaseLost => {
+                let name = names::lease(STREAM, "counters");
+                let for_a_while = dice.ms(50, 1_500).as_millis().to_string();
+                let commands = [vec!["DEL", &name], vec!["SET", &name, "somebody else", "PX", &for_a_while]];
+                if let Ok(mut client) = Client::try_connect(self.valkey.port()).await {
+                    let _ = client.try_pipeline(&commands[dice.one_of(2)..][..1]).await;
                 }
             }
             Fault::PostgresRestart | Fault::PostgresCrash => {

@@ -13,7 +13,7 @@ use tidegate::ops::sandbox::{Postgres, Valkey};
 use tokio::task::JoinSet;
 
 use crate::books::{Books, Verdicts};
-use crate::faults::{Dice, Fault, Stage};
+use crate::faults::{Dice, Fault, Reading, Stage};
 use crate::journal::{Journal, WRITERS, Writer};
 use tidegate_lab::harness::{Client, GROUP, Resp, STREAM, migrate};
 
@@ -43,6 +43,9 @@ pub struct Args {
     /// Entries a second, all writers together
     #[arg(long, default_value_t = 40_000)]
     rate: u32,
+    /// How the stream is read
+    #[arg(long, value_enum, default_value_t = Reading::Both)]
+    delivery: Reading,
     /// A file that gets a line about this run
     #[arg(long)]
     results: Option<PathBuf>,
@@ -67,10 +70,10 @@ pub async fn run(args: Args) -> bool {
     migrate(&postgres.url("soak")).await;
     let versions = versions(&valkey, &postgres.url("soak")).await;
     println!(
-        "seed {seed}, {versions}, {WORKERS} workers, {WRITERS} writers, {} entries/s, {} s",
-        args.rate, args.seconds
+        "seed {seed}, {versions}, {WORKERS} workers, delivery {}, {WRITERS} writers, {} entries/s, {} s",
+        args.delivery, args.rate, args.seconds
     );
-    let mut stage = Stage::set(valkey, postgres, "soak".into(), WORKERS).await;
+    let mut stage = Stage::set(valkey, postgres, "soak".into(), WORKERS, args.delivery).await;
     let (mut dice, mut total) = (Dice::of(seed), Total::default());
     let started = Instant::now();
     while started.elapsed().as_secs() < args.seconds && total.wrong.is_empty() {
@@ -235,7 +238,8 @@ fn report(args: &Args, seed: u64, versions: &str, stage: &Stage, total: &Total, 
         let faults: u64 = stage.counts.values().sum();
         let least = stage.counts.values().min().copied().unwrap_or(0);
         let line = format!(
-            "| {seed} | {versions} | {} | {} | {} | {faults} | {} | {least} | {} | {:.1} | {lost} | {} | {verdict} |\n",
+            "| {seed} | {versions} | {} | {} | {} | {} | {faults} | {} | {least} | {} | {:.1} | {lost} | {} | {verdict} |\n",
+            args.delivery,
             lasted.as_secs(),
             v.attempted,
             v.buried,

@@ -20,6 +20,8 @@ use crate::valkey::Link;
 
 /// How often the position is moved at the most; sooner where much is settled meanwhile.
 const MOVE_EVERY: Duration = Duration::from_millis(100);
+/// The same where everything that was read is settled: whoever looks at the lag sees soon that there is none.
+const MOVE_EVERY_IN_THE_END: Duration = Duration::from_millis(20);
 
 /// The part that gives back what is settled. If that fails nothing is lost: it is delivered again and recognised.
 #[derive(Debug)]
@@ -71,8 +73,12 @@ impl Acker {
 
     /// A batch that was read alone is settled: the position is moved soon, or at once where much is between.
     async fn settled(&mut self, place: Place) {
-        let unmoved = place.settled();
-        let at = if unmoved >= self.setup.most_unmoved() { Instant::now() } else { self.moved_at + MOVE_EVERY };
+        let (unmoved, is_all) = place.settled();
+        let at = match is_all {
+            _ if unmoved >= self.setup.most_unmoved() => Instant::now(),
+            true => self.moved_at + MOVE_EVERY_IN_THE_END,
+            false => self.moved_at + MOVE_EVERY,
+        };
         if self.to_move.as_ref().is_none_or(|(tenure, due)| at < *due || !Arc::ptr_eq(tenure, &place.tenure)) {
             self.to_move = Some((place.tenure, at));
         }

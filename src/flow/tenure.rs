@@ -46,9 +46,11 @@ pub struct Place {
 }
 
 impl Place {
-    /// Everything of the batch is settled. Gives how many entries the position could be moved over by now.
-    pub fn settled(&self) -> u64 {
-        self.tenure.stretches().settled(self.number)
+    /// Everything of the batch is settled. Gives how many entries the position could be moved over by now, and whether that is all
+    /// that was read.
+    pub fn settled(&self) -> (u64, bool) {
+        let mut stretches = self.tenure.stretches();
+        (stretches.settled(self.number), stretches.open.is_empty())
     }
 }
 

@@ -85,6 +85,16 @@ impl Pipeline {
     }
 }
 
+impl Delivery {
+    /// Its word in the configuration.
+    pub fn word(self) -> &'static str {
+        match self {
+            Delivery::Group => "group",
+            Delivery::Exclusive => "exclusive",
+        }
+    }
+}
+
 /// One stream of a pipeline: what a ledger lane stands for, and what one worker reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shard {

@@ -29,9 +29,10 @@ use super::stage::{Servers, Stage, Trouble};
 use crate::config::Config;
 use crate::flow::read;
 use crate::model::entry::EntryId;
+use crate::model::pipeline::Delivery;
 use crate::postgres::schema;
 use crate::shutdown::Signals;
-use crate::valkey::{Command, Connection, Link};
+use crate::valkey::{Command, Connection, Link, info};
 
 /// Entries that one script adds.
 const CHUNK: usize = 1_000;
@@ -71,12 +72,36 @@ pub enum Shape {
     Zipf,
 }
 
+/// How the stream is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Reading {
+    /// By all workers, as members of its group
+    Group,
+    /// By one process at a time
+    Exclusive,
+}
+
+impl From<Reading> for Delivery {
+    fn from(reading: Reading) -> Delivery {
+        match reading {
+            Reading::Group => Delivery::Group,
+            Reading::Exclusive => Delivery::Exclusive,
+        }
+    }
+}
+
 /// What can be said on the command line.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
     /// Use private throw-away servers, whose commits wait for the disk, instead of the configured ones
     #[arg(long)]
     pub sandbox: bool,
+    /// The private Valkey writes no append-only file
+    #[arg(long, requires = "sandbox")]
+    pub no_aof: bool,
+    /// How the stream is read
+    #[arg(long, value_enum, default_value_t = Reading::Group)]
+    pub delivery: Reading,
     /// What is measured
     #[arg(long, value_enum, default_value_t = Phase::Both)]
     pub phase: Phase,
@@ -210,7 +235,11 @@ async fn set(args: &Args, config: Option<&Config>) -> Result<Result<(Servers, St
             }
             Servers::borrowed(config.valkey.address()?.url, config.postgres.address()?.url)
         }
-        None => Servers::private(&["fsync=on", "full_page_writes=on", "max_wal_size=4GB"]).await?,
+        None => {
+            let durable = ["--appendonly", "yes", "--appendfsync", "everysec"];
+            let arguments = if args.no_aof { &[][..] } else { &durable[..] };
+            Servers::private(arguments, &["fsync=on", "full_page_writes=on", "max_wal_size=4GB"]).await?
+        }
     };
     let workers = args.workers.map(|n| n.to_string()).or(config.map(|config| config.run.workers.to_string()));
     let batch = args.batch.map(|n| n.to_string()).or(config.map(|config| config.batch.max_entries.to_string()));
@@ -219,7 +248,7 @@ async fn set(args: &Args, config: Option<&Config>) -> Result<Result<(Servers, St
     settings.extend(batch.as_deref().map(|batch| ("TIDEGATE__BATCH__MAX_ENTRIES", batch)));
     let small = batch.as_deref().filter(|batch| batch.parse().is_ok_and(|batch: u64| batch < 1_000));
     settings.extend(small.map(|batch| ("TIDEGATE__BATCH__READ_COUNT", batch)));
-    let stage = Stage::set("bench", &servers, &settings).await?;
+    let stage = Stage::set("bench", &servers, args.delivery.into(), &settings).await?;
     Ok(Ok((servers, stage)))
 }
 
@@ -268,6 +297,8 @@ struct Drain {
     cpu_seconds: Option<f64>,
     peak_memory_bytes: Option<u64>,
     bytes_per_entry: f64,
+    /// By the server's own account, whoever else asks it included.
+    valkey_seconds: Option<f64>,
     exact: bool,
 }
 
@@ -279,6 +310,7 @@ async fn drain(args: &Args, stage: &Stage, load: &Load) -> Result<Drain, Trouble
     let memory = link.commands().call(Command::new("MEMORY").arg("USAGE").arg(stream).arg("SAMPLES").arg(0)).await?;
     let bytes_per_entry = memory.as_int().unwrap_or(0) as f64 / args.entries as f64;
 
+    let valkey_before = info::cpu_seconds(link.commands()).await?;
     let started = Instant::now();
     let mut workers = Workers::start(args.processes, stage)?;
     let mut look = tokio::time::interval(LOOK_EVERY);
@@ -291,10 +323,12 @@ async fn drain(args: &Args, stage: &Stage, load: &Load) -> Result<Drain, Trouble
         }
     }
     let seconds = started.elapsed().as_secs_f64();
+    let valkey_seconds =
+        info::cpu_seconds(link.commands()).await?.zip(valkey_before).map(|(after, before)| after - before);
     let (cpu_seconds, peak_memory_bytes) = workers.cost();
     let rows = workers.stop().await?;
     let exact = is_exact(stage, load, args.entries).await?;
-    Ok(Drain { seconds, rows, cpu_seconds, peak_memory_bytes, bytes_per_entry, exact })
+    Ok(Drain { seconds, rows, cpu_seconds, peak_memory_bytes, bytes_per_entry, valkey_seconds, exact })
 }
 
 /// A steady rate held.

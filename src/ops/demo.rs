@@ -21,6 +21,7 @@ use super::stage::{Servers, Stage, Trouble, say};
 use crate::client::{NotAdded, Producer};
 use crate::flow::read;
 use crate::model::names;
+use crate::model::pipeline::Delivery;
 use crate::shutdown::Signals;
 use crate::valkey::{self, Link};
 
@@ -89,12 +90,12 @@ async fn show(args: &Args) -> Result<Exit, Trouble> {
         (Some(valkey), Some(database)) => Servers::borrowed(valkey.clone().into(), database.clone().into()),
         _ => {
             say("starting a private Valkey and a private PostgreSQL");
-            let servers = Servers::private(&[]).await?;
+            let servers = Servers::private(&[], &[]).await?;
             say(&format!("  {}", servers.how_to_look()));
             servers
         }
     };
-    let stage = Stage::set("demo", &servers, &SETTINGS).await?;
+    let stage = Stage::set("demo", &servers, Delivery::Group, &SETTINGS).await?;
     say(&format!(
         "{PRODUCERS} producers add to {COUNTERS} counters for {} s; {} worker processes flush; one of them is killed (SIGKILL) every {} ms",
         args.seconds, args.processes, args.kill_every

@@ -14,7 +14,7 @@ use tokio::process::{Child, Command};
 
 use super::sandbox::{Postgres, Valkey};
 use crate::config::{Config, Needs, Sources, load};
-use crate::model::pipeline::{Identifier, Pipeline, Table};
+use crate::model::pipeline::{Delivery, Identifier, Pipeline, Table};
 use crate::postgres::Database;
 use crate::postgres::schema;
 use crate::valkey;
@@ -36,9 +36,9 @@ impl Servers {
         Servers { valkey_url, database_url, private: None }
     }
 
-    /// Private ones, migrated; PostgreSQL with these settings.
-    pub async fn private(settings: &[&str]) -> Result<Servers, Trouble> {
-        let (valkey, postgres) = (Valkey::start(&[]).await?, Postgres::start(settings).await?);
+    /// Private ones, migrated: Valkey with these arguments, PostgreSQL with these settings.
+    pub async fn private(arguments: &[&str], settings: &[&str]) -> Result<Servers, Trouble> {
+        let (valkey, postgres) = (Valkey::start(arguments).await?, Postgres::start(settings).await?);
         postgres.create_database(&Identifier::parse(DATABASE)?, None).await?;
         let (valkey_url, database_url) = (valkey.url().into(), postgres.url(DATABASE).into());
         Ok(Servers { valkey_url, database_url, private: Some((valkey, postgres)) })
@@ -77,7 +77,12 @@ pub struct Stage {
 
 impl Stage {
     /// Sets one for this purpose. `settings` are variables for its workers.
-    pub async fn set(purpose: &str, servers: &Servers, settings: &[(&str, &str)]) -> Result<Stage, Trouble> {
+    pub async fn set(
+        purpose: &str,
+        servers: &Servers,
+        delivery: Delivery,
+        settings: &[(&str, &str)],
+    ) -> Result<Stage, Trouble> {
         let own = format!("tidegate_{purpose}_{:08x}", rand::random::<u32>());
         let stream = format!("flush:{own}");
         let variable = format!("TIDEGATE__PIPELINES__{}", own.to_uppercase());
@@ -88,6 +93,7 @@ impl Stage {
             ("TIDEGATE__LOG__LEVEL", "info"),
             (&format!("{variable}__STREAM"), &stream),
             (&format!("{variable}__TABLE"), &format!("public.{own}")),
+            (&format!("{variable}__DELIVERY"), delivery.word()),
         ]
         .into_iter()
         .chain(settings.iter().copied())

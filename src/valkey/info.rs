@@ -30,6 +30,14 @@ pub async fn time_ms(connection: &Connection) -> Result<u64, Fault> {
     }
 }
 
+/// The processor time that the server has used, by its own account; none where it does not tell.
+pub async fn cpu_seconds(connection: &Connection) -> Result<Option<f64>, Fault> {
+    let reply = connection.call(Command::new("INFO").arg("cpu")).await?;
+    let text = reply.as_text().ok_or_else(|| unexpected("INFO"))?;
+    let field = |name| info_field(text, name).and_then(|seconds| seconds.parse::<f64>().ok());
+    Ok(field("used_cpu_user").zip(field("used_cpu_sys")).map(|(user, system)| user + system))
+}
+
 /// A consumer of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Consumer {

@@ -12,9 +12,10 @@ use serde::Deserialize;
 use tokio::io::AsyncReadExt;
 use tokio::process::Command;
 
+use tidegate::model::pipeline::Delivery;
 use tidegate_lab::harness::BROKEN;
 
-use super::Stage;
+use super::{Stage, workload};
 
 /// How often a contestant's memory is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -26,33 +27,36 @@ const NAIVE_ENTRIES: usize = 20_000;
 /// Somebody who drains the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Contestant {
-    /// Valkey alone.
-    LimitValkey,
+    /// Valkey alone: entries given out by a group and acknowledged, or read by their ids.
+    LimitValkey(Delivery),
     /// PostgreSQL alone, over so many connections.
     LimitPostgres(usize),
     /// A hand-written worker in Node, of this kind.
     Node(&'static str),
     /// A hand-written worker in Python.
     Python,
-    /// This project with so many workers.
-    Tidegate(usize),
+    /// This project with so many workers; or with so many flushes at once, where one reads alone.
+    Tidegate(Delivery, usize),
     /// This project without its ledger, to price it.
     LedgerOff,
 }
 
 /// All there are: the name, what it promises, and who it is.
-pub const ALL: [(&str, &str, Contestant); 11] = [
-    ("limit: Valkey alone", "–", Contestant::LimitValkey),
+pub const ALL: [(&str, &str, Contestant); 14] = [
+    ("limit: Valkey alone, XREADGROUP and XACK", "–", Contestant::LimitValkey(Delivery::Group)),
+    ("limit: Valkey alone, XREAD", "–", Contestant::LimitValkey(Delivery::Exclusive)),
     ("limit: PostgreSQL alone", "–", Contestant::LimitPostgres(1)),
     ("limit: PostgreSQL alone, 2 connections", "–", Contestant::LimitPostgres(2)),
-    ("tidegate, 1 worker", "exactly once", Contestant::Tidegate(1)),
-    ("tidegate, 2 workers", "exactly once", Contestant::Tidegate(2)),
-    ("tidegate, 1 worker, ledger off", "at least once", Contestant::LedgerOff),
+    ("tidegate, exclusive, 1 flush at a time", "exactly once", Contestant::Tidegate(Delivery::Exclusive, 1)),
+    ("tidegate, exclusive, 2 flushes at a time", "exactly once", Contestant::Tidegate(Delivery::Exclusive, 2)),
+    ("tidegate, group, 1 worker", "exactly once", Contestant::Tidegate(Delivery::Group, 1)),
+    ("tidegate, group, 2 workers", "exactly once", Contestant::Tidegate(Delivery::Group, 2)),
+    ("tidegate, group, 1 worker, ledger off", "at least once", Contestant::LedgerOff),
     ("Node, batches", "at least once", Contestant::Node("batch")),
     ("Node, batches, a row for each entry", "exactly once", Contestant::Node("dedup")),
     ("Node, an upsert for each entry", "at least once", Contestant::Node("naive")),
     ("Python, batches", "at least once", Contestant::Python),
-    ("tidegate, 4 workers", "exactly once", Contestant::Tidegate(4)),
+    ("tidegate, group, 4 workers", "exactly once", Contestant::Tidegate(Delivery::Group, 4)),
 ];
 
 /// What a run took.
@@ -64,6 +68,8 @@ pub struct Took {
     pub entries: usize,
     /// Seconds of its own CPU time.
     pub cpu: f64,
+    /// Seconds of Valkey's CPU time meanwhile, by its own account.
+    pub valkey: f64,
     /// The most memory it held, in bytes.
     pub memory: u64,
 }
@@ -100,14 +106,16 @@ impl Contestant {
             command.arg(stage.entries.to_string()).env("VALKEY_PORT", stage.valkey.port().to_string());
             Ok(command)
         };
-        let tidegate = |program: &Path, workers: usize| {
+        let tidegate = |program: &Path, delivery: Delivery, workers: usize| {
             let mut command = Command::new(program);
             command.args(["run", "--until-empty", "--workers", &workers.to_string()]);
+            command.env("TIDEGATE__PIPELINES__COUNTERS__DELIVERY", delivery.word());
             command.env("TIDEGATE__TRIM__RETENTION", RETENTION).env("TIDEGATE__LOG__FORMAT", "json");
             command
         };
         let mut command = match self {
-            Contestant::LimitValkey => limit("valkey")?,
+            Contestant::LimitValkey(Delivery::Group) => limit("valkey")?,
+            Contestant::LimitValkey(Delivery::Exclusive) => limit("valkey-xread")?,
             Contestant::LimitPostgres(1) => limit("postgres")?,
             Contestant::LimitPostgres(_) => limit("postgres-2")?,
             Contestant::Node(mode) => {
@@ -120,9 +128,9 @@ impl Contestant {
                 command.arg(super::PEERS.to_owned() + "/python/worker.py");
                 command
             }
-            Contestant::Tidegate(workers) => tidegate(&stage.tidegate, workers),
+            Contestant::Tidegate(delivery, workers) => tidegate(&stage.tidegate, delivery, workers),
             Contestant::LedgerOff => {
-                let mut command = tidegate(&stage.without_ledger, 1);
+                let mut command = tidegate(&stage.without_ledger, Delivery::Group, 1);
                 command.env(BROKEN, "ledger_off");
                 command
             }
@@ -136,7 +144,7 @@ impl Contestant {
 
     /// Runs it once. What counts is the time from connected to settled, by what the contestant says of itself.
     pub async fn run(self, stage: &Stage) -> Result<Took, Box<dyn Error>> {
-        let cpu_before = cpu_of_children()?;
+        let (cpu_before, valkey_before) = (cpu_of_children()?, workload::cpu_seconds(stage.valkey.port())?);
         let mut child = self.command(stage)?.spawn()?;
         let status = format!("/proc/{}/status", child.id().unwrap_or(0));
         let (mut stdout, mut stderr) =
@@ -157,12 +165,14 @@ impl Contestant {
             return Err(format!("{self:?} ended with {ended}: {out} {err}").into());
         }
         let seconds = match self {
-            Contestant::Tidegate(_) | Contestant::LedgerOff => {
+            Contestant::Tidegate(..) | Contestant::LedgerOff => {
                 logged_seconds(&err).ok_or("the log lacks its first or last line")?
             }
             _ => serde_json::from_str::<Told>(out.trim())?.seconds,
         };
-        Ok(Took { seconds, entries: self.entries(stage.entries), cpu: cpu_of_children()? - cpu_before, memory })
+        let (cpu, valkey) =
+            (cpu_of_children()? - cpu_before, workload::cpu_seconds(stage.valkey.port())? - valkey_before);
+        Ok(Took { seconds, entries: self.entries(stage.entries), cpu, valkey, memory })
     }
 }
 

@@ -16,6 +16,8 @@ use super::workload::{Workload, encode};
 
 /// Entries in a read.
 const READ: &str = "1000";
+/// Entries in a read by ids.
+const READ_ALONE: &str = "8000";
 /// Reads under way at once.
 const UNDER_WAY: usize = 4;
 /// Ids in an XACK.
@@ -52,6 +54,22 @@ pub fn valkey(port: u16, stream: &str, group: &str) -> Result<f64, Box<dyn Error
             owed.push_back(false);
             ids.clear();
         }
+    }
+}
+
+/// Reads everything over one raw socket by its ids, and does nothing with it.
+pub fn valkey_alone(port: u16, stream: &str) -> Result<f64, Box<dyn Error>> {
+    let mut wire = Wire { socket: TcpStream::connect(("127.0.0.1", port))?, inbox: Vec::new(), start: 0 };
+    wire.send(&["HELLO", "3"])?;
+    wire.skip_greeting()?;
+    let (started, mut after, mut ids) = (Instant::now(), "0".to_owned(), Vec::new());
+    loop {
+        wire.send(&["XREAD", "COUNT", READ_ALONE, "STREAMS", stream, &after])?;
+        if wire.run(&mut ids)? == 0 {
+            return Ok(started.elapsed().as_secs_f64());
+        }
+        after = ids.pop().unwrap_or_default();
+        ids.clear();
     }
 }
 

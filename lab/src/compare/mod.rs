@@ -33,7 +33,7 @@ pub struct Args {
     /// Rounds
     #[arg(long, default_value_t = 3)]
     runs: usize,
-    /// Which workloads: hot, 100k, 10m
+    /// Which workloads: hot, 100k, 10m, hot-no-aof, 100k-no-aof
     #[arg(long, value_delimiter = ',')]
     workloads: Vec<String>,
     /// Only contestants whose names have one of these in them
@@ -119,7 +119,7 @@ async fn compare(args: Args) -> Result<(), Box<dyn Error>> {
     let from_environment = |name: &str| PathBuf::from(std::env::var(name).unwrap_or_default());
     let pipeline = Pipeline::counters();
     let mut stage = Stage {
-        valkey: Valkey::start(&[]).await?,
+        valkey: Valkey::start(&["--appendfsync", "everysec"]).await?,
         postgres: Postgres::start(&SETTINGS).await?,
         workload: workload::ALL[0],
         entries: args.entries,
@@ -158,6 +158,8 @@ async fn compete(stage: &Stage, args: &Args) -> Result<Vec<Score>, Box<dyn Error
         }
     }
     workload::command(stage.valkey.port(), &["FLUSHALL"])?;
+    let appendonly = if stage.workload.aof { "yes" } else { "no" };
+    workload::command(stage.valkey.port(), &["CONFIG", "SET", "appendonly", appendonly])?;
     stage.workload.load(stage.valkey.port(), &stage.stream, stage.entries)?;
     for round in 0..args.runs {
         let count = scores.len();
@@ -165,7 +167,7 @@ async fn compete(stage: &Stage, args: &Args) -> Result<Vec<Score>, Box<dyn Error
             let score = &mut scores[(place + round) % count];
             stage.clear().await?;
             let took = score.contestant.run(stage).await?;
-            if score.contestant != Contestant::LimitValkey {
+            if !matches!(score.contestant, Contestant::LimitValkey(_)) {
                 score.exact &= stage.is_exact(took.entries).await?;
             }
             eprintln!(
@@ -186,6 +188,7 @@ async fn be_a_limit(limit: &str, workload: Workload, entries: usize) -> Result<(
     let told = |name: &str| std::env::var(name);
     let seconds = match limit {
         "valkey" => limits::valkey(told("VALKEY_PORT")?.parse()?, &told("STREAM")?, &told("GROUP")?)?,
+        "valkey-xread" => limits::valkey_alone(told("VALKEY_PORT")?.parse()?, &told("STREAM")?)?,
         "postgres" => limits::postgres(&told("DATABASE_URL")?, workload, entries, 1).await?,
         _ => limits::postgres(&told("DATABASE_URL")?, workload, entries, 2).await?,
     };

@@ -11,6 +11,8 @@ use std::process::Command;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 
+use tidegate::model::pipeline::Delivery;
+
 use super::contestants::{Contestant, RETENTION};
 use super::workload::Workload;
 use super::{SETTINGS, Score, Stage};
@@ -61,7 +63,7 @@ impl Report {
         println!("\n{}\n\n{table}", workload.title);
         for score in scores {
             let runs: Vec<Value> = score.took.iter().map(|took| {
-                json!({ "seconds": took.seconds, "entries": took.entries, "cpu_seconds": took.cpu, "peak_memory_bytes": took.memory })
+                json!({ "seconds": took.seconds, "entries": took.entries, "cpu_seconds": took.cpu, "valkey_cpu_seconds": took.valkey, "peak_memory_bytes": took.memory })
             }).collect();
             self.raw.push(
                 json!({ "workload": workload.name, "contestant": score.name, "exact": score.exact, "runs": runs }),
@@ -92,10 +94,10 @@ impl Report {
 }
 
 fn table(scores: &[Score]) -> String {
-    let limit = slower_limit(scores);
+    let limits = [Delivery::Group, Delivery::Exclusive].map(|delivery| slower_limit(scores, delivery));
     let node = scores.iter().find(|score| score.contestant == Contestant::Node("batch")).map(rates);
     let mut table = String::from(
-        "| | delivery | entries/s | of the slower limit | × Node | CPU s per million | peak MiB | table |\n|---|---|--:|--:|--:|--:|--:|---|\n",
+        "| | delivery | entries/s | of the slower limit | × Node | CPU s per million | Valkey's CPU, µs an entry | peak MiB | table |\n|---|---|--:|--:|--:|--:|--:|--:|---|\n",
     );
     for score in scores {
         let rates = rates(score);
@@ -104,36 +106,46 @@ fn table(scores: &[Score]) -> String {
             let ratio = others.as_ref().map(|others| median(rates.iter().zip(others).map(|(a, b)| a / b).collect()));
             ratio.map_or_else(|| "–".into(), |ratio| format!("{ratio:.2}"))
         };
-        let is_limit = matches!(score.contestant, Contestant::LimitValkey | Contestant::LimitPostgres(_));
+        let is_limit = matches!(score.contestant, Contestant::LimitValkey(_) | Contestant::LimitPostgres(_));
         let of_own = |figure: String| if is_limit { "–".to_owned() } else { figure };
         let cpu = median(score.took.iter().map(|took| took.cpu / took.entries as f64 * 1e6).collect());
+        let valkey = median(score.took.iter().map(|took| took.valkey / took.entries as f64 * 1e6).collect());
         let memory = median(score.took.iter().map(|took| took.memory as f64 / f64::from(1 << 20)).collect());
         let exact = match score.contestant {
-            Contestant::LimitValkey => "–",
+            Contestant::LimitValkey(_) => "–",
             _ if score.exact => "exact",
             _ => "WRONG",
         };
         let _ = writeln!(
             table,
-            "| {} | {} | {} ({}–{}) | {} | {} | {} | {} | {exact} |",
+            "| {} | {} | {} ({}–{}) | {} | {} | {} | {} | {} | {exact} |",
             score.name,
             score.promise,
             thousands(median(rates.clone())),
             thousands(least),
             thousands(most),
-            against(&limit),
+            against(&limits[usize::from(reads_alone(score.contestant))]),
             against(&node),
             of_own(format!("{cpu:.2}")),
+            if matches!(score.contestant, Contestant::LimitPostgres(_)) {
+                "–".into()
+            } else {
+                format!("{valkey:.2}")
+            },
             of_own(format!("{memory:.0}")),
         );
     }
     table
 }
 
-/// Round by round, what the slower of the two servers can do alone, over one connection.
-fn slower_limit(scores: &[Score]) -> Option<Vec<f64>> {
+fn reads_alone(contestant: Contestant) -> bool {
+    matches!(contestant, Contestant::Tidegate(Delivery::Exclusive, _) | Contestant::LimitValkey(Delivery::Exclusive))
+}
+
+/// Round by round, what the slower of the two servers can do alone, over one connection, Valkey being read in this way.
+fn slower_limit(scores: &[Score], delivery: Delivery) -> Option<Vec<f64>> {
     let of = |wanted| scores.iter().find(|score| score.contestant == wanted).map(rates);
-    let (valkey, postgres) = (of(Contestant::LimitValkey)?, of(Contestant::LimitPostgres(1))?);
+    let (valkey, postgres) = (of(Contestant::LimitValkey(delivery))?, of(Contestant::LimitPostgres(1))?);
     Some(valkey.iter().zip(&postgres).map(|(a, b)| a.min(*b)).collect())
 }
 
@@ -171,9 +183,9 @@ fn plot(workload: Workload, scores: &[Score]) -> String {
         let (y, rates) = (56 + row * ROW, rates(score));
         let scale = |rate: f64| rate / most * (WIDTH - LEFT - 110) as f64;
         let colour = match score.contestant {
-            Contestant::Tidegate(_) => "#1f8fb5",
+            Contestant::Tidegate(..) => "#1f8fb5",
             Contestant::LedgerOff => "#7fb8cc",
-            Contestant::LimitValkey | Contestant::LimitPostgres(_) => "#a0a6ac",
+            Contestant::LimitValkey(_) | Contestant::LimitPostgres(_) => "#a0a6ac",
             _ => "#c98a3a",
         };
         let (least, most) = (rates.iter().copied().fold(f64::MAX, f64::min), rates.iter().copied().fold(0.0, f64::max));

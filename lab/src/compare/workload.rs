@@ -21,14 +21,27 @@ pub struct Workload {
     pub title: &'static str,
     keys: u64,
     skew: Option<f64>,
+    /// Whether Valkey writes an append-only file, which reaches the disk every second.
+    pub aof: bool,
 }
 
 /// All there are.
-pub const ALL: [Workload; 3] = [
-    Workload { name: "hot", title: "1,000 keys, Zipf (s = 1)", keys: 1_000, skew: Some(1.0) },
-    Workload { name: "100k", title: "100,000 keys, uniform", keys: 100_000, skew: None },
-    Workload { name: "10m", title: "10,000,000 keys, uniform", keys: 10_000_000, skew: None },
+pub const ALL: [Workload; 5] = [
+    HOT,
+    MANY,
+    Workload { name: "10m", title: "10,000,000 keys, uniform, append-only file", keys: 10_000_000, ..MANY },
+    Workload { name: "hot-no-aof", title: "1,000 keys, Zipf (s = 1), no append-only file", aof: false, ..HOT },
+    Workload { name: "100k-no-aof", title: "100,000 keys, uniform, no append-only file", aof: false, ..MANY },
 ];
+const HOT: Workload = Workload {
+    name: "hot",
+    title: "1,000 keys, Zipf (s = 1), append-only file",
+    keys: 1_000,
+    skew: Some(1.0),
+    aof: true,
+};
+const MANY: Workload =
+    Workload { name: "100k", title: "100,000 keys, uniform, append-only file", keys: 100_000, skew: None, aof: true };
 
 impl Workload {
     /// The entries: a row's key and an amount from 1 to 9.
@@ -68,6 +81,21 @@ impl Workload {
         self.entries(count).for_each(|(id, amount)| *rows.entry(id).or_insert(0) += amount);
         (rows.values().sum(), rows.len() as i64)
     }
+}
+
+/// The processor time that a server has used, by its own account.
+pub fn cpu_seconds(port: u16) -> std::io::Result<f64> {
+    let mut socket = TcpStream::connect(("127.0.0.1", port))?;
+    let mut text = Vec::new();
+    encode(&mut text, &["INFO", "cpu"]);
+    socket.write_all(&text)?;
+    let (mut reply, mut some) = (String::new(), [0; 4096]);
+    while !reply.contains("used_cpu_user_main_thread") {
+        let length = socket.read(&mut some)?;
+        reply.push_str(&String::from_utf8_lossy(&some[..length]));
+    }
+    let field = |name: &str| reply.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
+    Ok(field("used_cpu_user:").unwrap_or_default() + field("used_cpu_sys:").unwrap_or_default())
 }
 
 /// Sends one command and waits for the first of its reply.

@@ -16,9 +16,10 @@ pub(super) async fn tell(args: &Args, stage: &Stage, load: &Load, measured: &Mea
     }
     let (seed, versions) = (&report["load"]["seed"], &report["versions"]);
     say(&format!(
-        "{} keys, {}; {} process(es) with {} worker(s), batches of {}; seed {seed}",
+        "{} keys, {}; delivery {}, {} process(es) with {} worker(s), batches of {}; seed {seed}",
         args.keys,
         report["load"]["distribution"].as_str().unwrap_or_default(),
+        stage.pipeline.delivery.word(),
         args.processes(),
         stage.config.run.workers,
         stage.config.batch.max_entries
@@ -48,6 +49,7 @@ pub(super) async fn tell(args: &Args, stage: &Stage, load: &Load, measured: &Mea
         line("  fastest run", &drain["fastest_entries_per_second"], "/s");
         line("rows written", &drain["rows_per_second"], "/s");
         line("worker's CPU for a million entries", &drain["cpu_seconds_per_million"], "s");
+        line("Valkey's CPU for an entry", &drain["valkey_us_per_entry"], "us");
         line("worker's peak memory", &drain["peak_memory_mib"], "MiB a process");
         line("an entry's size in Valkey", &drain["bytes_per_entry"], "bytes");
     }
@@ -98,6 +100,7 @@ async fn report(args: &Args, stage: &Stage, load: &Load, measured: &Measured) ->
             "fastest_entries_per_second": of(&rate).last(),
             "rows_per_second": median(&|drain| Some(drain.rows as f64 / drain.seconds)),
             "cpu_seconds_per_million": median(&|drain| Some(drain.cpu_seconds? / entries * 1e6)),
+            "valkey_us_per_entry": median(&|drain| Some(drain.valkey_seconds? / entries * 1e6)),
             "peak_memory_mib": median(&|drain| Some(drain.peak_memory_bytes? as f64 / f64::from(1 << 20))),
             "bytes_per_entry": median(&|drain| Some(drain.bytes_per_entry)),
         })
@@ -137,6 +140,7 @@ async fn report(args: &Args, stage: &Stage, load: &Load, measured: &Measured) ->
             "id_bytes": [load.id_bytes.start(), load.id_bytes.end()],
             "seed": load.seed,
         },
+        "delivery": stage.pipeline.delivery.word(),
         "processes": args.processes(),
         "workers": stage.config.run.workers,
         "batch_max_entries": stage.config.batch.max_entries,
