@@ -33,10 +33,18 @@
 //!   what a zombie left.
 //! - **I7.** Memory is disposable: `kill -9` at any instant loses and doubles nothing.
 //!
+//! Where one process reads a stream alone (`delivery = "exclusive"`) there are no acknowledgements, and these stand in for I3:
+//!
+//! - **E1.** Every entry up to the group's position is settled (its effect is committed), or pending in the group.
+//! - **E2.** Who begins to read alone begins at the group's position; what it meets again the ledger recognises.
+//! - **E3.** The position is moved only by who holds the lease, on the server it read from, from where it left it, and only
+//!   forward. Only a replay sets it back.
+//!
 //! # What happens on each failure
 //!
 //! | failure | what happens |
 //! | --- | --- |
+//! | who reads alone dies, stalls or is cut off | another one takes over when the lease runs out, at the group's position; two that believe to hold the lease meet in the ledger |
 //! | a worker dies, stalls or is cut off | its entries stay pending; a peer takes them over when it counts as dead; the ledger recognises those that were committed |
 //! | the outcome of a COMMIT is unknown | nothing is acknowledged; the same batch is tried again and the ledger tells |
 //! | PostgreSQL is down | reading stops, two batches a worker are held, the rest waits in Valkey |

@@ -17,7 +17,8 @@ use super::bury::{self, Letters};
 use super::coalesce::Coalesced;
 use super::judge::{self, Findings};
 use super::ledger::{self, NewRows};
-use super::statement::{Count, MANY_KEYS, preamble, statement};
+use super::statement::{Count, IN_TURN, MANY_KEYS, preamble, statement};
+use super::turn::{MANY_ROWS, Turn};
 use crate::failpoint;
 use crate::lanes::{self, Identity, LaneId, Record, Unregistered};
 use crate::model::entry::{DIGEST_VERSION, EntryId, Generation};
@@ -42,17 +43,25 @@ pub struct Lane {
     statement: Arc<str>,
     /// The same for many keys, where there is another one.
     statement_of_many: Option<Arc<str>>,
+    turn: Turn,
     /// A dead letter larger than this is shortened.
     letter_bytes: usize,
 }
 
 impl Lane {
-    /// Prepares the flush of a pipeline.
-    pub fn new(pipeline: Pipeline, order: &KeyOrder, id: LaneId, identity: Identity, letter_bytes: usize) -> Lane {
+    /// Prepares the flush of a pipeline, in the turn of its table.
+    pub fn new(
+        pipeline: Pipeline,
+        order: &KeyOrder,
+        id: LaneId,
+        identity: Identity,
+        turn: Turn,
+        letter_bytes: usize,
+    ) -> Lane {
         let is_bytes = *order == KeyOrder::Bytes;
         let statement_of_many = is_bytes.then(|| statement(&pipeline, order, Count::Diagnosed).into());
         let statement = statement(&pipeline, order, Count::Returned).into();
-        Lane { id: Arc::new(AtomicI32::new(id)), identity, statement, statement_of_many, pipeline, letter_bytes }
+        Lane { id: Arc::new(AtomicI32::new(id)), identity, statement, statement_of_many, pipeline, turn, letter_bytes }
     }
 
     /// Its place in the ledger.
@@ -66,6 +75,11 @@ impl Lane {
         let register = async |c: &mut PgConnection| lanes::register(c, &self.identity, true, Record::Yes).await;
         let registered = database.run(register).await?;
         Ok(registered.map(|id| self.id.store(id, Ordering::Relaxed)))
+    }
+
+    /// In whose turn it flushes.
+    pub fn turn(&self) -> &Turn {
+        &self.turn
     }
 
     /// The Valkey deployment that its entries come from.
@@ -145,7 +159,11 @@ async fn flush_fresh(database: &Database, lane: &Lane, batch: &Batch) -> Result<
     let rows = NewRows::of(batch, batch.runs());
     let coalesced = batch.coalesce(&lane.pipeline, 0..batch.len()).map_err(Why::Fault)?;
     let tally = tally(batch.len(), &coalesced, &Findings::default());
-    let applied = database.run(async |c| apply(c, lane, batch, rows, coalesced).await);
+    let has_many = coalesced.keys.len() >= MANY_ROWS;
+    let _turn = if has_many { Some(lane.turn.in_process().await) } else { None };
+    let among = lane.turn.among_processes(database.address()).filter(|_| has_many);
+    let applied =
+        database.run_top(async |c, is_top| apply(c, lane, batch, rows, coalesced, among.filter(|_| is_top)).await);
     match failpoint::during("flush.sent", applied).await {
         Ok(()) => {
             let ids = batch.entries().iter().map(|e| e.id).collect();
@@ -198,7 +216,7 @@ async fn examine_and_apply(
     if !findings.new.is_empty() {
         ledger::amend(&mut transaction, lane.id(), batch, &rows, &findings.amended).await?;
         let rows = NewRows::of(batch, &findings.new_runs);
-        failpoint::during("careful.upsert", apply(&mut transaction, lane, batch, rows, coalesced)).await?;
+        failpoint::during("careful.upsert", apply(&mut transaction, lane, batch, rows, coalesced, None)).await?;
         failpoint::reached("careful.upserted");
     }
     failpoint::during("careful.commit", transaction.commit()).await?;
@@ -211,18 +229,24 @@ async fn examine_and_apply(
     }))
 }
 
-/// Runs the pipeline's statement.
+/// Runs the pipeline's statement; in turn among processes, where that is asked for.
 async fn apply(
     connection: &mut PgConnection,
     lane: &Lane,
     batch: &Batch,
     rows: NewRows,
     coalesced: Coalesced<'_>,
+    turn: Option<i32>,
 ) -> Result<(), sqlx::Error> {
     let letters = Letters::of(batch, &coalesced.dead, lane.letter_bytes);
     let buries = !coalesced.dead.is_empty();
     let of_many = lane.statement_of_many.as_ref().filter(|_| coalesced.keys.len() >= MANY_KEYS);
-    let query = sqlx::query(AssertSqlSafe(of_many.unwrap_or(&lane.statement).clone()))
+    let statement = of_many.unwrap_or(&lane.statement).clone();
+    let query = match turn {
+        None => sqlx::query(AssertSqlSafe(statement)),
+        Some(slot) => sqlx::query(IN_TURN).bind(slot).bind(statement.to_string()),
+    };
+    let query = query
         .bind(lane.id())
         .bind(&*batch.origin().consumer)
         .bind(rows.first)

@@ -1,6 +1,6 @@
 //! The life of a delta, in order. [`worker`] wires three actors: [`taker`] takes batches from Valkey ([`session`], [`read`],
 //! [`reclaim`], [`liveness`]), [`settler`] settles them in PostgreSQL ([`batch`], [`coalesce`], [`bisect`], [`judge`], [`ledger`],
-//! [`statement`], [`flush`], [`bury`]), [`acker`]
+//! [`statement`], [`turn`], [`flush`], [`bury`]), [`acker`]
 //! acknowledges ([`ack`]); [`handoff`] is what they pass on to each other. Where one process reads a stream alone, [`lease`]
 //! says which, [`alone`] reads, and [`tenure`] moves the group's [`position`] instead of acknowledging.
 
@@ -26,4 +26,5 @@ pub mod setup;
 pub mod statement;
 pub mod taker;
 pub mod tenure;
+pub mod turn;
 pub mod worker;

@@ -70,6 +70,8 @@ pub struct Survey {
     pub own_pending: u64,
     /// How many others are at work.
     pub alive: usize,
+    /// Whether any of them is of another process.
+    pub has_peers: bool,
     /// How many have died that were not met dead before.
     pub died: usize,
 }
@@ -106,13 +108,22 @@ pub struct Reclaimer {
     former: Vec<Arc<str>>,
     /// Where to go on in each consumer's list, so that entries which cannot be claimed starve nobody behind them.
     cursors: HashMap<String, EntryId>,
+    /// What the names of this process's consumers begin with.
+    process: String,
     /// The dead that were met and are still in the group.
     met_dead: HashSet<String>,
 }
 
 impl Reclaimer {
-    /// For one worker of a pipeline. `connections`: what the names of the pipeline's connections begin with.
-    pub fn new(pipeline: &Pipeline, connections: &str, patience: Patience, limits: Limits) -> Reclaimer {
+    /// For one worker of a pipeline. `connections`: what the names of the pipeline's connections begin with; `process`: the same for
+    /// this process's consumers.
+    pub fn new(
+        pipeline: &Pipeline,
+        connections: &str,
+        process: String,
+        patience: Patience,
+        limits: Limits,
+    ) -> Reclaimer {
         let (stream, group) = (pipeline.stream.clone(), pipeline.group());
         let Patience { gone_after, dead_after, max_deliveries } = patience;
         Reclaimer {
@@ -123,6 +134,7 @@ impl Reclaimer {
             limits,
             former: Vec::new(),
             cursors: HashMap::new(),
+            process,
             met_dead: HashSet::new(),
         }
     }
@@ -157,7 +169,10 @@ impl Reclaimer {
             }
             let liveness = self.roster.look(link, &consumer, silence).await?;
             match liveness {
-                Liveness::Alive => survey.alive += 1,
+                Liveness::Alive => {
+                    survey.alive += 1;
+                    survey.has_peers |= !consumer.name.starts_with(&self.process);
+                }
                 Liveness::Gone | Liveness::Silent => {
                     survey.died += usize::from(self.met_dead.insert(consumer.name.clone()))
                 }

@@ -18,6 +18,11 @@ pub(super) fn preamble() -> String {
     )
 }
 
+/// Runs a flush's statement, which is $2, in the turn of slot $1; its own parameters follow.
+pub(super) const IN_TURN: &str =
+    "call tidegate.flush_in_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
+     $19, $20, $21)";
+
 /// So many keys at least, and `tidegate.upsert_all` counts their rows: it takes 0.2 ms to plan the upsert anew, and saves 0.25 us a row.
 pub(super) const MANY_KEYS: usize = 2_000;
 

@@ -244,6 +244,7 @@ impl Taker {
         plan.dead = !survey.dead.is_empty();
         (plan.is_sole, plan.own_pending) = (survey.alive == 0, survey.own_pending);
         self.mourn(survey.died);
+        self.setup.lane.turn().set_peers(survey.has_peers);
         let holds_nothing = *self.shared.done.borrow() == self.sent && session.is_quiet();
         plan.own |= survey.own_pending > 0 && (holds_nothing || Instant::now() >= plan.own_at);
         plan.survey_at = Instant::now() + self.setup.sweep_every;

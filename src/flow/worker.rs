@@ -59,9 +59,10 @@ pub fn assemble(setup: WorkerSetup, name: Arc<str>) -> Worker {
     let (keeper, lease) = if setup.is_exclusive() { Some(lease::lease(&setup, &name)).unzip() } else { (None, None) };
     let pipeline = setup.lane.pipeline();
     let connections = names::connections_of(setup.lane.source(), &pipeline.name);
+    let process = names::consumers_of(&names::host(), std::process::id());
     let taker = Taker {
         reader: Reader::new(pipeline, setup.limits, setup.block()),
-        reclaimer: Reclaimer::new(pipeline, &connections, setup.patience, setup.limits),
+        reclaimer: Reclaimer::new(pipeline, &connections, process, setup.patience, setup.limits),
         identity: Identity { worker: name.clone(), connections: connections.into() },
         setup: setup.clone(),
         shared: shared.clone(),

@@ -107,7 +107,7 @@ pub struct Shard {
 }
 
 /// A table, always named with its schema, so that no `search_path` can redirect it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Table {
     /// The schema it lives in.
     pub schema: Identifier,

@@ -56,6 +56,18 @@ impl Database {
         self.exchange(async |session| session.run(exchange).await, leaves_session_intact).await
     }
 
+    /// The same; the exchange is told whether each of its statements is a transaction of its own, as a procedure that commits needs it.
+    pub async fn run_top<T>(
+        &self,
+        exchange: impl AsyncFnOnce(&mut PgConnection, bool) -> Result<T, sqlx::Error>,
+    ) -> Result<T, Fault> {
+        let exchange = async |session: &mut Session| {
+            let is_top = !session.is_pooled();
+            session.run(async |connection| exchange(connection, is_top).await).await
+        };
+        self.exchange(exchange, leaves_session_intact).await
+    }
+
     /// Runs a transaction of several statements, which the exchange begins and ends: whatever its error is, it may still be
     /// open, and its session is dropped.
     pub async fn transact<T>(

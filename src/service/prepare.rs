@@ -3,6 +3,7 @@
 //! Takes the configuration; gives the flows that can be started, each with its lane in the ledger. Fails with a [`Refusal`] that
 //! says what to do; waits for a PostgreSQL that is out of reach.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use crate::flow::flush::Lane;
 use crate::flow::read::{self, Limits};
 use crate::flow::reclaim::Patience;
 use crate::flow::setup::WorkerSetup;
+use crate::flow::turn::Turn;
 use crate::lanes::{self, Identity, Record, Unregistered};
 use crate::model::names;
 use crate::model::pipeline::Shard;
@@ -146,16 +148,17 @@ pub(super) async fn try_prepare(
     if missing > 0 {
         return Err(Refusal::NotMigrated(missing));
     }
-    let mut flows = Vec::new();
+    let (mut flows, mut turns) = (Vec::new(), HashMap::new());
     for pipeline in &config.pipelines {
         let order = database.run(async |c| target::check_table(c, pipeline).await).await.map_err(Refusal::Fault)??;
+        let turn: &Turn = turns.entry(&pipeline.table).or_insert_with(|| Turn::of(&pipeline.table));
         for shard in pipeline.shards() {
             let identity = Identity::of(&config.valkey.source, &shard);
             let others_alive = others_are_alive(places, &shard, config.reclaim.dead_after).await;
             let register = async |c: &mut _| lanes::register(c, &identity, others_alive, record).await;
             let id = database.run(register).await.map_err(Refusal::Fault)??;
             flows.push(Flow {
-                lane: Lane::new(pipeline.clone(), &order, id, identity, config.dead_letters.max_bytes),
+                lane: Lane::new(pipeline.clone(), &order, id, identity, turn.clone(), config.dead_letters.max_bytes),
                 metrics: Arc::default(),
                 refusals: Arc::default(),
             });

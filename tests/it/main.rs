@@ -19,4 +19,5 @@ mod security;
 mod tables;
 mod telemetry;
 mod trimming;
+mod turn;
 mod verbs;

@@ -13,9 +13,9 @@ fn blocks(language: &str) -> Vec<&'static str> {
     blocks.map(|rest| rest.split("```").next().unwrap_or_default().trim()).collect()
 }
 
-/// Creates the users of Valkey.
-async fn create_users(lab: &Lab) {
-    for line in blocks("acl") {
+/// Creates the users of Valkey; the worker with the rights that this delivery needs.
+async fn create_users(lab: &Lab, delivery: &str) {
+    for line in blocks("acl").into_iter().filter(|line| delivery == "exclusive" || !line.contains("tidegate:lease")) {
         let words: Vec<&str> = line.split(' ').collect();
         assert_eq!(lab.client().await.call(&words).await, Resp::Text(b"OK".to_vec()), "{line}");
     }
@@ -48,8 +48,17 @@ async fn create_role(url: &str, sql: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_program_runs_with_the_documented_rights_and_no_other() {
+    run_with_the_documented_rights("group").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_alone_runs_with_the_documented_rights_and_no_other() {
+    run_with_the_documented_rights("exclusive").await;
+}
+
+async fn run_with_the_documented_rights(delivery: &str) {
     let lab = Lab { database: database(false).await, ..Lab::new().await };
-    create_users(&lab).await;
+    create_users(&lab, delivery).await;
     let sql = blocks("sql");
     let [migrator, grants, worker] = sql[..] else { panic!("three blocks of SQL: {sql:?}") };
     let name = lab.database.rsplit('/').next().and_then(|rest| rest.split('?').next()).expect("a name");
@@ -66,6 +75,7 @@ async fn each_program_runs_with_the_documented_rights_and_no_other() {
         let mut command = lab.program(arguments);
         command.env("VALKEY_URL", as_user(&lab.valkey.url(), user));
         command.env("DATABASE_URL", as_role(&lab.database, "tidegate_worker"));
+        command.env("TIDEGATE__PIPELINES__COUNTERS__DELIVERY", delivery);
         command
     };
     let mut run = program(&["run"], "tidegate");

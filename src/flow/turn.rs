@@ -1,0 +1,52 @@
+//! Turn: leave to flush many rows of a table. Those who flush the same rows at once wait for each other anyhow; in turn they wait before
+//! they hold a snapshot, which would keep PostgreSQL from pruning what the others leave behind.
+//!
+//! Takes a table; gives the flushes of one process their turn one after the other, and says how the flushes of several processes get
+//! theirs ([`flush_in_turn`](../../migrations/0005_turn.sql)). No part of any promise: out of turn the same rows are right, only slower.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::sync::{Mutex, OwnedMutexGuard};
+
+use crate::model::entry::digest;
+use crate::model::pipeline::Table;
+use crate::postgres::Endpoint;
+
+/// A flush of so many rows takes its turn. One of fewer is over before waiting would have helped.
+pub(super) const MANY_ROWS: usize = 200;
+/// How many tables the migration made to be locked.
+const SLOTS: u64 = 4;
+
+/// The turn of one table, for all who flush into it in this process.
+#[derive(Debug, Clone)]
+pub struct Turn {
+    slot: i32,
+    in_process: Arc<Mutex<()>>,
+    peers: Arc<AtomicBool>,
+}
+
+impl Turn {
+    /// Of this table.
+    pub fn of(table: &Table) -> Turn {
+        let slot = digest(table.to_string().as_bytes()) % SLOTS;
+        Turn { slot: slot as i32, in_process: Arc::default(), peers: Arc::default() }
+    }
+
+    /// Waits for its turn within this process. Who comes first is served first.
+    pub(super) async fn in_process(&self) -> OwnedMutexGuard<()> {
+        self.in_process.clone().lock_owned().await
+    }
+
+    /// Whether other processes flush into the table, as far as was seen lately.
+    pub(super) fn set_peers(&self, are_there: bool) {
+        self.peers.store(are_there, Ordering::Relaxed);
+    }
+
+    /// The table that is locked for a turn among processes. None where there is only this one, or where who has waited for it in vain would
+    /// have no time left for the flush.
+    pub(super) fn among_processes(&self, database: &Endpoint) -> Option<i32> {
+        let has_time = database.lock_timeout * 3 / 2 <= database.statement_timeout;
+        (has_time && self.peers.load(Ordering::Relaxed)).then_some(self.slot)
+    }
+}
