@@ -75,10 +75,18 @@ test: cargo
 	cargo test --locked --test model
 	@$(MAKE) --no-print-directory suite
 
+# Everything that is promised holds as well where one process reads alone: the tests again, but for those about marks and acknowledgements,
+# about no delivery at all, and those that choose theirs or name their pipelines themselves.
+NOT_ALONE = repository:: security:: verbs:: producing:: exclusive:: permissions:: turn:: pooler:: memory:: telemetry:: reclaim:: \
+	an_acknowledgement killed_after_the_read_and killed_between_commit_and_ack many_workers_that_get_everything \
+	a_rewound_group postgresql_away_for_longer a_table_change_is a_trigger_that_drops
+ALONE_TOO = $(addprefix --skip ,$(NOT_ALONE))
+
 .PHONY: suite
 suite: cargo servers
 	@$(WITH_SERVERS) echo "on $$($$TIDEGATE_VALKEY_SERVER --version | cut -d ' ' -f 1-3), $$($$TIDEGATE_POSTGRES_BIN/postgres --version)"
 	@$(WITH_SERVERS) cargo test --locked --test it
+	@$(WITH_SERVERS) TIDEGATE_TEST_DELIVERY=exclusive cargo test --locked --test it -- $(ALONE_TOO)
 
 # One control alone: ONLY=name. Only whether all edits apply and the copy compiles: CHECK=1.
 ONLY ?=
