@@ -93,8 +93,18 @@ impl Tenure {
     /// Which of these ids lie behind the group's position, wherever it stands by now: nobody has said that they are settled. Where that
     /// cannot be asked the tenure ends, and they come again.
     pub async fn still_unsettled(&self, ids: &[EntryId]) -> Result<HashSet<EntryId>, Fault> {
-        let position = position::of_group(&self.link, &self.claim.stream, &self.claim.group).await;
-        let stands = position.inspect_err(|fault| self.end(End::Fault(fault.clone())))?.map(|position| position.id);
+        let position = async {
+            let position = position::of_group(&self.link, &self.claim.stream, &self.claim.group).await?;
+            // In another history the same id may be another entry.
+            let is_same = self.link.is_same_server().await?;
+            if is_same {
+                Ok(position)
+            } else {
+                Err(Fault::ValkeyLost("the server has another history of writes".into()))
+            }
+        };
+        let stands =
+            position.await.inspect_err(|fault| self.end(End::Fault(fault.clone())))?.map(|position| position.id);
         Ok(ids.iter().copied().filter(|id| stands.is_none_or(|stands| *id > stands)).collect())
     }
 

@@ -22,7 +22,7 @@ use crate::flow::ledger;
 use crate::lanes::{self, Identity, LaneId};
 use crate::model::entry::EntryId;
 use crate::model::names;
-use crate::model::pipeline::Pipeline;
+use crate::model::pipeline::{Delivery, Pipeline};
 use crate::postgres::Database;
 use crate::retry::{Fault, advised};
 use crate::valkey::{Command, Link, Reply, info, unexpected};
@@ -155,13 +155,17 @@ async fn replay(
         return Ok(refused(Exit::BadInput, &words));
     };
     let since = args.since.id(reach.now_ms);
-    if since > delivered {
+    // Who reads alone moves the group after its commits: what was settled and not yet moved over comes again, whenever it was added.
+    let is_ahead = since > delivered;
+    if is_ahead && pipeline.delivery == Delivery::Group {
         let words = format!("nothing has been delivered since {}: nothing to replay", show(since));
         return Ok(refused(Exit::BadInput, &words));
     }
+    let since = if is_ahead { delivered.next().unwrap_or(delivered) } else { since };
     let retained_ms = reach.now_ms.saturating_sub(config.trim.retention.as_millis() as u64);
-    let covered = reach.complete || reach.first.is_some_and(|first| since >= first) || since.ms >= retained_ms;
-    if !covered || since <= reach.deleted {
+    let covered =
+        is_ahead || reach.complete || reach.first.is_some_and(|first| since >= first) || since.ms >= retained_ms;
+    if !covered || since <= reach.deleted && !is_ahead {
         let from = reach.first.map_or_else(|| "nothing".into(), show);
         let words = format!(
             "the stream does not reach back to {}: it holds {from} and later; what was trimmed or deleted before cannot be read \

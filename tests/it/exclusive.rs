@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use crate::harness::{Daemon, GROUP, Lab, Resp, STREAM, eventually, within_limit};
+use crate::harness::{Daemon, GROUP, Lab, Resp, STREAM, eventually, output, within_limit};
 use crate::proxy::{Proxy, Then, Way};
 
 /// What the key of the lease is called.
@@ -15,6 +15,8 @@ fn daemon(lab: &Lab) -> Daemon {
 /// A daemon whose Valkey, PostgreSQL, or both, lie behind a proxy.
 fn daemon_through(lab: &Lab, valkey: Option<&Proxy>, postgres: Option<&Proxy>) -> Daemon {
     let mut command = lab.exclusive(&["run"]);
+    // Nobody but the reader looks at the group.
+    command.env("TIDEGATE__TRIM__EVERY", "1h").env("TIDEGATE__COMPACT__EVERY", "1h");
     if let Some(proxy) = valkey {
         command.env("VALKEY_URL", proxy.url());
     }
@@ -75,15 +77,15 @@ async fn the_groups_position_is_what_is_committed() {
     lab.await_value("first", 1).await;
     await_no_lag(&lab).await;
     let held = proxy.trap(Way::ToServer, b"marked", Then::Hold);
-    client.add_many("marked", 10).await;
+    client.add("marked", 1).await;
     within_limit("the flush", held).await.expect("sprung");
-    // It has read them; looked for several times over, so that a move would have come.
-    let looks = calls(&lab, "eval").await;
-    eventually("looks", true, async || calls(&lab, "eval").await > looks + 5).await;
+    // It has read it, and looks at the position again and again.
+    let looks = calls(&lab, "xinfo|groups").await;
+    eventually("looks", true, async || calls(&lab, "xinfo|groups").await > looks + 3).await;
     assert_eq!(lab.group("last-delivered-id").await, Resp::Text(first.into()));
-    assert_eq!(lab.group("lag").await, Resp::Int(10));
+    assert_eq!(lab.group("lag").await, Resp::Int(1));
     proxy.release(Way::ToServer);
-    lab.await_value("marked", 10).await;
+    lab.await_value("marked", 1).await;
     await_no_lag(&lab).await;
 }
 
@@ -92,6 +94,7 @@ async fn what_is_settled_behind_something_that_is_not_moves_nothing() {
     let lab = Lab::new().await;
     let mut command = lab.exclusive(&["run"]);
     command.env("TIDEGATE__RUN__WORKERS", "2").env("TIDEGATE__POSTGRES__LOCK_TIMEOUT", "100ms");
+    command.env("TIDEGATE__TRIM__EVERY", "1h").env("TIDEGATE__COMPACT__EVERY", "1h");
     let mut daemon = Daemon::start(command);
     daemon.wait_for_event("reads_alone", |_| true).await;
     let mut client = lab.client().await;
@@ -107,8 +110,8 @@ async fn what_is_settled_behind_something_that_is_not_moves_nothing() {
     daemon.wait_for("flushing is interrupted").await;
     client.add("second", 1).await;
     lab.await_value("second", 1).await;
-    let looks = calls(&lab, "eval").await;
-    eventually("looks", true, async || calls(&lab, "eval").await > looks + 5).await;
+    let looks = calls(&lab, "xinfo|groups").await;
+    eventually("looks", true, async || calls(&lab, "xinfo|groups").await > looks + 3).await;
     assert_eq!(lab.group("last-delivered-id").await, Resp::Text(before.into()));
     // Who comes next begins before both.
     daemon.kill().await;
@@ -362,6 +365,8 @@ async fn an_entry_that_kills_whoever_reads_it_is_found_and_buried() {
     // Once by the one that reads alone, once as fresh, then by those that claim it.
     for _ in 0..7 {
         deaths(&mut daemon).await;
+        // For as long as it may be alive, others are cautious anyhow.
+        eventually("its consumer is gone", true, async || idle_consumers(&lab).await).await;
         daemon = start();
     }
     let buried = "select count(*) from tidegate.dead_letters where reason = 'kills_the_process'";
@@ -371,6 +376,16 @@ async fn an_entry_that_kills_whoever_reads_it_is_found_and_buried() {
     daemon.wait_for_event("reads_alone", |_| true).await;
     client.add("good", 1).await;
     lab.await_value("good", 2).await;
+}
+
+/// Whether all consumers have been silent for longer than `reclaim.gone_after`.
+async fn idle_consumers(lab: &Lab) -> bool {
+    let consumers = lab.client().await.call(&["XINFO", "CONSUMERS", STREAM, GROUP]).await.array();
+    let idle = |fields: Vec<Resp>| {
+        let at = fields.iter().position(|name| *name == Resp::Text("idle".into()))?;
+        fields[at + 1].int()
+    };
+    consumers.into_iter().map(Resp::array).all(|fields| idle(fields).is_some_and(|ms| ms > 700))
 }
 
 /// Whether nobody has ever added to this counter.
@@ -408,4 +423,33 @@ async fn a_table_that_refuses_an_entry_gets_all_others_and_the_position_goes_on(
     eventually("buried", 1, async || lab.number("select count(*) from tidegate.dead_letters").await).await;
     await_no_lag(&lab).await;
     lab.assert_settled().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_from_now_on_brings_again_what_was_settled_and_not_moved_over() {
+    let lab = Lab::new().await;
+    let (valkey, postgres) = (Proxy::start(lab.valkey.port()).await, Proxy::start(lab.postgres_port()).await);
+    let mut reader = daemon_through(&lab, Some(&valkey), Some(&postgres));
+    reader.wait_for_event("reads_alone", |_| true).await;
+    let mut client = lab.client().await;
+    client.add("a", 1).await;
+    lab.await_value("a", 1).await;
+    await_no_lag(&lab).await;
+    let flush = postgres.trap(Way::ToServer, b"marked", Then::Hold);
+    client.add("marked", 1).await;
+    within_limit("the flush", flush).await.expect("sprung");
+    // The move of the position will wait in the network.
+    let script = valkey.trap(Way::ToServer, b"XGROUP", Then::Hold);
+    within_limit("a look at the position", script).await.expect("sprung");
+    postgres.release(Way::ToServer);
+    lab.await_value("marked", 1).await;
+    // PostgreSQL is as it was before.
+    lab.execute("delete from public.counters where id = 'marked'; delete from tidegate.ledger where upper(ids) > (select min(upper(ids)) from tidegate.ledger)").await;
+    let mut replay = lab.exclusive(&["replay", "--since", "0s", "--yes"]);
+    let (code, stdout, stderr) = output(&mut replay).await;
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    valkey.release(Way::ToServer);
+    lab.await_value("marked", 1).await;
+    await_no_lag(&lab).await;
+    assert_eq!((lab.value("a").await, lab.in_ledger().await), (Some(1), 2));
 }
