@@ -90,7 +90,10 @@ impl Pair {
 
     /// The replica has all that the primary has.
     async fn in_step(&self) {
-        let waited = self.lab.client().await.call(&["WAIT", "1", "10000"]).await;
+        // WAIT is about what its own connection wrote.
+        let mut client = self.lab.client().await;
+        client.call(&["SET", "in step", "1"]).await;
+        let waited = client.call(&["WAIT", "1", "10000"]).await;
         assert_eq!(waited, Resp::Int(1), "replicated");
     }
 
