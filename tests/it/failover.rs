@@ -105,8 +105,14 @@ impl Pair {
         eventually("cut", true, async || info(self.replica.port(), "master_link_status:down").await).await;
     }
 
+    /// The replica is the primary, and the sentinel has done with it: it closes the connections of clients on its way.
     async fn promoted(&self) {
         eventually("promoted", true, async || info(self.replica.port(), "role:master").await).await;
+        let told = async || match self.sentinel.ask(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE]).await {
+            Resp::Array(address) => address.get(1).map(Resp::text),
+            _ => None,
+        };
+        eventually("the sentinel tells so", Some(self.replica.port().to_string()), told).await;
     }
 }
 
