@@ -453,3 +453,36 @@ async fn a_replay_from_now_on_brings_again_what_was_settled_and_not_moved_over()
     await_no_lag(&lab).await;
     assert_eq!((lab.value("a").await, lab.in_ledger().await), (Some(1), 2));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_one_flush_at_a_time_batches_land_in_the_order_of_the_stream() {
+    let lab = Lab::new().await;
+    lab.execute(
+        "create function public.is_covered() returns trigger language plpgsql as $$ begin
+             if new.value < 0 then raise check_violation using message = 'not covered'; end if;
+             return null;
+         end $$;
+         create trigger covered after insert or update on public.counters for each row execute function public.is_covered()",
+    )
+    .await;
+    let mut client = lab.client().await;
+    // Each withdrawal is covered by what was paid in before it, and by nothing else.
+    let pair = |n: usize| {
+        let amount = (n % 7 + 1).to_string();
+        [["+", &amount].concat(), ["-", &amount].concat()]
+    };
+    let commands: Vec<[String; 7]> = (0..3_000)
+        .flat_map(pair)
+        .map(|amount| {
+            ["XADD", STREAM, "*", "id", "balance", "amount", amount.trim_start_matches('+')].map(str::to_owned)
+        })
+        .collect();
+    client.pipeline(&commands).await;
+    let mut command = lab.exclusive(&["run", "--until-empty"]);
+    command.env("TIDEGATE__RUN__WORKERS", "1").env("TIDEGATE__BATCH__READ_COUNT", "7");
+    command.env("TIDEGATE__BATCH__MAX_ENTRIES", "21");
+    let mut daemon = Daemon::start(command);
+    assert!(daemon.exit().await.success(), "{}", daemon.last_lines());
+    assert_eq!(lab.number("select count(*) from tidegate.dead_letters").await, 0);
+    assert_eq!((lab.value("balance").await, lab.in_ledger().await), (Some(0), 6_000));
+}
