@@ -13,9 +13,10 @@
 //!
 //! The Valkey user needs `+eval +get +incrby +xadd +set +del` on `counter:*` and the stream (`SET` and `DEL` only put a
 //! counter back whose entry was refused); docs/permissions.md has the line to paste. Where scripts are forbidden every increment is
-//! [`NotAdded::Unavailable`] and nothing happens. In a Valkey Cluster counter and stream would have to share a slot, and
-//! do not: use one primary.
+//! [`NotAdded::Unavailable`] and nothing happens. Counter and stream of a shard share a slot of a Valkey Cluster; this client
+//! itself speaks to one primary.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -23,8 +24,8 @@ use futures_util::stream::{self, StreamExt};
 use tokio::sync::Mutex;
 
 use crate::model::entry::EntryId;
-use crate::model::names;
 use crate::model::pipeline::Pipeline;
+use crate::model::shard::shard_of;
 use crate::retry::{Fault, Verdict, judge};
 use crate::valkey::{Command, Connection, Endpoint, unexpected};
 
@@ -95,9 +96,7 @@ pub struct Producer {
 #[derive(Debug)]
 struct Shared {
     address: Endpoint,
-    stream: String,
-    key_field: String,
-    value_field: String,
+    pipeline: Pipeline,
     /// Unlike that of every other producer, with [`Shared::sequence`] behind it unlike every other increment.
     origin: String,
     sequence: AtomicU64,
@@ -143,7 +142,7 @@ impl NotAdded {
 impl Producer {
     /// Connects, so that a wrong address or password is known now and not at the first increment.
     ///
-    /// Of the pipeline it uses the stream and the names of the two fields, which may be neither [`OP_FIELD`] nor
+    /// Of the pipeline it uses the stream, the number of shards, and the names of the two fields, which may be neither [`OP_FIELD`] nor
     /// [`TRACEPARENT_FIELD`]: an entry with a field twice becomes a dead letter.
     ///
     /// # Errors
@@ -151,9 +150,7 @@ impl Producer {
     pub async fn connect(address: &Endpoint, pipeline: &Pipeline) -> Result<Producer, Fault> {
         let shared = Shared {
             address: address.clone(),
-            stream: pipeline.stream.clone(),
-            key_field: pipeline.key_field.clone(),
-            value_field: pipeline.value_field.clone(),
+            pipeline: pipeline.clone(),
             origin: format!("{:016x}", rand::random::<u64>()),
             sequence: AtomicU64::new(0),
             connection: Mutex::new(None),
@@ -178,7 +175,7 @@ impl Producer {
 
     /// Adds many, pipelined; gives each one's outcome, in their order. Each happens wholly or not at all, by itself.
     ///
-    /// They are sent, and happen, in order, unless clones add at the same time. Once the connection breaks, what was on
+    /// They are sent, and happen, in order (those of one shard, where there are several), unless clones add at the same time. Once the connection breaks, what was on
     /// its way is [`NotAdded::Unknown`] and what was not yet sent stays so, as [`NotAdded::Unavailable`].
     pub async fn add_many<I: AsRef<str>>(&self, increments: &[(I, i64)]) -> Vec<Result<Added, NotAdded>> {
         let connection = match self.shared.connection().await {
@@ -186,28 +183,34 @@ impl Producer {
             Err(fault) => return increments.iter().map(|_| Err(NotAdded::Unavailable(fault.clone()))).collect(),
         };
         // Made here and not lazily by the stream: so this future can be spawned.
+        let by_shard = by_shard(increments, self.shared.pipeline.shards);
         let mut calls = Vec::new();
-        for pairs in increments.chunks(PAIRS_PER_CALL) {
-            calls.push(self.call(&connection, pairs));
+        for (shard, places) in &by_shard {
+            for places in places.chunks(PAIRS_PER_CALL) {
+                let pairs = places.iter().map(|place| &increments[*place]).map(|(id, amount)| (id.as_ref(), *amount));
+                calls.push(self.call(&connection, *shard, pairs.collect()));
+            }
         }
-        let mut outcomes = Vec::with_capacity(increments.len());
+        let mut outcomes: Vec<_> = increments.iter().map(|_| Err(NotAdded::Unknown(unexpected("EVAL")))).collect();
+        let mut places = by_shard.iter().flat_map(|(_, places)| places);
         let mut calls = stream::iter(calls).buffered(CALLS_IN_FLIGHT);
         while let Some(answers) = calls.next().await {
-            outcomes.extend(answers);
+            answers.into_iter().zip(&mut places).for_each(|(answer, place)| outcomes[*place] = answer);
         }
         outcomes
     }
 
-    /// One call of the script: sends, and reads each pair's line.
-    async fn call<I: AsRef<str>>(&self, connection: &Connection, pairs: &[(I, i64)]) -> Vec<Result<Added, NotAdded>> {
-        let mut keys = vec![self.shared.stream.clone()];
-        let mut arguments = vec![self.shared.key_field.clone(), self.shared.value_field.clone()];
+    /// One call of the script, for increments of one shard: sends, and reads each pair's line.
+    async fn call(&self, connection: &Connection, shard: u16, pairs: Vec<(&str, i64)>) -> Vec<Result<Added, NotAdded>> {
+        let pipeline = &self.shared.pipeline;
+        let mut keys = vec![pipeline.stream_of(shard)];
+        let mut arguments = vec![pipeline.key_field.clone(), pipeline.value_field.clone()];
         arguments.push(self.traceparent.as_deref().unwrap_or_default().to_owned());
         let sequence = self.shared.sequence.fetch_add(pairs.len() as u64, Ordering::Relaxed);
-        let sound = pairs.iter().map(|(id, amount)| (id.as_ref(), amount)).filter(|(id, _)| is_text(id));
+        let sound = pairs.iter().filter(|(id, _)| is_text(id));
         for (sequence, (id, amount)) in (sequence..).zip(sound) {
-            keys.push(names::counter(id));
-            arguments.extend([id.to_owned(), amount.to_string(), format!("{}-{sequence}", self.shared.origin)]);
+            keys.push(pipeline.counter_of(id));
+            arguments.extend([(*id).to_owned(), amount.to_string(), format!("{}-{sequence}", self.shared.origin)]);
         }
         let answer = if connection.is_lost() {
             Err(NotAdded::Unavailable(Fault::ValkeyLost("the connection broke before this was sent".into())))
@@ -219,7 +222,7 @@ impl Producer {
         pairs
             .iter()
             .map(|(id, amount)| match &answer {
-                _ if !is_text(id.as_ref()) => Err(NotAdded::BadId),
+                _ if !is_text(id) => Err(NotAdded::BadId),
                 Ok(_) => outcome(lines.next().unwrap_or_default(), *amount),
                 Err(why) => Err(why.clone()),
             })
@@ -240,6 +243,15 @@ impl Shared {
         *slot = Some(Arc::clone(&connection));
         Ok(connection)
     }
+}
+
+/// The places of the increments of each shard, in their order.
+fn by_shard<I: AsRef<str>>(increments: &[(I, i64)], shards: u16) -> BTreeMap<u16, Vec<usize>> {
+    let mut places = BTreeMap::<u16, Vec<usize>>::new();
+    for (place, (id, _)) in increments.iter().enumerate() {
+        places.entry(shard_of(id.as_ref(), shards)).or_default().push(place);
+    }
+    places
 }
 
 /// What [`crate::model::entry`] takes for a row's key.

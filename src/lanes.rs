@@ -185,6 +185,17 @@ pub async fn register(
     }
 }
 
+/// The streams of all lanes of a pipeline that feed this table.
+pub async fn streams(
+    connection: &mut PgConnection,
+    source: &str,
+    pipeline: &str,
+    target: &str,
+) -> Result<Vec<String>, sqlx::Error> {
+    let query = "select stream from tidegate.lanes where source = $1 and pipeline = $2 and target = $3 order by lane";
+    sqlx::query_scalar(query).bind(source).bind(pipeline).bind(target).fetch_all(connection).await
+}
+
 /// The lane of a shard, if it is registered.
 pub async fn find(connection: &mut PgConnection, identity: &Identity) -> Result<Option<LaneId>, sqlx::Error> {
     sqlx::query_scalar("select lane from tidegate.lanes where source = $1 and pipeline = $2 and stream = $3")

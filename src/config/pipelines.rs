@@ -23,6 +23,7 @@ pub(super) fn build(settings: &Settings, name: &str) -> Option<Pipeline> {
     Some(Pipeline {
         name: name.into(),
         stream: section.stream,
+        shards: section.shards,
         table: section.table,
         key: section.key_column,
         value: section.value_column,

@@ -143,6 +143,9 @@ sections! {
     PipelineSection at "pipelines.<name>" {
         /// The stream to read.
         stream: String = "flush:counters" for counters, Text;
+        /// How many streams there are. With more than one they are `<stream>:{0}`, `<stream>:{1}` and so on, and a producer chooses by the
+        /// key (docs/sharding.md).
+        shards: u16 = "1", Count("streams", 1..=10_000);
         /// The table to write, as `schema.table`; a table alone is in `public`.
         table: Table = "public.counters" for counters, TableName;
         /// The column that identifies a row; it needs a unique index of its own.

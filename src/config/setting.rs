@@ -79,6 +79,12 @@ impl Field for u64 {
     }
 }
 
+impl Field for u16 {
+    fn from_setting(setting: &Setting) -> Option<u16> {
+        setting.number()?.try_into().ok()
+    }
+}
+
 impl Field for usize {
     fn from_setting(setting: &Setting) -> Option<usize> {
         setting.number()?.try_into().ok()

@@ -10,6 +10,22 @@ pub fn counter(id: &str) -> String {
     format!("counter:{id}")
 }
 
+/// The stream of one of several shards, in a slot of its own in a cluster.
+pub fn sharded(stream: &str, shard: u16) -> String {
+    format!("{stream}:{{{shard}}}")
+}
+
+/// Which shard of a stream this is; none if it is no shard of it.
+pub fn shard_number(stream: &str, name: &str) -> Option<u16> {
+    let number = name.strip_prefix(stream)?.strip_prefix(":{")?.strip_suffix('}')?.parse().ok()?;
+    (sharded(stream, number) == name).then_some(number)
+}
+
+/// The key that holds the live value of one counter where there are several shards, in the slot of its shard's stream.
+pub fn counter_of_shard(shard: u16, id: &str) -> String {
+    format!("counter:{{{shard}}}:{id}")
+}
+
 /// The consumer group of a pipeline. Two pipelines that read one stream have two groups, so each sees every entry.
 pub fn group(pipeline: &str) -> String {
     format!("tidegate:{pipeline}")

@@ -7,6 +7,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::names;
+use super::shard::shard_of;
 use crate::merge::Merge;
 
 /// One stream flowing into one table.
@@ -14,8 +15,10 @@ use crate::merge::Merge;
 pub struct Pipeline {
     /// What the ledger, the consumer group and the operator know it by.
     pub name: String,
-    /// The stream it reads.
+    /// The stream it reads; with several shards, what their streams' names begin with.
     pub stream: String,
+    /// How many streams there are.
+    pub shards: u16,
     /// The table it writes.
     pub table: Table,
     /// The column that identifies a row; it needs a unique index of its own.
@@ -50,6 +53,7 @@ impl Pipeline {
         Pipeline {
             name: "counters".into(),
             stream: names::DEFAULT_STREAM.into(),
+            shards: 1,
             table: Table { schema: Identifier::known("public"), name: Identifier::known("counters") },
             key: Identifier::known("id"),
             value: Identifier::known("value"),
@@ -61,9 +65,30 @@ impl Pipeline {
         }
     }
 
-    /// Its shards: one, as long as a pipeline has one stream.
+    /// Its shards.
     pub fn shards(&self) -> Vec<Shard> {
-        vec![Shard { pipeline: Arc::new(self.clone()), number: 0, stream: self.stream.clone() }]
+        (0..self.shards.max(1)).map(|number| self.shard(self.stream_of(number))).collect()
+    }
+
+    /// The shard that is this stream: one of its own, or one that it had when there were more or fewer.
+    pub fn shard(&self, stream: String) -> Shard {
+        Shard { pipeline: Arc::new(Pipeline { stream: stream.clone(), shards: 1, ..self.clone() }), stream }
+    }
+
+    /// The stream of a shard. One stream alone has the plain name.
+    pub fn stream_of(&self, shard: u16) -> String {
+        if self.shards > 1 { names::sharded(&self.stream, shard) } else { self.stream.clone() }
+    }
+
+    /// The counter of a key, in the same slot of a cluster as the stream that takes its deltas.
+    pub fn counter_of(&self, id: &str) -> String {
+        if self.shards > 1 { names::counter_of_shard(shard_of(id, self.shards), id) } else { names::counter(id) }
+    }
+
+    /// Whether this stream is none of its shards, and was one when it had another number of them.
+    pub fn had(&self, stream: &str) -> bool {
+        let is_one = stream == self.stream || names::shard_number(&self.stream, stream).is_some();
+        is_one && !(0..self.shards.max(1)).any(|number| self.stream_of(number) == stream)
     }
 
     /// What defines a flush beside names and table, for the ledger and for people: columns, fields, merge operator.
@@ -98,10 +123,8 @@ impl Delivery {
 /// One stream of a pipeline: what a ledger lane stands for, and what one worker reads.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shard {
-    /// The pipeline.
+    /// The pipeline, as if this were its only stream.
     pub pipeline: Arc<Pipeline>,
-    /// Which of its streams, from 0.
-    pub number: u16,
     /// The stream's key in Valkey.
     pub stream: String,
 }
@@ -189,6 +212,21 @@ mod tests {
         }
         assert!(Identifier::parse(&"a".repeat(63)).is_ok());
         assert!(Identifier::parse(&"a".repeat(64)).is_err());
+    }
+
+    #[test]
+    fn shards_have_names_of_their_own_and_one_alone_has_the_plain_one() {
+        let of = |shards| Pipeline { shards, ..Pipeline::counters() };
+        let streams = |shards| of(shards).shards().into_iter().map(|shard| shard.stream).collect::<Vec<_>>();
+        assert_eq!(streams(1), ["flush:counters"]);
+        assert_eq!(streams(3), ["flush:counters:{0}", "flush:counters:{1}", "flush:counters:{2}"]);
+        assert_eq!((of(1).counter_of("a"), of(4).counter_of("a")), ("counter:a".into(), "counter:{3}:a".into()));
+        assert!(of(2).had("flush:counters") && of(2).had("flush:counters:{2}") && of(1).had("flush:counters:{0}"));
+        for other in
+            ["flush:counters:{1}", "flush:counters:{x}", "flush:other", "flush:counters:{01}", "flush:counters:1"]
+        {
+            assert!(!of(2).had(other), "{other}");
+        }
     }
 
     #[test]

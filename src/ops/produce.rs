@@ -87,7 +87,12 @@ pub async fn run(args: Args, address: Endpoint, pipeline: Pipeline) -> Exit {
         }
     };
     let progress = Progress::new(!args.quiet && io::stderr().is_terminal(), &sources);
-    let summary = feed(&producer, &pipeline.stream, sources, args.rate, &progress).await;
+    // For people: with several shards, the stream of each.
+    let streams = match pipeline.shards {
+        0 | 1 => pipeline.stream.clone(),
+        shards => format!("{}:{{0…{}}}", pipeline.stream, shards - 1),
+    };
+    let summary = feed(&producer, &streams, sources, args.rate, &progress).await;
     progress.clear();
     let code = summary.exit_code();
     if !args.quiet || code != Exit::Ok {

@@ -22,7 +22,7 @@ use crate::flow::ledger;
 use crate::lanes::{self, Identity, LaneId};
 use crate::model::entry::EntryId;
 use crate::model::names;
-use crate::model::pipeline::{Delivery, Pipeline};
+use crate::model::pipeline::{Delivery, Pipeline, Shard};
 use crate::postgres::Database;
 use crate::retry::{Fault, advised};
 use crate::valkey::{Command, Link, Reply, info, unexpected};
@@ -96,7 +96,20 @@ pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::
     let database = Database::new(postgres, 1);
     let outcome = async {
         let mut session = Session::open(&valkey, "tidegate:replay").await?;
-        replay(args, config, pipeline, &mut session, &database, out).await
+        let shards = pipeline.shards();
+        if let [shard] = &shards[..] {
+            return replay(args, config, shard, &mut session, &database, out).await;
+        }
+        // Each shard has a stream, a group and a past of its own; one that cannot be replayed keeps no other one from it.
+        let mut worst = Exit::Ok;
+        for shard in &shards {
+            match replay(args, config, shard, &mut session, &database, out).await? {
+                Ok(Exit::Ok) => {}
+                Ok(exit) => worst = exit,
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        Ok(Ok(worst))
     };
     let outcome = outcome.await;
     database.close().await;
@@ -140,11 +153,12 @@ type Outcome = Result<std::io::Result<Exit>, Fault>;
 async fn replay(
     args: &Args,
     config: &Config,
-    pipeline: &Pipeline,
+    shard: &Shard,
     session: &mut Session,
     database: &Database,
     out: &mut dyn Write,
 ) -> Outcome {
+    let pipeline = &*shard.pipeline;
     let (stream, group) = (&pipeline.stream, pipeline.group());
     let Some(reach) = reach(&session.link, stream, &group).await? else {
         return Ok(refused(Exit::BadInput, &format!("there is no stream {stream}: nothing to replay")));
@@ -175,9 +189,6 @@ async fn replay(
         return Ok(refused(Exit::BadInput, &words));
     }
     let source = &config.valkey.source;
-    let [shard] = &pipeline.shards()[..] else {
-        return Ok(refused(Exit::Config, "the pipeline has more than one stream"));
-    };
     let identity = Identity::of(source, shard);
     // None: PostgreSQL was restored to a time before the pipeline, and its ledger lacks everything.
     let lane = database.run(async |c| lanes::find(c, &identity).await).await?;

@@ -21,7 +21,7 @@ use crate::flow::setup::WorkerSetup;
 use crate::flow::turn::Turn;
 use crate::lanes::{self, Identity, Record, Unregistered};
 use crate::model::names;
-use crate::model::pipeline::Shard;
+use crate::model::pipeline::{Pipeline, Shard};
 use crate::postgres::{Database, schema};
 use crate::retry::{Fault, Incident, Verdict, advised, judge};
 use crate::target::{self, Unfit};
@@ -152,13 +152,19 @@ pub(super) async fn try_prepare(
     for pipeline in &config.pipelines {
         let order = database.run(async |c| target::check_table(c, pipeline).await).await.map_err(Refusal::Fault)??;
         let turn: &Turn = turns.entry(&pipeline.table).or_insert_with(|| Turn::of(&pipeline.table));
-        for shard in pipeline.shards() {
-            let identity = Identity::of(&config.valkey.source, &shard);
+        let (source, target) = (config.valkey.source.as_str(), pipeline.table.to_string());
+        let registered = database.run(async |c| lanes::streams(c, source, &pipeline.name, &target).await).await;
+        let registered = registered.map_err(Refusal::Fault)?;
+        // Where there were more shards, or fewer, or one alone, what their streams still hold is flushed as well.
+        let former = registered.into_iter().filter(|stream| pipeline.had(stream)).map(|stream| pipeline.shard(stream));
+        for shard in pipeline.shards().into_iter().chain(former) {
+            let identity = Identity::of(source, &shard);
             let others_alive = others_are_alive(places, &shard, config.reclaim.dead_after).await;
             let register = async |c: &mut _| lanes::register(c, &identity, others_alive, record).await;
             let id = database.run(register).await.map_err(Refusal::Fault)??;
+            let pipeline = Pipeline::clone(&shard.pipeline);
             flows.push(Flow {
-                lane: Lane::new(pipeline.clone(), &order, id, identity, turn.clone(), config.dead_letters.max_bytes),
+                lane: Lane::new(pipeline, &order, id, identity, turn.clone(), config.dead_letters.max_bytes),
                 metrics: Arc::default(),
                 refusals: Arc::default(),
             });

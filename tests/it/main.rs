@@ -16,6 +16,7 @@ mod reclaim;
 mod replay;
 mod repository;
 mod security;
+mod shards;
 mod tables;
 mod telemetry;
 mod trimming;

@@ -1,0 +1,146 @@
+//! A pipeline with several streams: which key goes where, and what happens when their number changes.
+
+use std::io::Write;
+
+use tidegate::model::shard::shard_of;
+use tokio::process::Command;
+
+use crate::harness::{Daemon, Lab, Resp, output};
+
+const DOCUMENT: &str = include_str!("../../docs/sharding.md");
+const VECTORS: &str = include_str!("../../docs/shards.tsv");
+
+/// The program with so many shards.
+fn program(lab: &Lab, shards: u16, arguments: &[&str]) -> Command {
+    let mut command = lab.program(arguments);
+    command.env("TIDEGATE__PIPELINES__COUNTERS__SHARDS", shards.to_string());
+    command
+}
+
+async fn settle(lab: &Lab, shards: u16) {
+    let mut daemon = Daemon::start(program(lab, shards, &["run", "--until-empty"]));
+    assert!(daemon.exit().await.success(), "{}", daemon.last_lines());
+}
+
+/// Adds one to each of these counters, as a producer with so many shards.
+async fn produce(lab: &Lab, shards: u16, counters: std::ops::Range<u32>) {
+    let mut lines = tempfile::NamedTempFile::new().expect("a file");
+    counters.for_each(|n| writeln!(lines, "c{n} 1").expect("written"));
+    let path = lines.path().to_str().expect("text").to_owned();
+    let (code, _, stderr) = output(&mut program(lab, shards, &["produce", &path])).await;
+    assert_eq!(code, 0, "{stderr}");
+}
+
+/// How many entries a stream holds.
+async fn length(lab: &Lab, stream: &str) -> i64 {
+    lab.client().await.call(&["XLEN", stream]).await.int().expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_key_has_its_shard_and_its_counter_lies_beside_the_stream() {
+    let lab = Lab::new().await;
+    produce(&lab, 4, 0..400).await;
+    let mut total = 0;
+    for shard in 0..4 {
+        let stream = format!("flush:counters:{{{shard}}}");
+        let entries = lab.client().await.call(&["XRANGE", &stream, "-", "+"]).await.array();
+        assert!(entries.len() > 50, "{} of 400 keys are in shard {shard}", entries.len());
+        total += entries.len();
+        for entry in entries {
+            let id = entry.array()[1].clone().array()[1].text();
+            assert_eq!(shard_of(&id, 4), shard, "{id}");
+            let counter = format!("counter:{{{shard}}}:{id}");
+            assert_eq!(lab.client().await.call(&["GET", &counter]).await, Resp::Text(b"1".to_vec()), "{counter}");
+        }
+    }
+    assert_eq!((total, length(&lab, "flush:counters").await), (400, 0));
+    settle(&lab, 4).await;
+    let exact = "select count(*) from public.counters where value = 1";
+    assert_eq!((lab.number(exact).await, lab.in_ledger().await), (400, 400));
+    assert_eq!(lab.number("select count(*) from tidegate.lanes").await, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_number_of_shards_changes_and_what_the_old_streams_hold_lands() {
+    let lab = Lab::new().await;
+    // One stream, then four, then two; producers are late each time, and early.
+    settle_and_leave(&lab, 1, &[1, 4]).await;
+    settle_and_leave(&lab, 4, &[1, 4, 2]).await;
+    settle_and_leave(&lab, 2, &[4, 1, 2]).await;
+    settle(&lab, 2).await;
+    let exact = "select count(*) from public.counters where value = 8";
+    assert_eq!((lab.number(exact).await, lab.in_ledger().await), (100, 800));
+    for stream in ["flush:counters", "flush:counters:{0}", "flush:counters:{3}"] {
+        let mut client = lab.client().await;
+        let Resp::Array(pending) = client.call(&["XPENDING", stream, "tidegate:counters"]).await else {
+            panic!("no group")
+        };
+        assert_eq!(pending[0], Resp::Int(0), "{stream}");
+    }
+}
+
+/// A daemon with so many shards is there for a while; producers with these numbers add while it is, and behind it.
+async fn settle_and_leave(lab: &Lab, shards: u16, producers: &[u16]) {
+    let mut daemon = Daemon::start(program(lab, shards, &["run"]));
+    daemon.wait_for("running").await;
+    for producer in producers {
+        produce(lab, *producer, 0..100).await;
+    }
+    daemon.signal(rustix::process::Signal::TERM);
+    assert!(daemon.exit().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_is_about_every_shard() {
+    let lab = Lab::new().await;
+    produce(&lab, 3, 0..300).await;
+    settle(&lab, 3).await;
+    lab.execute("delete from tidegate.ledger; delete from public.counters").await;
+    let (code, stdout, stderr) = output(&mut program(&lab, 3, &["replay", "--since", "1h", "--yes"])).await;
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    assert_eq!(stdout.matches("rewound").count(), 3, "{stdout}");
+    settle(&lab, 3).await;
+    let exact = "select count(*) from public.counters where value = 1";
+    assert_eq!((lab.number(exact).await, lab.in_ledger().await), (300, 300));
+}
+
+/// The block of the document in this language.
+fn block(language: &str) -> &'static str {
+    let (_, rest) = DOCUMENT.split_once(&format!("```{language}\n")).expect("a block");
+    rest.split("```").next().expect("its end")
+}
+
+/// Keys, and their shards of 2, 4, 16 and 1000.
+fn vectors() -> impl Iterator<Item = (&'static str, [(&'static str, &'static str); 4])> {
+    VECTORS.lines().skip(1).map(|line| {
+        let fields: Vec<&str> = line.split('\t').collect();
+        (fields[0], [("2", fields[2]), ("4", fields[3]), ("16", fields[4]), ("1000", fields[5])])
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_function_in_lua_gives_the_shards_of_the_vectors() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    let script = format!("{}\nreturn tostring(shard_of(ARGV[1], tonumber(ARGV[2])))", block("lua"));
+    for (key, shards) in vectors() {
+        for (of, shard) in shards {
+            let found = client.call(&["EVAL", &script, "0", key, of]).await;
+            assert_eq!(found, Resp::Text(shard.into()), "{key:?} of {of}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_function_in_python_gives_the_shards_of_the_vectors() {
+    let mut program = format!("{}\nimport sys\n", block("python"));
+    for (key, shards) in vectors() {
+        for (of, shard) in shards {
+            program += &format!("assert shard_of({key:?}, {of}) == {shard}, ({key:?}, {of})\n");
+        }
+    }
+    program += "print('all')\n";
+    // Where there is no Python there is nobody whom its line would help.
+    let Ok(output) = Command::new("python3").args(["-c", &program]).output().await else { return };
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "all\n", "{}", String::from_utf8_lossy(&output.stderr));
+}
