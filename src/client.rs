@@ -192,7 +192,7 @@ impl Producer {
             }
         }
         let mut outcomes: Vec<_> = increments.iter().map(|_| Err(NotAdded::Unknown(unexpected("EVAL")))).collect();
-        let mut places = by_shard.iter().flat_map(|(_, places)| places);
+        let mut places = by_shard.values().flatten();
         let mut calls = stream::iter(calls).buffered(CALLS_IN_FLIGHT);
         while let Some(answers) = calls.next().await {
             answers.into_iter().zip(&mut places).for_each(|(answer, place)| outcomes[*place] = answer);
