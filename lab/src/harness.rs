@@ -338,8 +338,13 @@ impl Daemon {
         self.seen[last..].iter().map(|line| format!("\n  {line}")).collect()
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id().expect("it runs")
+    }
+
     pub fn signal(&self, signal: Signal) {
-        let pid = self.child.id().and_then(|pid| Pid::from_raw(pid as i32)).expect("it runs");
+        let pid = Pid::from_raw(self.pid() as i32).expect("a process");
         kill_process(pid, signal).expect("signalled");
     }
 

@@ -59,7 +59,7 @@ impl Taker {
         self.reader.read_after(Some(position.id));
         let ended = self.read_on(session, &tenure, stop).await;
         self.reader.read_after(None);
-        if let Ok(Ended::Stopped) = ended {
+        if let Ok(Ended::Stopped | Ended::Yielded) = ended {
             tokio::select! {
                 () = self.shared.is_done_with(self.sent) => {}
                 () = stop.forced() => return ended,
@@ -76,6 +76,9 @@ impl Taker {
         while !stop.is_asked() {
             if session.is_lost() {
                 return Err(Fault::ValkeyLost("the connection to Valkey was given up".into()));
+            }
+            if self.lease.as_ref().is_some_and(|lease| lease.is_to_be_yielded()) {
+                return Ok(Ended::Yielded);
             }
             if Instant::now() >= speak_at {
                 self.keep_alive(session).await?;

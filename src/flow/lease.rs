@@ -7,6 +7,7 @@
 //! The keeper has a connection of its own, so that a large reply on the reader's keeps it from nothing.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
@@ -26,18 +27,82 @@ const LOOKS: u32 = 20;
 /// The name of its connections.
 const NAME: &str = "tidegate:lease";
 
-/// Takes or renews it; gives 0, or for how many milliseconds it is still somebody else's. A server whose memory is full would refuse
-/// the key, and reading is what makes room: hence the flag.
+/// Takes or renews it, if it is free and wanted; gives for how many milliseconds it is still somebody else's (0: it is one's own, -1: nobody's),
+/// and how many processes would read this stream. A server whose memory is full would refuse the keys, and reading is what makes room: hence
+/// the flag.
 const TAKE: &str = "#!lua flags=allow-oom
-local holder = server.call('GET', KEYS[1])
-if holder and holder ~= ARGV[1] then return math.max(server.call('PTTL', KEYS[1]), 1) end
-server.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
-return 0";
+local lease, readers, token, whole, wanted = KEYS[1], KEYS[2], ARGV[1], tonumber(ARGV[2]), ARGV[3]
+local time = server.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local known = server.call('ZSCORE', readers, token)
+local holder = server.call('GET', lease)
+-- Who waits looks often, and need not write each time.
+if holder == token or not known or known - now < whole * 3 / 4 then
+    server.call('ZADD', readers, now + whole, token)
+    server.call('PEXPIRE', readers, whole)
+end
+server.call('ZREMRANGEBYSCORE', readers, '-inf', now)
+local alive = server.call('ZCARD', readers)
+if holder and holder ~= token then return {math.max(server.call('PTTL', lease), 1), alive} end
+if not holder and wanted ~= 'wanted' then return {-1, alive} end
+server.call('SET', lease, token, 'PX', whole)
+return {0, alive}";
 
 /// Gives it back, if it is one's own.
 const GIVE_BACK: &str = "
-if server.call('GET', KEYS[1]) == ARGV[1] then return server.call('DEL', KEYS[1]) end
-return 0";
+if ARGV[3] == 'ends' then server.call('ZREM', KEYS[2], ARGV[1]) end
+if server.call('GET', KEYS[1]) == ARGV[1] then server.call('DEL', KEYS[1]) end
+return {0, 0}";
+
+/// The leases of one pipeline's shards in this process: each process holds its share of them.
+#[derive(Debug)]
+pub struct Shares {
+    shards: usize,
+    held: AtomicUsize,
+}
+
+impl Shares {
+    /// Of so many shards.
+    pub fn of(shards: usize) -> Shares {
+        Shares { shards, held: AtomicUsize::new(0) }
+    }
+
+    /// The share of one of so many processes.
+    fn fair(&self, processes: usize) -> usize {
+        self.shards.div_ceil(processes.max(1))
+    }
+
+    /// Whether one more is still within the share.
+    fn has_room(&self, processes: usize) -> bool {
+        self.held.load(Ordering::Relaxed) < self.fair(processes)
+    }
+
+    /// Gives one up, if this process holds more than its share.
+    fn give_up(&self, processes: usize) -> bool {
+        let less = |held| (held > self.fair(processes)).then(|| held - 1);
+        self.held.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok()
+    }
+}
+
+/// How a keeper stands to its lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// Somebody else has it, or nobody.
+    Waits,
+    /// It is held, until then at the least.
+    Holds(Instant),
+    /// It is held, and to be given up as soon as what was read is settled.
+    Yields(Instant),
+}
+
+impl Standing {
+    fn until(self) -> Option<Instant> {
+        match self {
+            Standing::Waits => None,
+            Standing::Holds(until) | Standing::Yields(until) => Some(until),
+        }
+    }
+}
 
 /// A taker's end: dropped, the lease is given back.
 #[derive(Debug)]
@@ -46,20 +111,31 @@ pub struct Lease {
     pub claim: Claim,
     /// Rung when there is reason to ask at once whether it is still held.
     pub doubt: Arc<Notify>,
-    held_until: watch::Receiver<Option<Instant>>,
+    standing: watch::Receiver<Standing>,
+    yielded: Arc<Notify>,
 }
 
 impl Lease {
     /// Whether it is held, as far as this process's clock tells.
     pub fn is_held(&self) -> bool {
-        self.held_until.borrow().is_some_and(|until| Instant::now() < until)
+        self.standing.borrow().until().is_some_and(|until| Instant::now() < until)
+    }
+
+    /// Whether it is to be given up.
+    pub fn is_to_be_yielded(&self) -> bool {
+        matches!(*self.standing.borrow(), Standing::Yields(_))
+    }
+
+    /// What was read is settled: another process may have it.
+    pub fn yield_now(&self) {
+        self.yielded.notify_one();
     }
 
     /// Resolves when it is held.
     pub async fn held(&self) {
-        let is_held = |until: &Option<Instant>| until.is_some_and(|until| Instant::now() < until);
+        let is_held = |standing: &Standing| matches!(standing, Standing::Holds(until) if Instant::now() < *until);
         // Its keeper has ended: it will never be held.
-        if self.held_until.clone().wait_for(is_held).await.is_err() {
+        if self.standing.clone().wait_for(is_held).await.is_err() {
             std::future::pending::<()>().await;
         }
     }
@@ -71,8 +147,13 @@ pub struct Keeper {
     setup: WorkerSetup,
     claim: Claim,
     doubt: Arc<Notify>,
-    held_until: watch::Sender<Option<Instant>>,
+    standing: watch::Sender<Standing>,
+    yielded: Arc<Notify>,
     incident: Incident,
+    /// Since when nobody has it, as far as was seen.
+    free_since: Option<Instant>,
+    /// How many processes would read the stream.
+    processes: usize,
     /// Whether it was told that somebody else has it.
     told: bool,
 }
@@ -87,17 +168,17 @@ pub fn lease(setup: &WorkerSetup, worker: &str) -> (Keeper, Lease) {
         // Another one for each keeper: what comes late from one before it counts for nothing.
         token: format!("{worker}-{:016x}", rand::random::<u64>()),
     };
-    let (held_until, is_held_until) = watch::channel(None);
-    let doubt = Arc::new(Notify::new());
-    let lease = Lease { claim: claim.clone(), doubt: doubt.clone(), held_until: is_held_until };
-    let incident = setup.metrics.reading.incident();
-    (Keeper { setup: setup.clone(), claim, doubt, held_until, incident, told: false }, lease)
+    let (standing, is_standing) = watch::channel(Standing::Waits);
+    let (doubt, yielded) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let lease = Lease { claim: claim.clone(), doubt: doubt.clone(), standing: is_standing, yielded: yielded.clone() };
+    let (setup, incident) = (setup.clone(), setup.metrics.reading.incident());
+    (Keeper { setup, claim, doubt, standing, yielded, incident, free_since: None, processes: 1, told: false }, lease)
 }
 
 impl Keeper {
     /// Keeps the lease until its taker has ended, then gives it back.
     pub async fn run(mut self) {
-        while !self.held_until.is_closed() {
+        while !self.standing.is_closed() {
             let fault = match Link::open(&self.setup.valkey, NAME).await {
                 Ok(link) => match self.keep(&link).await {
                     Ok(()) => return,
@@ -108,7 +189,7 @@ impl Keeper {
             let wait = self.setup.met_reading(&mut self.incident, &fault);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                () = self.held_until.closed() => {}
+                () = self.standing.closed() => {}
             }
         }
     }
@@ -117,55 +198,108 @@ impl Keeper {
     /// behind the one that gives back.
     async fn keep(&mut self, link: &Link) -> Result<(), Fault> {
         let whole = self.setup.lease;
-        while !self.held_until.is_closed() {
-            let asked_at = Instant::now();
-            let theirs = self.script(link, TAKE).await?;
+        // What was heard before this link says nothing of now.
+        self.free_since = None;
+        while !self.standing.is_closed() {
+            let (asked_at, had) = (Instant::now(), *self.standing.borrow());
+            // Who has less than its share takes what is free at once; what nobody takes for a while anybody may have.
+            let is_left = self.free_since.is_some_and(|since| asked_at - since >= whole);
+            let wants = had != Standing::Waits || is_left || self.setup.shares.has_room(self.processes);
+            let (theirs, processes) = self.script(link, TAKE, if wants { "wanted" } else { "left" }).await?;
             failpoint::reached("lease.taken");
             self.setup.reads_again(&mut self.incident);
+            self.processes = processes;
+            self.free_since = (theirs < 0).then(|| self.free_since.unwrap_or(asked_at));
             let wait = if theirs == 0 {
-                self.is_held_until(Some(asked_at + whole));
+                let until = asked_at + whole;
+                let yields = matches!(had, Standing::Yields(_));
+                self.stands(if yields { Standing::Yields(until) } else { Standing::Holds(until) });
+                if !yields && self.setup.shares.give_up(processes) {
+                    self.stands(Standing::Yields(until));
+                }
                 whole / RENEWALS
             } else {
-                self.is_held_until(None);
-                Duration::from_millis(theirs).min(whole / LOOKS)
+                self.stands(Standing::Waits);
+                Duration::from_millis(theirs.unsigned_abs()).min(whole / LOOKS)
             };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = self.doubt.notified() => {}
-                () = self.held_until.closed() => {}
+                () = self.standing.closed() => {}
+                () = self.yielded.notified() => {
+                    self.script(link, GIVE_BACK, "goes on").await?;
+                    self.stands(Standing::Waits);
+                }
             }
         }
         failpoint::reached("lease.left");
         // If this fails, it runs out.
-        self.script(link, GIVE_BACK).await.map(drop)
+        self.script(link, GIVE_BACK, "ends").await.map(drop)
     }
 
-    async fn script(&self, link: &Link, script: &str) -> Result<u64, Fault> {
-        let command = Command::new("EVAL").arg(script).arg(1).arg(&self.claim.lease).arg(&self.claim.token);
-        let reply = link.commands().call(command.arg(self.setup.lease.as_millis())).await?;
-        reply.as_int().map(i64::unsigned_abs).ok_or_else(|| unexpected("EVAL"))
+    async fn script(&self, link: &Link, script: &str, how: &str) -> Result<(i64, usize), Fault> {
+        let command = Command::new("EVAL").arg(script).arg(2).arg(&self.claim.lease);
+        let command = command.arg(format!("{}:readers", self.claim.lease)).arg(&self.claim.token);
+        let reply = link.commands().call(command.arg(self.setup.lease.as_millis()).arg(how)).await?;
+        let mut parts = reply.into_array().ok_or_else(|| unexpected("EVAL"))?.map(|part| part.as_int());
+        match (parts.next().flatten(), parts.next().flatten()) {
+            (Some(theirs), Some(processes)) => Ok((theirs, processes.unsigned_abs() as usize)),
+            _ => Err(unexpected("EVAL")),
+        }
     }
 
-    fn is_held_until(&mut self, until: Option<Instant>) {
-        let (held, pipeline) = (self.held_until.send_replace(until).is_some(), self.setup.lane.pipeline());
+    fn stands(&mut self, now: Standing) {
+        let (before, pipeline) = (self.standing.send_replace(now), self.setup.lane.pipeline());
         let (name, stream) = (&pipeline.name, &pipeline.stream);
-        match (held, until.is_some()) {
-            (false, true) => {
+        let held = &self.setup.shares.held;
+        match (before, now) {
+            (Standing::Waits, Standing::Holds(_)) => {
                 self.told = false;
+                held.fetch_add(1, Ordering::Relaxed);
                 self.setup.metrics.holds_lease(true);
                 info!(event = "lease_held", pipeline = %name, %stream, "this process reads the stream alone from now on");
             }
-            (true, false) => {
+            (Standing::Holds(_) | Standing::Yields(_), Standing::Waits) => {
                 self.told = true;
+                // What is yielded is no longer counted.
+                if matches!(before, Standing::Holds(_)) {
+                    held.fetch_sub(1, Ordering::Relaxed);
+                }
                 self.setup.metrics.holds_lease(false);
                 info!(event = "lease_lost", pipeline = %name, %stream, "another process reads the stream from now on");
             }
-            (false, false) if !self.told => {
+            (Standing::Waits, Standing::Waits) if !self.told => {
                 self.told = true;
                 self.setup.metrics.holds_lease(false);
                 info!(event = "lease_waits", pipeline = %name, %stream, "another process reads the stream: this one stands by");
             }
             _ => {}
         }
+    }
+}
+
+impl Drop for Keeper {
+    /// A keeper that ends in whatever way leaves its place to the others of this process.
+    fn drop(&mut self) {
+        if matches!(*self.standing.borrow(), Standing::Holds(_)) {
+            self.setup.shares.held.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_process_holds_its_share_and_gives_up_what_is_more() {
+        let shares = Shares::of(4);
+        shares.held.store(4, Ordering::Relaxed);
+        assert!(!shares.give_up(1), "alone it holds all");
+        assert!(shares.give_up(2) && shares.give_up(2) && !shares.give_up(2));
+        assert!(!shares.has_room(2) && shares.has_room(1));
+        let one = Shares::of(1);
+        one.held.store(1, Ordering::Relaxed);
+        assert!(!one.give_up(5), "a single stream is never given up");
     }
 }

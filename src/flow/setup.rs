@@ -8,6 +8,7 @@ use tracing::{error, info, warn};
 
 use super::bisect::Refusals;
 use super::flush::Lane;
+use super::lease::Shares;
 use super::read::Limits;
 use super::reclaim::Patience;
 use crate::model::pipeline::Delivery;
@@ -44,6 +45,8 @@ pub struct WorkerSetup {
     pub settlers: usize,
     /// How long the lease lasts by which it does so.
     pub lease: Duration,
+    /// How many of the pipeline's leases this process holds; all workers of the pipeline share it.
+    pub shares: Arc<Shares>,
     /// What the pipeline's table has refused lately; all workers of the pipeline share it.
     pub refusals: Arc<Mutex<Refusals>>,
     /// Where it counts.

@@ -70,6 +70,8 @@ pub(super) enum Ended {
     Alone,
     /// Somebody else reads, or moved the group: it begins again.
     Displaced,
+    /// Another process is to have the lease: what was read is settled.
+    Yielded,
     /// The settler has ended (its task panicked): this worker is at its end.
     ReceiverGone,
 }
@@ -139,6 +141,13 @@ impl Taker {
             match self.take_over(&mut session, &stop).await {
                 Ok(Ended::Stopped) => self.leave(&session, &stop).await,
                 Ok(Ended::ReceiverGone) => return,
+                Ok(Ended::Yielded) => {
+                    // If it cannot leave, whoever reads next takes its consumer for one that has died, and is careful.
+                    let _ = self.reclaimer.leave(&session).await;
+                    if let Some(lease) = &self.lease {
+                        lease.yield_now();
+                    }
+                }
                 Ok(Ended::Alone | Ended::Displaced) => self.reclaimer.left_behind(session.consumer.clone()),
                 Err(fault) => {
                     self.reclaimer.left_behind(session.consumer.clone());

@@ -18,7 +18,7 @@ pub(super) const MANY_ROWS: usize = 200;
 /// How many tables the migration made to be locked.
 const SLOTS: u64 = 4;
 
-/// The turn of one table, for all who flush into it in this process.
+/// The turn of one table, or of one shard's rows in it, for all who flush them in this process.
 #[derive(Debug, Clone)]
 pub struct Turn {
     slot: i32,
@@ -27,9 +27,10 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// Of this table.
-    pub fn of(table: &Table) -> Turn {
-        let slot = digest(table.to_string().as_bytes()) % SLOTS;
+    /// Of this table; with several shards, of the rows of one of them: no other shard has a key among them.
+    pub fn of(table: &Table, shard: Option<u16>) -> Turn {
+        let rows = format!("{table} {shard:?}");
+        let slot = digest(rows.as_bytes()) % SLOTS;
         Turn { slot: slot as i32, in_process: Arc::default(), peers: Arc::default() }
     }
 

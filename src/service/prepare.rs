@@ -15,6 +15,7 @@ use crate::care::setup::CaretakerSetup;
 use crate::config::{Config, Problems};
 use crate::flow::bisect::Refusals;
 use crate::flow::flush::Lane;
+use crate::flow::lease::Shares;
 use crate::flow::read::{self, Limits};
 use crate::flow::reclaim::Patience;
 use crate::flow::setup::WorkerSetup;
@@ -98,6 +99,7 @@ pub(super) struct Flow {
     pub(super) lane: Lane,
     pub(super) metrics: Arc<Metrics>,
     pub(super) refusals: Arc<Mutex<Refusals>>,
+    pub(super) shares: Arc<Shares>,
 }
 
 /// Makes sure that the database is what the daemon needs; waits for one that is out of reach.
@@ -151,22 +153,27 @@ pub(super) async fn try_prepare(
     let (mut flows, mut turns) = (Vec::new(), HashMap::new());
     for pipeline in &config.pipelines {
         let order = database.run(async |c| target::check_table(c, pipeline).await).await.map_err(Refusal::Fault)??;
-        let turn: &Turn = turns.entry(&pipeline.table).or_insert_with(|| Turn::of(&pipeline.table));
         let (source, target) = (config.valkey.source.as_str(), pipeline.table.to_string());
         let registered = database.run(async |c| lanes::streams(c, source, &pipeline.name, &target).await).await;
         let registered = registered.map_err(Refusal::Fault)?;
         // Where there were more shards, or fewer, or one alone, what their streams still hold is flushed as well.
         let former = registered.into_iter().filter(|stream| pipeline.had(stream)).map(|stream| pipeline.shard(stream));
-        for shard in pipeline.shards().into_iter().chain(former) {
+        let shards: Vec<Shard> = pipeline.shards().into_iter().chain(former).collect();
+        let shares = Arc::new(Shares::of(shards.len()));
+        for shard in shards {
             let identity = Identity::of(source, &shard);
             let others_alive = others_are_alive(places, &shard, config.reclaim.dead_after).await;
             let register = async |c: &mut _| lanes::register(c, &identity, others_alive, record).await;
             let id = database.run(register).await.map_err(Refusal::Fault)??;
+            let number = names::shard_number(&pipeline.stream, &shard.stream);
+            let turn: &Turn =
+                turns.entry((&pipeline.table, number)).or_insert_with(|| Turn::of(&pipeline.table, number));
             let pipeline = Pipeline::clone(&shard.pipeline);
             flows.push(Flow {
                 lane: Lane::new(pipeline, &order, id, identity, turn.clone(), config.dead_letters.max_bytes),
                 metrics: Arc::default(),
                 refusals: Arc::default(),
+                shares: shares.clone(),
             });
         }
     }
@@ -201,6 +208,7 @@ pub(super) fn worker_setup(config: &Config, places: &Places, flow: &Flow, regrou
         sweep_every: config.reclaim.sweep_every,
         settlers: config.run.workers,
         lease: config.exclusive.lease,
+        shares: flow.shares.clone(),
         refusals: flow.refusals.clone(),
         metrics: flow.metrics.clone(),
         regrouped,

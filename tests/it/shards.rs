@@ -5,7 +5,7 @@ use std::io::Write;
 use tidegate::model::shard::shard_of;
 use tokio::process::Command;
 
-use crate::harness::{Daemon, Lab, Resp, output};
+use crate::harness::{Daemon, Lab, Resp, eventually, output};
 
 const DOCUMENT: &str = include_str!("../../docs/sharding.md");
 const VECTORS: &str = include_str!("../../docs/shards.tsv");
@@ -143,4 +143,49 @@ async fn the_documented_function_in_python_gives_the_shards_of_the_vectors() {
     // Where there is no Python there is nobody whom its line would help.
     let Ok(output) = Command::new("python3").args(["-c", &program]).output().await else { return };
     assert_eq!(String::from_utf8_lossy(&output.stdout), "all\n", "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// How many shards each of these daemons reads, by the tokens of the leases.
+async fn shares(lab: &Lab, shards: u16, daemons: &[&Daemon]) -> Vec<usize> {
+    let mut client = lab.client().await;
+    let mut holders = Vec::new();
+    for shard in 0..shards {
+        let lease = format!("tidegate:lease:{{{shard}}}:flush:counters:{{{shard}}}:counters");
+        holders.push(match client.call(&["GET", &lease]).await {
+            Resp::Text(token) => String::from_utf8(token).expect("text"),
+            _ => String::new(),
+        });
+    }
+    let of = |daemon: &&Daemon| holders.iter().filter(|token| token.contains(&format!("-{}-", daemon.pid()))).count();
+    daemons.iter().map(of).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_process_reads_its_share_of_the_shards_and_shares_change_as_processes_come_and_go() {
+    let lab = Lab::new().await;
+    let start = || {
+        let mut command = program(&lab, 4, &["run"]);
+        command.env("TIDEGATE__PIPELINES__COUNTERS__DELIVERY", "exclusive");
+        Daemon::start(command)
+    };
+    let first = start();
+    eventually("alone it reads all", vec![4], async || shares(&lab, 4, &[&first]).await).await;
+    produce(&lab, 4, 0..200).await;
+    let mut second = start();
+    produce(&lab, 4, 0..200).await;
+    eventually("each reads its share", vec![2, 2], async || shares(&lab, 4, &[&first, &second]).await).await;
+    produce(&lab, 4, 0..200).await;
+    second.kill().await;
+    produce(&lab, 4, 0..200).await;
+    eventually("what the dead one had", vec![4], async || shares(&lab, 4, &[&first]).await).await;
+    let mut third = start();
+    eventually("once more", vec![2, 2], async || shares(&lab, 4, &[&first, &third]).await).await;
+    produce(&lab, 4, 0..200).await;
+    third.signal(rustix::process::Signal::TERM);
+    assert!(third.exit().await.success());
+    eventually("what was handed over", vec![4], async || shares(&lab, 4, &[&first]).await).await;
+    produce(&lab, 4, 0..200).await;
+    let exact = "select count(*) from public.counters where value = 6";
+    eventually("all of it", 200, async || lab.number(exact).await).await;
+    assert_eq!(lab.in_ledger().await, 1_200);
 }
