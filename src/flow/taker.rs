@@ -174,6 +174,10 @@ impl Taker {
             match ended {
                 Err(fault) if judge(&fault, 1).verdict == Verdict::Regroup => {
                     self.regroup(&fault, session, stop).await?;
+                    // What a read by ids still brings is none of the group's.
+                    if self.lease.is_some() && !session.is_quiet() {
+                        return Ok(Ended::Displaced);
+                    }
                 }
                 ended => return ended,
             }
