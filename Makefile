@@ -14,7 +14,7 @@ help:
 	@echo "make suite     the tests against real servers alone"
 	@echo "make controls  promises broken on purpose, which the tests must notice (ONLY, CHECK)"
 	@echo "make crash     a worker killed at each crash point, again and again, and the books looked at (KILLS)"
-	@echo "make soak      producers and workers under random faults, and the books looked at (SECONDS, SEED, RESULTS)"
+	@echo "make soak      producers and workers under random faults, and the books looked at (SECONDS, SEED, DELIVERY, RESULTS)"
 	@echo "make caretaking  what trimming and compaction cost a flush"
 	@echo "make ledger    the ledger's size under a steady load, and the memory to start with it (SECONDS, RATE)"
 	@echo "make bench-compare  Tidegate, hand-written workers and the servers' limits side by side (ENTRIES, RUNS, OUT)"
@@ -101,6 +101,8 @@ KILLS ?= 1000
 SECONDS ?= 300
 SEED ?= $(shell date +%s)
 RESULTS ?=
+# How the soak's workers read: group, exclusive, or both.
+DELIVERY ?= both
 # The program with failpoints stands in a place of its own, so that nobody takes it for a release; its dependencies are the release's.
 FAILPOINTS = CARGO_TARGET_DIR=target/failpoints CARGO_BUILD_BUILD_DIR=target
 PROOF = $(FAILPOINTS) cargo build --release --locked --workspace --bins --features tidegate/failpoints && target/failpoints/release/lab
@@ -111,7 +113,7 @@ crash: cargo servers
 
 .PHONY: soak
 soak: cargo servers
-	@$(WITH_SERVERS) $(PROOF) soak --seconds $(SECONDS) --seed $(SEED) $(if $(RESULTS),--results $(abspath $(RESULTS)))
+	@$(WITH_SERVERS) $(PROOF) soak --seconds $(SECONDS) --seed $(SEED) --delivery $(DELIVERY) $(if $(RESULTS),--results $(abspath $(RESULTS)))
 
 .PHONY: caretaking
 caretaking: cargo servers

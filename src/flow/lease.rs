@@ -220,7 +220,9 @@ impl Keeper {
                 whole / RENEWALS
             } else {
                 self.stands(Standing::Waits);
-                Duration::from_millis(theirs.unsigned_abs()).min(whole / LOOKS)
+                // Nobody's, and left to another process: no reason to look more often.
+                let runs_out = if theirs > 0 { Duration::from_millis(theirs.unsigned_abs()) } else { whole };
+                runs_out.min(whole / LOOKS)
             };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
