@@ -7,7 +7,7 @@ use sqlx::Row;
 use sqlx::postgres::PgConnection;
 
 use crate::model::entry::EntryId;
-use crate::model::pipeline::Shard;
+use crate::model::pipeline::{Pipeline, Shard};
 
 /// The number that stands for one (source, pipeline, stream) in the ledger.
 pub type LaneId = i32;
@@ -185,15 +185,17 @@ pub async fn register(
     }
 }
 
-/// The streams of all lanes of a pipeline that feed this table.
-pub async fn streams(
+/// A pipeline's shards, and those that it had when there were more of them, or fewer, or one alone: what their streams still hold is its own.
+pub async fn shards(
     connection: &mut PgConnection,
     source: &str,
-    pipeline: &str,
-    target: &str,
-) -> Result<Vec<String>, sqlx::Error> {
+    pipeline: &Pipeline,
+) -> Result<Vec<Shard>, sqlx::Error> {
     let query = "select stream from tidegate.lanes where source = $1 and pipeline = $2 and target = $3 order by lane";
-    sqlx::query_scalar(query).bind(source).bind(pipeline).bind(target).fetch_all(connection).await
+    let query = sqlx::query_scalar::<_, String>(query).bind(source).bind(&pipeline.name);
+    let registered = query.bind(pipeline.table.to_string()).fetch_all(connection).await?;
+    let former = registered.into_iter().filter(|stream| pipeline.had(stream)).map(|stream| pipeline.shard(stream));
+    Ok(pipeline.shards().into_iter().chain(former).collect())
 }
 
 /// The lane of a shard, if it is registered.

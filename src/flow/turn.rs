@@ -34,12 +34,17 @@ impl Turn {
         Turn { slot: slot as i32, in_process: Arc::default(), peers: Arc::default() }
     }
 
+    /// The same turn for one lane: whether other processes are at work is known for each lane by itself.
+    pub fn of_lane(&self) -> Turn {
+        Turn { peers: Arc::default(), ..self.clone() }
+    }
+
     /// Waits for its turn within this process. Who comes first is served first.
     pub(super) async fn in_process(&self) -> OwnedMutexGuard<()> {
         self.in_process.clone().lock_owned().await
     }
 
-    /// Whether other processes flush into the table, as far as was seen lately.
+    /// Whether other processes flush this lane, as far as was seen lately.
     pub(super) fn set_peers(&self, are_there: bool) {
         self.peers.store(are_there, Ordering::Relaxed);
     }

@@ -96,7 +96,7 @@ pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::
     let database = Database::new(postgres, 1);
     let outcome = async {
         let mut session = Session::open(&valkey, "tidegate:replay").await?;
-        let shards = pipeline.shards();
+        let shards = database.run(async |c| lanes::shards(c, &config.valkey.source, pipeline).await).await?;
         if let [shard] = &shards[..] {
             return replay(args, config, shard, &mut session, &database, out).await;
         }

@@ -150,19 +150,16 @@ pub(super) async fn try_prepare(
     if missing > 0 {
         return Err(Refusal::NotMigrated(missing));
     }
+    let link = Link::open(&places.valkey, "tidegate:start").await.ok();
     let (mut flows, mut turns) = (Vec::new(), HashMap::new());
     for pipeline in &config.pipelines {
         let order = database.run(async |c| target::check_table(c, pipeline).await).await.map_err(Refusal::Fault)??;
-        let (source, target) = (config.valkey.source.as_str(), pipeline.table.to_string());
-        let registered = database.run(async |c| lanes::streams(c, source, &pipeline.name, &target).await).await;
-        let registered = registered.map_err(Refusal::Fault)?;
-        // Where there were more shards, or fewer, or one alone, what their streams still hold is flushed as well.
-        let former = registered.into_iter().filter(|stream| pipeline.had(stream)).map(|stream| pipeline.shard(stream));
-        let shards: Vec<Shard> = pipeline.shards().into_iter().chain(former).collect();
+        let source = &config.valkey.source;
+        let shards = database.run(async |c| lanes::shards(c, source, pipeline).await).await.map_err(Refusal::Fault)?;
         let shares = Arc::new(Shares::of(shards.len()));
         for shard in shards {
             let identity = Identity::of(source, &shard);
-            let others_alive = others_are_alive(places, &shard, config.reclaim.dead_after).await;
+            let others_alive = others_are_alive(link.as_ref(), &shard, config.reclaim.dead_after).await;
             let register = async |c: &mut _| lanes::register(c, &identity, others_alive, record).await;
             let id = database.run(register).await.map_err(Refusal::Fault)??;
             let number = names::shard_number(&pipeline.stream, &shard.stream);
@@ -170,7 +167,7 @@ pub(super) async fn try_prepare(
                 turns.entry((&pipeline.table, number)).or_insert_with(|| Turn::of(&pipeline.table, number));
             let pipeline = Pipeline::clone(&shard.pipeline);
             flows.push(Flow {
-                lane: Lane::new(pipeline, &order, id, identity, turn.clone(), config.dead_letters.max_bytes),
+                lane: Lane::new(pipeline, &order, id, identity, turn.of_lane(), config.dead_letters.max_bytes),
                 metrics: Arc::default(),
                 refusals: Arc::default(),
                 shares: shares.clone(),
@@ -181,8 +178,8 @@ pub(super) async fn try_prepare(
 }
 
 /// Whether daemons other than this process are at work on a shard. Where Valkey does not say, none is seen.
-async fn others_are_alive(places: &Places, shard: &Shard, dead_after: Duration) -> bool {
-    let Ok(link) = Link::open(&places.valkey, "tidegate:start").await else { return false };
+async fn others_are_alive(link: Option<&Link>, shard: &Shard, dead_after: Duration) -> bool {
+    let Some(link) = link else { return false };
     let consumers = info::consumers(link.commands(), &shard.stream, &shard.pipeline.group()).await.unwrap_or_default();
     let own = names::consumers_of(&names::host(), std::process::id());
     consumers.iter().any(|consumer| consumer.idle < dead_after && !consumer.name.starts_with(&own))
