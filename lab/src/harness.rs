@@ -180,7 +180,11 @@ impl Lab {
 
     /// The daemon through proxies, where ports are given.
     pub fn daemon_through(&self, valkey: Option<u16>, postgres: Option<u16>) -> Daemon {
-        let mut command = self.program(&["run"]);
+        self.start_through(self.program(&["run"]), valkey, postgres)
+    }
+
+    /// This program through proxies, where ports are given.
+    pub fn start_through(&self, mut command: Command, valkey: Option<u16>, postgres: Option<u16>) -> Daemon {
         if let Some(port) = valkey {
             command.env("VALKEY_URL", format!("valkey://127.0.0.1:{port}"));
         }
@@ -350,8 +354,7 @@ impl Daemon {
 
     /// The most memory that it has ever held, in MiB, as the operating system tells.
     pub fn peak_mebibytes(&self) -> u64 {
-        let pid = self.child.id().expect("it runs");
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("told by the system");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("told by the system");
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
         peak.and_then(|kibibytes| kibibytes.trim().parse::<u64>().ok()).expect("a number of kB").div_ceil(1 << 10)
     }

@@ -14,16 +14,18 @@ use tokio::sync::{Notify, watch};
 use tracing::info;
 
 use super::position::Claim;
-use super::setup::WorkerSetup;
+use super::setup::{LONGEST_IDLE, WorkerSetup};
 use crate::failpoint;
 use crate::model::names;
 use crate::retry::{Fault, Incident};
 use crate::valkey::{Command, Link, unexpected};
 
-/// It is renewed so often while it lasts.
+/// It is renewed so often while it lasts; and sooner, where a connection would be idle for too long.
 const RENEWALS: u32 = 4;
-/// Who waits for it looks so often while it lasts, and when it runs out.
+/// Who waits for it looks so often while it lasts, and when it runs out; and sooner, so that what is handed over is taken at once.
 const LOOKS: u32 = 20;
+/// The longest between two looks.
+const LONGEST_LOOK: Duration = Duration::from_millis(100);
 /// The name of its connections.
 const NAME: &str = "tidegate:lease";
 
@@ -126,17 +128,20 @@ impl Lease {
         matches!(*self.standing.borrow(), Standing::Yields(_))
     }
 
-    /// What was read is settled: another process may have it.
-    pub fn yield_now(&self) {
-        self.yielded.notify_one();
-    }
-
-    /// Resolves when it is held.
+    /// Resolves when it is held. To be asked only by who reads nothing: what is to be given up is given up at once.
     pub async fn held(&self) {
-        let is_held = |standing: &Standing| matches!(standing, Standing::Holds(until) if Instant::now() < *until);
-        // Its keeper has ended: it will never be held.
-        if self.standing.clone().wait_for(is_held).await.is_err() {
-            std::future::pending::<()>().await;
+        let mut standing = self.standing.clone();
+        loop {
+            let now = *standing.borrow_and_update();
+            match now {
+                Standing::Holds(until) if Instant::now() < until => return,
+                Standing::Yields(_) => self.yielded.notify_one(),
+                Standing::Holds(_) | Standing::Waits => {}
+            }
+            if standing.changed().await.is_err() {
+                // Its keeper has ended: it will never be held.
+                std::future::pending::<()>().await;
+            }
         }
     }
 }
@@ -154,6 +159,8 @@ pub struct Keeper {
     free_since: Option<Instant>,
     /// How many processes would read the stream.
     processes: usize,
+    /// Where it was taken beyond this process's share, for nobody else took it: how many processes there were.
+    left_by: Option<usize>,
     /// Whether it was told that somebody else has it.
     told: bool,
 }
@@ -172,7 +179,21 @@ pub fn lease(setup: &WorkerSetup, worker: &str) -> (Keeper, Lease) {
     let (doubt, yielded) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let lease = Lease { claim: claim.clone(), doubt: doubt.clone(), standing: is_standing, yielded: yielded.clone() };
     let (setup, incident) = (setup.clone(), setup.metrics.reading.incident());
-    (Keeper { setup, claim, doubt, standing, yielded, incident, free_since: None, processes: 1, told: false }, lease)
+    (
+        Keeper {
+            setup,
+            claim,
+            doubt,
+            standing,
+            yielded,
+            incident,
+            free_since: None,
+            processes: 1,
+            left_by: None,
+            told: false,
+        },
+        lease,
+    )
 }
 
 impl Keeper {
@@ -203,8 +224,9 @@ impl Keeper {
         while !self.standing.is_closed() {
             let (asked_at, had) = (Instant::now(), *self.standing.borrow());
             // Who has less than its share takes what is free at once; what nobody takes for a while anybody may have.
-            let is_left = self.free_since.is_some_and(|since| asked_at - since >= whole);
-            let wants = had != Standing::Waits || is_left || self.setup.shares.has_room(self.processes);
+            let has_room = self.setup.shares.has_room(self.processes);
+            let is_left = !has_room && self.free_since.is_some_and(|since| asked_at - since >= whole);
+            let wants = had != Standing::Waits || is_left || has_room;
             let (theirs, processes) = self.script(link, TAKE, if wants { "wanted" } else { "left" }).await?;
             failpoint::reached("lease.taken");
             self.setup.reads_again(&mut self.incident);
@@ -212,23 +234,27 @@ impl Keeper {
             self.free_since = (theirs < 0).then(|| self.free_since.unwrap_or(asked_at));
             let wait = if theirs == 0 {
                 let until = asked_at + whole;
+                if had == Standing::Waits {
+                    self.left_by = is_left.then_some(processes);
+                }
                 let yields = matches!(had, Standing::Yields(_));
                 self.stands(if yields { Standing::Yields(until) } else { Standing::Holds(until) });
-                if !yields && self.setup.shares.give_up(processes) {
+                // What the others have left once they would leave again.
+                if !yields && self.left_by != Some(processes) && self.setup.shares.give_up(processes) {
                     self.stands(Standing::Yields(until));
                 }
-                whole / RENEWALS
+                (whole / RENEWALS).min(LONGEST_IDLE)
             } else {
                 self.stands(Standing::Waits);
                 // Nobody's, and left to another process: no reason to look more often.
                 let runs_out = if theirs > 0 { Duration::from_millis(theirs.unsigned_abs()) } else { whole };
-                runs_out.min(whole / LOOKS)
+                runs_out.min(whole / LOOKS).min(LONGEST_LOOK)
             };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = self.doubt.notified() => {}
                 () = self.standing.closed() => {}
-                () = self.yielded.notified() => {
+                () = self.yielded.notified() => if matches!(*self.standing.borrow(), Standing::Yields(_)) {
                     self.script(link, GIVE_BACK, "goes on").await?;
                     self.stands(Standing::Waits);
                 }

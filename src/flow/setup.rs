@@ -20,7 +20,7 @@ use crate::valkey;
 /// A worker shows a sign of life this many times in each `reclaim.dead_after`, and in each `reclaim.gone_after`.
 const SIGNS_OF_LIFE: u32 = 4;
 /// The longest a connection is left without traffic: proxies and servers close idle ones, seldom sooner than after 10 s.
-const LONGEST_IDLE: Duration = Duration::from_secs(3);
+pub(super) const LONGEST_IDLE: Duration = Duration::from_secs(3);
 /// The longest a reader waits for entries in one read.
 const LONGEST_BLOCK: Duration = Duration::from_secs(2);
 /// The shortest: while there is nothing to do a worker asks ten times a second at the most.

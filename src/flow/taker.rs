@@ -144,9 +144,6 @@ impl Taker {
                 Ok(Ended::Yielded) => {
                     // If it cannot leave, whoever reads next takes its consumer for one that has died, and is careful.
                     let _ = self.reclaimer.leave(&session).await;
-                    if let Some(lease) = &self.lease {
-                        lease.yield_now();
-                    }
                 }
                 Ok(Ended::Alone | Ended::Displaced) => self.reclaimer.left_behind(session.consumer.clone()),
                 Err(fault) => {

@@ -17,14 +17,7 @@ fn daemon_through(lab: &Lab, valkey: Option<&Proxy>, postgres: Option<&Proxy>) -
     let mut command = lab.exclusive(&["run"]);
     // Nobody but the reader looks at the group.
     command.env("TIDEGATE__TRIM__EVERY", "1h").env("TIDEGATE__COMPACT__EVERY", "1h");
-    if let Some(proxy) = valkey {
-        command.env("VALKEY_URL", proxy.url());
-    }
-    if let Some(proxy) = postgres {
-        let port = lab.postgres_port().to_string();
-        command.env("DATABASE_URL", lab.database.replace(&port, &proxy.port().to_string()));
-    }
-    Daemon::start(command)
+    lab.start_through(command, valkey.map(Proxy::port), postgres.map(Proxy::port))
 }
 
 /// The program as a member of the group, or as a file says.
@@ -351,24 +344,23 @@ async fn an_entry_that_kills_whoever_reads_it_is_found_and_buried() {
     let mut client = lab.client().await;
     let mut daemon = start();
     daemon.wait_for_event("reads_alone", |_| true).await;
-    let deaths = async |daemon: &mut Daemon| {
+    // Once by the one that reads alone, once as fresh, then by those that claim it.
+    for life in 0..7 {
         let read = proxy.trap(Way::ToClient, b"deadly", Then::Hold);
-        if client_is_first(&lab, "deadly").await {
-            lab.client().await.add("deadly", 1).await;
-            lab.client().await.add("good", 1).await;
+        if life == 0 {
+            client.add("deadly", 1).await;
+            client.add("good", 1).await;
+        } else {
+            daemon = start();
         }
         within_limit("the entry", read).await.expect("sprung");
         daemon.kill().await;
         proxy.cut();
         proxy.heal();
-    };
-    // Once by the one that reads alone, once as fresh, then by those that claim it.
-    for _ in 0..7 {
-        deaths(&mut daemon).await;
         // For as long as it may be alive, others are cautious anyhow.
         eventually("its consumer is gone", true, async || idle_consumers(&lab).await).await;
-        daemon = start();
     }
+    let mut daemon = start();
     let buried = "select count(*) from tidegate.dead_letters where reason = 'kills_the_process'";
     eventually("buried", 1, async || lab.number(buried).await).await;
     lab.await_value("good", 1).await;
@@ -386,11 +378,6 @@ async fn idle_consumers(lab: &Lab) -> bool {
         fields[at + 1].int()
     };
     consumers.into_iter().map(Resp::array).all(|fields| idle(fields).is_some_and(|ms| ms > 700))
-}
-
-/// Whether nobody has ever added to this counter.
-async fn client_is_first(lab: &Lab, counter: &str) -> bool {
-    lab.client().await.call(&["EXISTS", &format!("counter:{counter}")]).await == Resp::Int(0)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,8 @@ use std::io::Write;
 use tidegate::model::shard::shard_of;
 use tokio::process::Command;
 
-use crate::harness::{Daemon, Lab, Resp, eventually, output};
+use crate::harness::{Daemon, Lab, Resp, eventually, output, within_limit};
+use crate::proxy::{Proxy, Then, Way};
 
 const DOCUMENT: &str = include_str!("../../docs/sharding.md");
 const VECTORS: &str = include_str!("../../docs/shards.tsv");
@@ -96,10 +97,11 @@ async fn a_replay_is_about_every_shard() {
     produce(&lab, 3, 0..300).await;
     settle(&lab, 3).await;
     lab.execute("delete from tidegate.ledger; delete from public.counters").await;
-    let (code, stdout, stderr) = output(&mut program(&lab, 3, &["replay", "--since", "1h", "--yes"])).await;
+    // Also about one that the pipeline has no more, and whose stream still holds what was lost.
+    let (code, stdout, stderr) = output(&mut program(&lab, 2, &["replay", "--since", "1h", "--yes"])).await;
     assert_eq!(code, 0, "{stdout}{stderr}");
     assert_eq!(stdout.matches("rewound").count(), 3, "{stdout}");
-    settle(&lab, 3).await;
+    settle(&lab, 2).await;
     let exact = "select count(*) from public.counters where value = 1";
     assert_eq!((lab.number(exact).await, lab.in_ledger().await), (300, 300));
 }
@@ -188,4 +190,48 @@ async fn each_process_reads_its_share_of_the_shards_and_shares_change_as_process
     let exact = "select count(*) from public.counters where value = 6";
     eventually("all of it", 200, async || lab.number(exact).await).await;
     assert_eq!(lab.in_ledger().await, 1_200);
+}
+
+/// Everything that is added to four shards lands, after this has happened to them.
+async fn all_shards_are_read(lab: &Lab) {
+    let before = lab.in_ledger().await;
+    produce(lab, 4, 0..200).await;
+    eventually("all of it", before + 200, async || lab.in_ledger().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_process_should_take_and_does_not_is_read_all_the_same() {
+    let lab = Lab::new().await;
+    // Somebody who would read, and never does.
+    for shard in 0..4 {
+        let readers = format!("tidegate:lease:{{{shard}}}:flush:counters:{{{shard}}}:counters:readers");
+        lab.client().await.call(&["ZADD", &readers, "99999999999999", "a ghost"]).await;
+    }
+    let mut command = program(&lab, 4, &["run"]);
+    command.env("TIDEGATE__PIPELINES__COUNTERS__DELIVERY", "exclusive");
+    let daemon = Daemon::start(command);
+    all_shards_are_read(&lab).await;
+    eventually("it keeps them", vec![4], async || shares(&lab, 4, &[&daemon]).await).await;
+    all_shards_are_read(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_over_that_breaks_off_leaves_no_shard_unread() {
+    let lab = Lab::new().await;
+    let proxy = Proxy::start(lab.valkey.port()).await;
+    let exclusive = || {
+        let mut command = program(&lab, 4, &["run"]);
+        command.env("TIDEGATE__PIPELINES__COUNTERS__DELIVERY", "exclusive");
+        command
+    };
+    let first = lab.start_through(exclusive(), Some(proxy.port()), None);
+    eventually("alone it reads all", vec![4], async || shares(&lab, 4, &[&first]).await).await;
+    // The first lease that is given back never arrives.
+    let given_back = proxy.trap(Way::ToServer, b"goes on", Then::Hold);
+    let second = Daemon::start(exclusive());
+    within_limit("a hand-over", given_back).await.expect("sprung");
+    proxy.cut();
+    proxy.heal();
+    eventually("each reads its share", vec![2, 2], async || shares(&lab, 4, &[&first, &second]).await).await;
+    all_shards_are_read(&lab).await;
 }
