@@ -48,10 +48,7 @@ impl Taker {
     pub(super) async fn read_alone(&mut self, session: &mut Session, stop: &Stop) -> Result<Ended, Fault> {
         let Some(lease) = &self.lease else { return Ok(Ended::Displaced) };
         let claim = lease.claim.clone();
-        let Some(position) = position::of_group(&session.link, &claim.stream, &claim.group).await? else {
-            let message = format!("NOGROUP the group {} of {} is gone", claim.group, claim.stream);
-            return Err(Fault::Valkey { code: "NOGROUP".into(), message });
-        };
+        let position = position::of_group(&session.link, &claim).await?;
         failpoint::reached("alone.begins");
         let (pipeline, from) = (&self.setup.lane.pipeline().name, position.id);
         info!(event = "reads_alone", %pipeline, stream = %claim.stream, %from, "reading alone, from the group's position on");

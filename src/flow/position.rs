@@ -26,8 +26,6 @@ pub const LEASE_GONE: &str = "the lease is not this process's any more";
 pub enum Moved {
     /// The group stands there. With how many entries it has read, where that is known.
     There(Option<u64>),
-    /// The group does not exist any more.
-    NoGroup,
     /// Something is not as the mover believes: nothing was changed.
     Displaced(&'static str),
 }
@@ -59,7 +57,8 @@ local function move(count)
     else server.call('XGROUP', 'SETID', stream, name, to, 'ENTRIESREAD', count) end
 end
 move(read)
-if #server.call('XRANGE', stream, '(' .. to, '+', 'COUNT', 1) == 0 and look()['lag'] ~= 0 or read == '' then
+local is_end = #server.call('XRANGE', stream, '(' .. to, '+', 'COUNT', 1) == 0
+if is_end and (read == '' or look()['lag'] ~= 0) then
     local told, about = server.call('XINFO', 'STREAM', stream), {}
     for i = 1, #told, 2 do about[told[i]] = told[i + 1] end
     if about['last-generated-id'] == to then
@@ -69,10 +68,15 @@ if #server.call('XRANGE', stream, '(' .. to, '+', 'COUNT', 1) == 0 and look()['l
 end
 return {'there', tonumber(read) or -1}";
 
-/// Where the group stands; none if there is no such group.
-pub async fn of_group(link: &Link, stream: &str, group: &str) -> Result<Option<Position>, Fault> {
-    let told = info::group(link.commands(), stream, group).await?;
-    Ok(told.map(|group| Position { id: group.last_delivered, read: group.read }))
+/// Where the group stands.
+pub async fn of_group(link: &Link, claim: &Claim) -> Result<Position, Fault> {
+    let told = info::group(link.commands(), &claim.stream, &claim.group).await?;
+    told.map(|group| Position { id: group.last_delivered, read: group.read }).ok_or_else(|| no_group(claim))
+}
+
+fn no_group(claim: &Claim) -> Fault {
+    let message = format!("NOGROUP the group {} of {} is gone", claim.group, claim.stream);
+    Fault::Valkey { code: "NOGROUP".into(), message }
 }
 
 /// Whose position it is, and by which right it is moved.
@@ -100,7 +104,7 @@ pub async fn advance(link: &Link, claim: &Claim, from: EntryId, to: Position) ->
     let word = parts.next();
     let moved = match word.as_ref().and_then(|word| word.as_text()) {
         Some("there") => Moved::There(parts.next().and_then(|count| count.as_int()?.try_into().ok())),
-        Some("group") => Moved::NoGroup,
+        Some("group") => return Err(no_group(claim)),
         Some("server") => Moved::Displaced("the server is another one, or has another history of writes"),
         Some("lease") => Moved::Displaced(LEASE_GONE),
         Some("position") => {

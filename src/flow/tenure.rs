@@ -80,10 +80,6 @@ impl Tenure {
                 self.stretches().moved(*stands);
                 return;
             }
-            Ok(Moved::NoGroup) => {
-                let message = format!("NOGROUP the group {} of {} is gone", self.claim.group, self.claim.stream);
-                End::Fault(Fault::Valkey { code: "NOGROUP".into(), message })
-            }
             Ok(Moved::Displaced(why)) => End::Displaced(why),
             Err(fault) => End::Fault(fault),
         };
@@ -93,19 +89,18 @@ impl Tenure {
     /// Which of these ids lie behind the group's position, wherever it stands by now: nobody has said that they are settled. Where that
     /// cannot be asked the tenure ends, and they come again.
     pub async fn still_unsettled(&self, ids: &[EntryId]) -> Result<HashSet<EntryId>, Fault> {
-        let position = async {
-            let position = position::of_group(&self.link, &self.claim.stream, &self.claim.group).await?;
-            // In another history the same id may be another entry.
-            let is_same = self.link.is_same_server().await?;
-            if is_same {
-                Ok(position)
-            } else {
-                Err(Fault::ValkeyLost("the server has another history of writes".into()))
-            }
-        };
-        let stands =
-            position.await.inspect_err(|fault| self.end(End::Fault(fault.clone())))?.map(|position| position.id);
-        Ok(ids.iter().copied().filter(|id| stands.is_none_or(|stands| *id > stands)).collect())
+        let stands = self.stands_now().await.inspect_err(|fault| self.end(End::Fault(fault.clone())))?;
+        Ok(ids.iter().copied().filter(|id| *id > stands).collect())
+    }
+
+    /// Where the group stands by now, by whomever it was moved.
+    async fn stands_now(&self) -> Result<EntryId, Fault> {
+        let position = position::of_group(&self.link, &self.claim).await?;
+        // In another history the same id may be another entry.
+        if !self.link.is_same_server().await? {
+            return Err(Fault::ValkeyLost("the server has another history of writes".into()));
+        }
+        Ok(position.id)
     }
 
     /// A flush met what somebody else has flushed.

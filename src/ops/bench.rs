@@ -72,24 +72,6 @@ pub enum Shape {
     Zipf,
 }
 
-/// How the stream is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum Reading {
-    /// By all workers, as members of its group
-    Group,
-    /// By one process at a time
-    Exclusive,
-}
-
-impl From<Reading> for Delivery {
-    fn from(reading: Reading) -> Delivery {
-        match reading {
-            Reading::Group => Delivery::Group,
-            Reading::Exclusive => Delivery::Exclusive,
-        }
-    }
-}
-
 /// What can be said on the command line.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Args {
@@ -99,9 +81,9 @@ pub struct Args {
     /// The private Valkey writes no append-only file
     #[arg(long, requires = "sandbox")]
     pub no_aof: bool,
-    /// How the stream is read
-    #[arg(long, value_enum, default_value_t = Reading::Group)]
-    pub delivery: Reading,
+    /// How the stream is read: group or exclusive
+    #[arg(long, default_value = "group", value_parser = delivery)]
+    pub delivery: Delivery,
     /// What is measured
     #[arg(long, value_enum, default_value_t = Phase::Both)]
     pub phase: Phase,
@@ -170,6 +152,11 @@ fn number(text: &str) -> Result<u64, String> {
     number
         .filter(|number| (1..=1_000_000_000).contains(number))
         .ok_or("say a number from 1 to 1000M, such as 100k".into())
+}
+
+fn delivery(text: &str) -> Result<Delivery, String> {
+    let all = [Delivery::Group, Delivery::Exclusive];
+    all.into_iter().find(|delivery| delivery.word() == text).ok_or("say group or exclusive".into())
 }
 
 fn positive(text: &str) -> Result<f64, String> {
@@ -248,7 +235,7 @@ async fn set(args: &Args, config: Option<&Config>) -> Result<Result<(Servers, St
     settings.extend(batch.as_deref().map(|batch| ("TIDEGATE__BATCH__MAX_ENTRIES", batch)));
     let small = batch.as_deref().filter(|batch| batch.parse().is_ok_and(|batch: u64| batch < 1_000));
     settings.extend(small.map(|batch| ("TIDEGATE__BATCH__READ_COUNT", batch)));
-    let stage = Stage::set("bench", &servers, args.delivery.into(), &settings).await?;
+    let stage = Stage::set("bench", &servers, args.delivery, &settings).await?;
     Ok(Ok((servers, stage)))
 }
 

@@ -53,7 +53,7 @@ impl Database {
         &self,
         exchange: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
     ) -> Result<T, Fault> {
-        self.exchange(async |session| session.run(exchange).await, leaves_session_intact).await
+        self.run_top(async |connection, _| exchange(connection).await).await
     }
 
     /// The same; the exchange is told whether each of its statements is a transaction of its own, as a procedure that commits needs it.

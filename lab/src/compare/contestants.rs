@@ -15,7 +15,7 @@ use tokio::process::Command;
 use tidegate::model::pipeline::Delivery;
 use tidegate_lab::harness::BROKEN;
 
-use super::{Stage, workload};
+use super::Stage;
 
 /// How often a contestant's memory is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -144,7 +144,7 @@ impl Contestant {
 
     /// Runs it once. What counts is the time from connected to settled, by what the contestant says of itself.
     pub async fn run(self, stage: &Stage) -> Result<Took, Box<dyn Error>> {
-        let (cpu_before, valkey_before) = (cpu_of_children()?, workload::cpu_seconds(stage.valkey.port())?);
+        let (cpu_before, valkey_before) = (cpu_of_children()?, stage.valkey_cpu().await?);
         let mut child = self.command(stage)?.spawn()?;
         let status = format!("/proc/{}/status", child.id().unwrap_or(0));
         let (mut stdout, mut stderr) =
@@ -170,8 +170,7 @@ impl Contestant {
             }
             _ => serde_json::from_str::<Told>(out.trim())?.seconds,
         };
-        let (cpu, valkey) =
-            (cpu_of_children()? - cpu_before, workload::cpu_seconds(stage.valkey.port())? - valkey_before);
+        let (cpu, valkey) = (cpu_of_children()? - cpu_before, stage.valkey_cpu().await? - valkey_before);
         Ok(Took { seconds, entries: self.entries(stage.entries), cpu, valkey, memory })
     }
 }

@@ -10,13 +10,15 @@ mod workload;
 
 use std::error::Error;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use contestants::{ALL, Contestant, Took};
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection as _, PgConnection};
 use tidegate::config::{Needs, Sources, load};
 use tidegate::model::pipeline::Pipeline;
 use tidegate::ops::sandbox::{Postgres, Valkey};
 use tidegate::postgres::schema;
+use tidegate::valkey::{Connection, Endpoint, info};
 use workload::Workload;
 
 /// Where the hand-written workers are.
@@ -73,6 +75,14 @@ struct Score {
 impl Stage {
     fn database(&self) -> String {
         self.postgres.url("postgres")
+    }
+
+    /// Seconds of processor time that Valkey has used.
+    async fn valkey_cpu(&self) -> Result<f64, Box<dyn Error>> {
+        let second = Duration::from_secs(1);
+        let address = Endpoint { url: self.valkey.url().into(), connect_timeout: second, command_timeout: second };
+        let connection = Connection::open_unnamed(&address).await?;
+        info::cpu_seconds(&connection).await?.ok_or_else(|| "Valkey does not tell its processor time".into())
     }
 
     /// An empty table, an empty ledger, no group.

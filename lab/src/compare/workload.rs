@@ -83,21 +83,6 @@ impl Workload {
     }
 }
 
-/// The processor time that a server has used, by its own account.
-pub fn cpu_seconds(port: u16) -> std::io::Result<f64> {
-    let mut socket = TcpStream::connect(("127.0.0.1", port))?;
-    let mut text = Vec::new();
-    encode(&mut text, &["INFO", "cpu"]);
-    socket.write_all(&text)?;
-    let (mut reply, mut some) = (String::new(), [0; 4096]);
-    while !reply.contains("used_cpu_user_main_thread") {
-        let length = socket.read(&mut some)?;
-        reply.push_str(&String::from_utf8_lossy(&some[..length]));
-    }
-    let field = |name: &str| reply.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<f64>().ok());
-    Ok(field("used_cpu_user:").unwrap_or_default() + field("used_cpu_sys:").unwrap_or_default())
-}
-
 /// Sends one command and waits for the first of its reply.
 pub fn command(port: u16, parts: &[&str]) -> std::io::Result<()> {
     let mut socket = TcpStream::connect(("127.0.0.1", port))?;
