@@ -39,7 +39,7 @@ fn scan(reply: &[u8], mut take: impl FnMut(EntryId, tidegate::valkey::resp::Stri
         at += taken;
         match piece {
             Piece::Entry(id, strings) => take(id, strings),
-            Piece::Part => {}
+            Piece::Part | Piece::Stream(_) => {}
             _ => return,
         }
     }
@@ -80,7 +80,7 @@ fn steps(criterion: &mut Criterion) {
             });
         });
         group.bench_function("coalesce", |b| b.iter(|| batch.coalesce(&pipeline, 0..batch.len())));
-        group.bench_function("ledger rows to bind", |b| b.iter(|| NewRows::of(&batch, batch.runs())));
+        group.bench_function("ledger rows to bind", |b| b.iter(|| NewRows::of(&batch, batch.runs(), |_| 1)));
         group.bench_function("split in halves", |b| {
             b.iter_batched(|| batch.clone(), |batch| drop(black_box(batch.halve())), BatchSize::LargeInput);
         });

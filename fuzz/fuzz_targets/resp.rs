@@ -42,7 +42,7 @@ fn scan(bytes: &[u8], step: usize) -> Found {
                             let entry = scan.take_shortened().expect("it has just passed");
                             found.entries.push((entry.id, entry.digest));
                         }
-                        Piece::Part => {}
+                        Piece::Part | Piece::Stream(_) => {}
                         Piece::End => return Found { end: Some(None), ..found },
                         Piece::Refused(words) => return Found { end: Some(Some(words.to_owned())), ..found },
                     }

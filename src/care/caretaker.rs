@@ -1,12 +1,11 @@
 //! The caretaker of a stream: trims it, keeps its ledger small, and looks for what Valkey lost.
 //!
 //! One a stream in each process; several of them do each other no harm. It holds nothing and is never needed for a delta to
-//! land. Each of its duties has its own schedule and its own incidents: one that fails keeps no other one from its turn.
+//! land. Each of its duties has its own incidents: one that fails keeps no other one from its turn, which [`super::schedule`] gives.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
 use super::merge::{self, Merged};
@@ -26,8 +25,6 @@ use crate::valkey::Link;
 
 /// Entries compared with the ledger, then cut, in one step: a few milliseconds of the server's time.
 const STEP: usize = 1_000;
-/// The name of its connections.
-const NAME: &str = "tidegate:caretaker";
 /// How often an alarm that lasts is repeated.
 const REMIND_AFTER: Duration = Duration::from_secs(30);
 /// How often it is repeated that another program's group holds back trimming.
@@ -36,7 +33,7 @@ const REMIND_OF_GROUP_AFTER: Duration = Duration::from_secs(600);
 /// See the module.
 #[derive(Debug)]
 pub struct Caretaker {
-    setup: CaretakerSetup,
+    pub(super) setup: CaretakerSetup,
     groups: Vec<String>,
     /// Where merging goes on, for each lane.
     merged_to: Vec<EntryId>,
@@ -46,10 +43,9 @@ pub struct Caretaker {
     group_alarm: Option<Instant>,
 }
 
-/// One for each duty, and one for the connection.
+/// One for each duty.
 #[derive(Debug, Default)]
 struct Incidents {
-    connecting: Incident,
     upstream: Incident,
     trim: Incident,
     merge: Incident,
@@ -63,70 +59,42 @@ impl Caretaker {
         Caretaker { setup, groups, merged_to, incidents: Incidents::default(), alarm: None, group_alarm: None }
     }
 
-    /// Takes care until it is told to stop.
-    pub async fn run(mut self, stop: Stop) {
-        while !stop.is_asked() {
-            let fault = match Session::open(&self.setup.valkey, NAME).await {
-                Ok(session) => {
-                    self.incidents.connecting.over(Instant::now());
-                    self.care(session, &stop).await;
-                    continue;
-                }
-                Err(fault) => fault,
-            };
-            let wait =
-                tell(&mut self.incidents.connecting, &self.setup.stream, &fault, "the stream is not taken care of");
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = stop.asked() => {}
+    /// Looks for what Valkey lost. Gives how long to wait before the next try, where it could not.
+    pub(super) async fn look_upstream(&mut self, session: &mut Session, stop: &Stop) -> Option<Duration> {
+        match upstream::look(&self.setup, session, stop).await {
+            Ok(()) => {
+                self.incidents.upstream.over(Instant::now());
+                None
+            }
+            Err(fault) => {
+                let what = "what Valkey may have lost is not looked for";
+                Some(tell(&mut self.incidents.upstream, &self.setup.stream, &fault, what))
             }
         }
     }
 
-    /// One session's life. A new one may lead to another server: what is lost is looked for first.
-    async fn care(&mut self, mut session: Session, stop: &Stop) {
-        // Not at once: the workers have yet to create the groups.
-        let later = |every| tokio::time::interval_at(tokio::time::Instant::now() + every, every);
-        let (mut trim, mut merge) = (later(self.setup.trim_every), later(self.setup.compact_every));
-        trim.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        merge.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let regrouped = self.setup.regrouped.clone();
-        let mut look_at = Some(tokio::time::Instant::now());
-        while !session.is_lost() {
-            let (stream, now) = (self.setup.stream.clone(), Instant::now);
-            tokio::select! {
-                () = stop.asked() => return,
-                () = regrouped.notified() => look_at = Some(tokio::time::Instant::now()),
-                () = tokio::time::sleep_until(look_at.unwrap_or_else(tokio::time::Instant::now)), if look_at.is_some() => {
-                    look_at = match upstream::look(&self.setup, &mut session, stop).await {
-                        Ok(()) => {
-                            self.incidents.upstream.over(now());
-                            None
-                        }
-                        Err(fault) => {
-                            let what = "what Valkey may have lost is not looked for";
-                            Some(tokio::time::Instant::now() + tell(&mut self.incidents.upstream, &stream, &fault, what))
-                        }
-                    };
-                }
-                _ = trim.tick() => match self.trim(&mut session, stop).await {
-                    Ok(()) => drop(self.incidents.trim.over(now())),
-                    Err(fault) => {
-                        tell(&mut self.incidents.trim, &stream, &fault, "the stream is not trimmed");
-                    }
-                },
-                _ = merge.tick() => match self.merge(&session.link, stop).await {
-                    Ok(()) => drop(self.incidents.merge.over(now())),
-                    Err(fault) => {
-                        tell(&mut self.incidents.merge, &stream, &fault, "the ledger's rows are not merged");
-                    }
-                },
+    /// Trims the stream.
+    pub(super) async fn trim(&mut self, session: &mut Session, stop: &Stop) {
+        match self.try_trim(session, stop).await {
+            Ok(()) => drop(self.incidents.trim.over(Instant::now())),
+            Err(fault) => {
+                tell(&mut self.incidents.trim, &self.setup.stream, &fault, "the stream is not trimmed");
+            }
+        }
+    }
+
+    /// Merges the ledger's rows.
+    pub(super) async fn merge(&mut self, link: &Link, stop: &Stop) {
+        match self.try_merge(link, stop).await {
+            Ok(()) => drop(self.incidents.merge.over(Instant::now())),
+            Err(fault) => {
+                tell(&mut self.incidents.merge, &self.setup.stream, &fault, "the ledger's rows are not merged");
             }
         }
     }
 
     /// Cuts what is settled by everybody and older than the retention, as far as the ledger vouches for it.
-    async fn trim(&mut self, session: &mut Session, stop: &Stop) -> Result<(), Fault> {
+    async fn try_trim(&mut self, session: &mut Session, stop: &Stop) -> Result<(), Fault> {
         // An outage must not eat the retention that its repair may need.
         let fails = |(_, metrics): &(Lane, Arc<Metrics>)| metrics.is_failing();
         while !stop.is_asked() && !self.setup.lanes.iter().any(fails) {
@@ -196,7 +164,7 @@ impl Caretaker {
 
     /// Merges ledger rows: with their digests below the frontier of the pipeline's group, without them where the stream has nothing
     /// any more.
-    async fn merge(&mut self, link: &Link, stop: &Stop) -> Result<(), Fault> {
+    async fn try_merge(&mut self, link: &Link, stop: &Stop) -> Result<(), Fault> {
         let stream = &self.setup.stream;
         for (n, (lane, _)) in self.setup.lanes.iter().enumerate() {
             let Some(frontier) = read::frontier(link, stream, &lane.pipeline().group()).await? else { continue };
@@ -236,7 +204,7 @@ impl Caretaker {
 }
 
 /// Tells a fault of one duty, at first and now and then; gives how long to wait before the next try.
-fn tell(incident: &mut Incident, stream: &str, fault: &Fault, what: &str) -> Duration {
+pub(super) fn tell(incident: &mut Incident, stream: &str, fault: &Fault, what: &str) -> Duration {
     let now = Instant::now();
     let response = incident.met(fault, now);
     let verdict = response.judgement.verdict;

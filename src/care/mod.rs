@@ -1,10 +1,11 @@
 //! Care: what happens around the flow and is never needed for a delta to land. One [`caretaker`] a stream trims it
-//! ([`trim`]), keeps its ledger small ([`merge`], [`compact`]), and looks for what Valkey lost ([`upstream`]), over one [`session`] at a
-//! time.
+//! ([`trim`]), keeps its ledger small ([`merge`], [`compact`]), and looks for what Valkey lost ([`upstream`]), each in its time ([`schedule`]) and over one
+//! [`session`].
 
 pub mod caretaker;
 pub mod compact;
 pub mod merge;
+pub mod schedule;
 pub mod session;
 pub mod setup;
 pub mod trim;

@@ -3,18 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Notify;
-
 use crate::flow::flush::Lane;
 use crate::postgres::Database;
 use crate::telemetry::contract::Metrics;
-use crate::valkey;
 
 /// What a caretaker is made of.
 #[derive(Debug, Clone)]
 pub struct CaretakerSetup {
-    /// Where Valkey is.
-    pub valkey: valkey::Endpoint,
     /// PostgreSQL.
     pub database: Database,
     /// The Valkey deployment's name.
@@ -31,6 +26,4 @@ pub struct CaretakerSetup {
     pub compact_margin: Duration,
     /// How often it merges ledger rows.
     pub compact_every: Duration,
-    /// Rung when a worker had to create the group.
-    pub regrouped: Arc<Notify>,
 }

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tracing::info;
@@ -18,10 +19,14 @@ use super::tenure::{Place, Tenure};
 use crate::shutdown::Stop;
 use crate::valkey::Link;
 
-/// How often the position is moved at the most; sooner where much is settled meanwhile.
+/// How often positions are moved at the most; sooner where much is settled meanwhile.
 const MOVE_EVERY: Duration = Duration::from_millis(100);
 /// The same where everything that was read is settled: whoever looks at the lag sees soon that there is none.
 const MOVE_EVERY_IN_THE_END: Duration = Duration::from_millis(20);
+/// The least time for each position that is moved: with very many streams this must not become Valkey's work.
+const MOVE_EVERY_FOR_EACH: Duration = Duration::from_micros(500);
+/// How many positions are moved at once.
+const MOVED_AT_ONCE: usize = 64;
 
 /// The part that gives back what is settled. If that fails nothing is lost: it is delivered again and recognised.
 #[derive(Debug)]
@@ -30,8 +35,9 @@ pub struct Acker {
     worker: Arc<str>,
     shared: Arc<Shared>,
     settled: mpsc::Receiver<Receipt>,
-    /// Whose position is to be moved, and when.
-    to_move: Option<(Arc<Tenure>, Instant)>,
+    /// Whose positions are to be moved, and when.
+    to_move: Vec<Arc<Tenure>>,
+    move_at: Instant,
     moved_at: Instant,
 }
 
@@ -43,17 +49,17 @@ impl Acker {
         shared: Arc<Shared>,
         settled: mpsc::Receiver<Receipt>,
     ) -> Acker {
-        Acker { setup, worker, shared, settled, to_move: None, moved_at: Instant::now() }
+        let now = Instant::now();
+        Acker { setup, worker, shared, settled, to_move: Vec::new(), move_at: now, moved_at: now }
     }
 
     /// Gives back until the settlers have left and everything is done with; or until the second phase of a stop.
     pub async fn run(mut self, stop: Stop) {
         loop {
-            let due = self.to_move.as_ref().map(|(_, at)| *at);
             let receipt = tokio::select! {
                 receipt = self.settled.recv() => receipt,
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                    self.move_position().await;
+                () = sleep_until(self.move_at), if !self.to_move.is_empty() => {
+                    self.move_positions().await;
                     continue;
                 }
                 () = stop.forced() => return,
@@ -71,32 +77,39 @@ impl Acker {
         }
     }
 
-    /// A batch that was read alone is settled: the position is moved soon, or at once where much is between.
+    /// A batch that was read alone is settled: positions are moved soon, or at once where much is between.
     async fn settled(&mut self, place: Place) {
-        let (unmoved, is_all) = place.settled();
-        let at = match is_all {
-            _ if unmoved >= self.setup.most_unmoved() => Instant::now(),
-            true => self.moved_at + MOVE_EVERY_IN_THE_END,
-            false => self.moved_at + MOVE_EVERY,
-        };
-        if self.to_move.as_ref().is_none_or(|(tenure, due)| at < *due || !Arc::ptr_eq(tenure, &place.tenure)) {
-            self.to_move = Some((place.tenure, at));
+        for (tenure, unmoved) in place.settled() {
+            if tenure.queue() {
+                self.to_move.push(tenure);
+            }
+            let at = match unmoved.is_all {
+                _ if unmoved.entries >= self.setup.most_unmoved() => Instant::now(),
+                true => self.moved_at + MOVE_EVERY_IN_THE_END.max(self.least()),
+                false => self.moved_at + MOVE_EVERY.max(self.least()),
+            };
+            self.move_at = if self.to_move.len() == 1 { at } else { self.move_at.min(at) };
         }
         // Receipts may come without a pause: then nobody looks at the clock but here.
-        if at <= Instant::now() {
-            self.move_position().await;
+        if !self.to_move.is_empty() && self.move_at <= Instant::now() {
+            self.move_positions().await;
         }
     }
 
-    async fn move_position(&mut self) {
-        if let Some((tenure, _)) = self.to_move.take() {
-            tenure.advance().await;
-            self.moved_at = Instant::now();
+    fn least(&self) -> Duration {
+        MOVE_EVERY_FOR_EACH * self.to_move.len() as u32
+    }
+
+    async fn move_positions(&mut self) {
+        let tenures = std::mem::take(&mut self.to_move);
+        for some in tenures.chunks(MOVED_AT_ONCE) {
+            join_all(some.iter().map(|tenure| tenure.advance())).await;
         }
+        self.moved_at = Instant::now();
     }
 
     async fn acknowledge(&self, link: &Link, settled: &Settled) {
-        let pipeline = self.setup.lane.pipeline();
+        let pipeline = &self.setup.pipeline;
         match ack::ack(link, &pipeline.group(), &pipeline.stream, settled).await {
             Ok(Acked::Removed(_)) => {}
             Ok(Acked::Dropped) => {

@@ -27,7 +27,7 @@ pub struct Batch {
     /// The canonical bytes of all entries, one behind the other.
     bytes: Bytes,
     entries: Vec<Entry>,
-    /// Index ranges over `entries`, ascending: in each, no id of the stream lies between two neighbours.
+    /// Index ranges over `entries`, ascending: in each all are of one lane, and no id of the stream lies between two neighbours.
     runs: Vec<Range<usize>>,
     careful: bool,
 }
@@ -37,6 +37,8 @@ pub struct Batch {
 pub struct Entry {
     /// Its id.
     pub id: EntryId,
+    /// Which of its worker's lanes it was read for.
+    pub lane: u32,
     /// Its identity.
     pub digest: u64,
     bytes: Range<usize>,
@@ -74,7 +76,7 @@ impl From<Malformed> for Death {
 }
 
 impl Batch {
-    /// Its entries, sorted by (id, digest), distinct.
+    /// Its entries, sorted by (lane, id, digest), distinct.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
@@ -102,6 +104,18 @@ impl Batch {
     /// Whether some of its entries may have been flushed already, so that the ledger must be asked first.
     pub fn is_careful(&self) -> bool {
         self.careful
+    }
+
+    /// Which lane the entries of one run are of; of a careful batch, all of them.
+    pub fn lane_of(&self, run: &Range<usize>) -> usize {
+        self.entries[run.start].lane as usize
+    }
+
+    /// Its lanes, ascending, each once.
+    pub fn lanes(&self) -> Vec<usize> {
+        let mut lanes: Vec<usize> = self.runs.iter().map(|run| self.lane_of(run)).collect();
+        lanes.dedup();
+        lanes
     }
 
     /// Where it was read.
@@ -136,12 +150,18 @@ impl Batch {
         Ok((self, high))
     }
 
-    /// The runs that `chosen` names go the careful way, as a batch of their own; the rest stays as it is.
-    pub fn set_aside(self, chosen: &[usize]) -> (Batch, Batch) {
-        let (mut rest, mut aside) = (self.emptied(), self.emptied());
-        aside.careful = true;
+    /// The runs that `chosen` names (ascending) go the careful way, each lane's as a batch of their own; the rest stays as it is.
+    pub fn set_aside(self, chosen: &[usize]) -> (Batch, Vec<Batch>) {
+        let (mut rest, mut aside) = (self.emptied(), Vec::<Batch>::new());
         for (index, run) in self.runs.iter().enumerate() {
-            let part = if chosen.contains(&index) { &mut aside } else { &mut rest };
+            let part = if chosen.binary_search(&index).is_err() {
+                &mut rest
+            } else {
+                let begun = aside.pop_if(|part| part.lane_of(&part.runs[0]) == self.lane_of(run));
+                aside.push(begun.unwrap_or_else(|| Batch { careful: true, ..self.emptied() }));
+                let last = aside.len() - 1;
+                &mut aside[last]
+            };
             let start = part.entries.len();
             part.entries.extend_from_slice(&self.entries[run.clone()]);
             part.runs.push(start..part.entries.len());
@@ -188,19 +208,26 @@ pub struct Filling {
     entries: Vec<Entry>,
     runs: Vec<Range<usize>>,
     open: usize,
+    lane: u32,
     max_entry_bytes: usize,
 }
 
 impl Filling {
     /// Starts with nothing. Entries above `max_entry_bytes` will be buried.
     pub fn new(origin: Origin, max_entry_bytes: usize) -> Filling {
-        Filling { origin, bytes: Vec::new(), entries: Vec::new(), runs: Vec::new(), open: 0, max_entry_bytes }
+        Filling { origin, bytes: Vec::new(), entries: Vec::new(), runs: Vec::new(), open: 0, lane: 0, max_entry_bytes }
     }
 
     /// Makes room for so many entries and bytes, so that nothing is moved while it fills.
     pub fn make_room(&mut self, entries: usize, bytes: usize) {
         self.entries.reserve(entries);
         self.bytes.reserve(bytes + bytes / 8);
+    }
+
+    /// What follows is of this lane. Lanes must ascend, or the batch is a careful one.
+    pub fn begin_lane(&mut self, lane: usize) {
+        self.close_run();
+        self.lane = lane as u32;
     }
 
     /// Adds an entry to the run that is open.
@@ -212,7 +239,7 @@ impl Filling {
         let digest = entry::digest(&self.bytes[bytes.clone()]);
         let death = (bytes.len() > self.max_entry_bytes).then(|| Arc::new(Death::from(Malformed::TooLarge)));
         let full_bytes = bytes.len() as u64;
-        self.entries.push(Entry { id, digest, bytes, full_bytes, death });
+        self.entries.push(Entry { id, lane: self.lane, digest, bytes, full_bytes, death });
     }
 
     /// Adds an entry that was too large to be held, to the run that is open. It will be buried.
@@ -221,13 +248,13 @@ impl Filling {
         self.bytes.extend_from_slice(&entry.canonical);
         let (bytes, death) = (start..self.bytes.len(), Some(Arc::new(Death::from(Malformed::TooLarge))));
         let Shortened { id, digest, full_bytes, .. } = *entry;
-        self.entries.push(Entry { id, digest, bytes, full_bytes, death });
+        self.entries.push(Entry { id, lane: self.lane, digest, bytes, full_bytes, death });
     }
 
     /// Adds only what an entry is recognised by, to the run that is open: for comparing with the ledger.
     pub fn push_identity(&mut self, id: EntryId, digest: u64) {
         let end = self.bytes.len();
-        self.entries.push(Entry { id, digest, bytes: end..end, full_bytes: 0, death: None });
+        self.entries.push(Entry { id, lane: self.lane, digest, bytes: end..end, full_bytes: 0, death: None });
     }
 
     /// The entry pushed last is to be buried.
@@ -271,7 +298,7 @@ impl Filling {
         let mut batch =
             Batch { origin: self.origin, bytes: self.bytes.into(), entries: self.entries, runs: self.runs, careful };
         // One reader's runs ascend, unless the group was rewound between two of them.
-        if !batch.entries.is_sorted_by(|a, b| a.id < b.id) {
+        if !batch.entries.is_sorted_by(|a, b| (a.lane, a.id) < (b.lane, b.id)) {
             reorder(&mut batch);
         }
         batch
@@ -281,24 +308,21 @@ impl Filling {
 /// Sorts, makes distinct, and joins runs that overlap: two contiguous runs that meet are one.
 fn reorder(batch: &mut Batch) {
     batch.careful = true;
-    let mut bounds: Vec<(EntryId, EntryId)> =
-        batch.runs.iter().map(|s| (batch.entries[s.start].id, batch.entries[s.end - 1].id)).collect();
+    let place = |entry: &Entry| (entry.lane, entry.id);
+    let mut bounds: Vec<_> =
+        batch.runs.iter().map(|s| (place(&batch.entries[s.start]), place(&batch.entries[s.end - 1]))).collect();
     bounds.sort_unstable();
-    batch.entries.sort_by_key(|e| (e.id, e.digest));
-    batch.entries.dedup_by_key(|e| (e.id, e.digest));
-    let mut joined: Vec<(EntryId, EntryId)> = Vec::new();
+    batch.entries.sort_by_key(|e| (e.lane, e.id, e.digest));
+    batch.entries.dedup_by_key(|e| (e.lane, e.id, e.digest));
+    let mut joined: Vec<((u32, EntryId), (u32, EntryId))> = Vec::new();
     for (first, last) in bounds {
         match joined.last_mut() {
             Some(before) if first <= before.1 => before.1 = before.1.max(last),
             _ => joined.push((first, last)),
         }
     }
-    batch.runs = joined
-        .iter()
-        .map(|(first, last)| {
-            batch.entries.partition_point(|e| e.id < *first)..batch.entries.partition_point(|e| e.id <= *last)
-        })
-        .collect();
+    let index = |at| (batch.entries.partition_point(|e| place(e) < at), batch.entries.partition_point(|e| place(e) <= at));
+    batch.runs = joined.iter().map(|(first, last)| index(*first).0..index(*last).1).collect();
 }
 
 #[cfg(test)]
@@ -375,7 +399,25 @@ pub(crate) mod tests {
         let b = batch(&[&[(1, "a", "1"), (2, "a", "1")], &[(5, "a", "1")], &[(8, "a", "1")]]);
         let (rest, aside) = b.set_aside(&[1]);
         assert_eq!((ids(&rest), rest.runs().to_vec(), rest.is_careful()), (vec![1, 2, 8], vec![0..2, 2..3], false));
-        assert_eq!((ids(&aside), aside.runs().len(), aside.is_careful()), (vec![5], 1, true));
+        assert_eq!((aside.len(), ids(&aside[0]), aside[0].is_careful()), (1, vec![5], true));
+    }
+
+    #[test]
+    fn what_is_set_aside_is_a_careful_batch_for_each_lane() {
+        let mut filling = Filling::new(origin(), 1000);
+        for (lane, ids) in [(0, [1, 2]), (3, [1, 2]), (7, [2, 3])] {
+            filling.begin_lane(lane);
+            for ms in ids {
+                filling.push(EntryId { ms, seq: 0 }, [b"id".as_slice(), b"a", b"amount", b"1"]);
+                filling.close_run();
+            }
+        }
+        let b = filling.seal(false);
+        assert_eq!((b.is_careful(), b.lanes()), (false, vec![0, 3, 7]));
+        let (rest, aside) = b.set_aside(&[1, 2, 3, 5]);
+        assert_eq!((rest.lanes(), ids(&rest)), (vec![0, 7], vec![1, 2]));
+        let aside: Vec<_> = aside.iter().map(|b| (b.lanes(), ids(b), b.is_careful())).collect();
+        assert_eq!(aside, [(vec![0], vec![2], true), (vec![3], vec![1, 2], true), (vec![7], vec![3], true)]);
     }
 
     proptest! {

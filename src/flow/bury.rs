@@ -19,6 +19,7 @@ use crate::model::shortened::most_strings;
 /// bytes once more in what is sent, and a little for each string.
 #[derive(Debug, Default)]
 pub struct Letters<'a> {
+    lanes: Vec<LaneId>,
     ids: Vec<String>,
     digests: Vec<i64>,
     reasons: Vec<&'static str>,
@@ -30,8 +31,14 @@ pub struct Letters<'a> {
 }
 
 impl<'a> Letters<'a> {
-    /// The letters for these entries. One above `max_bytes` keeps only the beginning of each field.
-    pub fn of(batch: &'a Batch, dead: &[(usize, Arc<Death>)], max_bytes: usize) -> Letters<'a> {
+    /// The letters for these entries. One above `max_bytes` keeps only the beginning of each field. `id`: the number of one of the
+    /// batch's lanes.
+    pub fn of(
+        batch: &'a Batch,
+        dead: &[(usize, Arc<Death>)],
+        max_bytes: usize,
+        id: impl Fn(usize) -> LaneId,
+    ) -> Letters<'a> {
         let mut letters = Letters::default();
         for (n, (index, death)) in dead.iter().enumerate() {
             let entry = &batch.entries()[*index];
@@ -45,6 +52,7 @@ impl<'a> Letters<'a> {
                 entry.is_shortened()
             };
             letters.owners.resize(letters.strings.len(), n as i64 + 1);
+            letters.lanes.push(id(entry.lane as usize));
             letters.ids.push(entry.id.number().to_string());
             letters.digests.push(entry.digest as i64);
             letters.reasons.push(death.reason);
@@ -63,6 +71,7 @@ impl<'a> Letters<'a> {
     /// Binds the columns that [`insert`] expects.
     pub fn bind<'q>(self, query: Query<'q, sqlx::Postgres, PgArguments>) -> Query<'q, sqlx::Postgres, PgArguments> {
         query
+            .bind(self.lanes)
             .bind(self.ids)
             .bind(self.digests)
             .bind(self.reasons)
@@ -75,7 +84,7 @@ impl<'a> Letters<'a> {
 }
 
 /// How many parameters the letters take.
-const COLUMNS: usize = 8;
+pub(super) const COLUMNS: usize = 9;
 
 /// The beginnings of these strings, `limit` bytes in all at the most: short ones whole, long ones cut at the same length. Of very many
 /// strings only the first are kept, an even number, so that a name keeps its value.
@@ -95,17 +104,17 @@ fn shorten<'a>(strings: &[&'a [u8]], limit: usize) -> Vec<&'a [u8]> {
     kept.iter().map(|string| &string[..string.len().min(longest)]).collect()
 }
 
-/// The statement that buries: lane is $1, consumer $2, the letters' columns start at parameter `from`.
+/// The statement that buries: the consumer is $2, the letters' columns start at parameter `from`.
 ///
 /// A letter that is there already stays as it is, resolved or not.
 pub fn insert(from: usize, condition: &str) -> String {
-    let [id, digest, reason, detail, bytes, shortened, owner, string]: [usize; COLUMNS] =
+    let [lane, id, digest, reason, detail, bytes, shortened, owner, string]: [usize; COLUMNS] =
         std::array::from_fn(|n| from + n);
     format!(
         "insert into tidegate.dead_letters (lane, id, digest, reason, detail, bytes, shortened, fields, consumer)
-         select $1, l.id::numeric, l.digest, l.reason, l.detail, l.bytes, l.shortened, coalesce(f.strings, '{{}}'), $2
-         from unnest(${id}::text[], ${digest}::int8[], ${reason}::text[], ${detail}::text[], ${bytes}::int8[], ${shortened}::bool[])
-              with ordinality as l (id, digest, reason, detail, bytes, shortened, n)
+         select l.lane, l.id::numeric, l.digest, l.reason, l.detail, l.bytes, l.shortened, coalesce(f.strings, '{{}}'), $2
+         from unnest(${lane}::int4[], ${id}::text[], ${digest}::int8[], ${reason}::text[], ${detail}::text[], ${bytes}::int8[], ${shortened}::bool[])
+              with ordinality as l (lane, id, digest, reason, detail, bytes, shortened, n)
          left join (select s.owner, array_agg(s.string order by s.place) as strings
                     from unnest(${owner}::int8[], ${string}::bytea[]) with ordinality as s (owner, string, place)
                     group by s.owner) f on f.owner = l.n
@@ -114,7 +123,7 @@ pub fn insert(from: usize, condition: &str) -> String {
     )
 }
 
-/// Buries all entries of a batch whose ids the ledger covers already. Their reason must have been set.
+/// Buries all entries of a batch, which is of one lane and whose ids the ledger covers already. Their reason must have been set.
 pub async fn bury(
     connection: &mut PgConnection,
     lane: LaneId,
@@ -127,7 +136,7 @@ pub async fn bury(
     let sql = insert(5, "tidegate.verify_lane($1, $3::text[], $4)");
     let query = sqlx::query(AssertSqlSafe(sql)).bind(lane).bind(batch.origin().consumer.to_string());
     let query = query.bind(identity.names().to_vec()).bind(identity.mapping.clone());
-    Letters::of(batch, &dead, max_bytes).bind(query).execute(connection).await?;
+    Letters::of(batch, &dead, max_bytes, |_| lane).bind(query).execute(connection).await?;
     Ok(())
 }
 
@@ -152,7 +161,7 @@ mod tests {
         filling.push_shortened(&Shortened { id, digest: 7, full_bytes: 300_000_000, canonical });
         let batch = filling.seal(false);
         let dead: Vec<_> = (0..3).filter_map(|i| Some((i, batch.entries()[i].death.clone()?))).collect();
-        let letters = Letters::of(&batch, &dead, 1024);
+        let letters = Letters::of(&batch, &dead, 1024, |_| 1);
         assert_eq!(letters.shortened, [false, true, true]);
         assert_eq!(letters.bytes, [16 + 4 * 4 + 12, 16 + 4 * 4 + 10 + 5000, 300_000_000]);
         assert_eq!(letters.owners, [1, 1, 1, 1, 2, 2, 2, 2, 3, 3]);

@@ -33,35 +33,46 @@ const LANE_GONE: &str = "TG002";
 /// How often a careful flush that meets concurrent ones starts over before it says so.
 const RESTARTS: u32 = 20;
 
-/// A pipeline's table and its place in the ledger, with the statement that feeds it.
+/// The statements that feed a pipeline's table.
+#[derive(Debug, Clone)]
+pub struct Statements {
+    usual: Arc<str>,
+    /// The same for many keys, where there is another one.
+    of_many: Option<Arc<str>>,
+}
+
+impl Statements {
+    /// Of a pipeline whose table has this order of keys.
+    pub fn of(pipeline: &Pipeline, order: &KeyOrder) -> Statements {
+        let of_many = (*order == KeyOrder::Bytes).then(|| statement(pipeline, order, Count::Diagnosed).into());
+        Statements { usual: statement(pipeline, order, Count::Returned).into(), of_many }
+    }
+}
+
+/// A pipeline's table and one shard's place in the ledger, with the statements that feed the table.
 #[derive(Debug, Clone)]
 pub struct Lane {
     /// Another number after PostgreSQL was restored to a time before the lane; all clones share it.
     id: Arc<AtomicI32>,
     identity: Identity,
     pipeline: Pipeline,
-    statement: Arc<str>,
-    /// The same for many keys, where there is another one.
-    statement_of_many: Option<Arc<str>>,
+    statements: Statements,
     turn: Turn,
     /// A dead letter larger than this is shortened.
     letter_bytes: usize,
 }
 
 impl Lane {
-    /// Prepares the flush of a pipeline, in the turn of its table.
+    /// Prepares the flush of a pipeline's shard, in the turn of its table.
     pub fn new(
         pipeline: Pipeline,
-        order: &KeyOrder,
+        statements: Statements,
         id: LaneId,
         identity: Identity,
         turn: Turn,
         letter_bytes: usize,
     ) -> Lane {
-        let is_bytes = *order == KeyOrder::Bytes;
-        let statement_of_many = is_bytes.then(|| statement(&pipeline, order, Count::Diagnosed).into());
-        let statement = statement(&pipeline, order, Count::Returned).into();
-        Lane { id: Arc::new(AtomicI32::new(id)), identity, statement, statement_of_many, pipeline, turn, letter_bytes }
+        Lane { id: Arc::new(AtomicI32::new(id)), identity, statements, pipeline, turn, letter_bytes }
     }
 
     /// Its place in the ledger.
@@ -137,33 +148,35 @@ pub struct Failed {
 pub enum Why {
     /// The ledger refused: these runs may have been flushed before. Nothing of the batch was done.
     Refused(Vec<usize>),
-    /// The lane is not registered as this pipeline's any more. Nothing of the batch was done.
+    /// A lane is not registered as this pipeline's any more. Nothing of the batch was done.
     LaneGone(Fault),
     /// Something went wrong. Nothing of the batch was done, unless PostgreSQL was lost: then that is unknown.
     Fault(Fault),
 }
 
-/// Flushes a batch, by the way it calls for.
-pub async fn flush(database: &Database, lane: &Lane, batch: Batch) -> Result<Flushed, Failed> {
-    let result = if batch.is_careful() {
-        flush_careful(database, lane, &batch).await
-    } else {
-        flush_fresh(database, lane, &batch).await
+/// Flushes a batch, by the way it calls for. `lanes`: those that its entries may be of, all of one pipeline.
+pub async fn flush(database: &Database, lanes: &[Lane], batch: Batch) -> Result<Flushed, Failed> {
+    let result = match (batch.is_careful(), &batch.lanes()[..]) {
+        (false, _) => flush_fresh(database, lanes, &batch).await,
+        (true, [_]) => flush_careful(database, lanes, &batch).await,
+        // Each lane's rows are looked at by themselves.
+        (true, _) => Err(Why::Refused((0..batch.runs().len()).collect())),
     };
     result.map_err(|why| Failed { batch, why })
 }
 
 /// One statement. Either every run is new and all of it is committed, or nothing is.
-async fn flush_fresh(database: &Database, lane: &Lane, batch: &Batch) -> Result<Flushed, Why> {
+async fn flush_fresh(database: &Database, lanes: &[Lane], batch: &Batch) -> Result<Flushed, Why> {
     failpoint::reached("flush.parsed");
-    let rows = NewRows::of(batch, batch.runs());
-    let coalesced = batch.coalesce(&lane.pipeline, 0..batch.len()).map_err(Why::Fault)?;
+    let (first, id) = (&lanes[0], |lane: usize| lanes[lane].id());
+    let rows = NewRows::of(batch, batch.runs(), id);
+    let coalesced = batch.coalesce(&first.pipeline, 0..batch.len()).map_err(Why::Fault)?;
     let tally = tally(batch.len(), &coalesced, &Findings::default());
     let has_many = coalesced.keys.len() >= MANY_ROWS;
-    let _turn = if has_many { Some(lane.turn.in_process().await) } else { None };
-    let among = lane.turn.among_processes(database.address()).filter(|_| has_many);
+    let _turn = if has_many { Some(first.turn.in_process().await) } else { None };
+    let among = first.turn.among_processes(database.address()).filter(|_| has_many);
     let applied =
-        database.run_top(async |c, is_top| apply(c, lane, batch, rows, coalesced, among.filter(|_| is_top)).await);
+        database.run_top(async |c, is_top| apply(c, lanes, batch, rows, coalesced, among.filter(|_| is_top)).await);
     match failpoint::during("flush.sent", applied).await {
         Ok(()) => {
             let ids = batch.entries().iter().map(|e| e.id).collect();
@@ -171,7 +184,7 @@ async fn flush_fresh(database: &Database, lane: &Lane, batch: &Batch) -> Result<
             Ok(Flushed { settled, unjudgeable: None })
         }
         Err(fault) if is_refusal(&fault) => {
-            let runs = database.run(async |c| ledger::collisions(c, lane.id(), batch).await).await;
+            let runs = database.run(async |c| ledger::collisions(c, batch, id).await).await;
             Err(runs.map_or_else(Why::Fault, Why::Refused))
         }
         Err(fault) => Err(why(fault)),
@@ -179,9 +192,9 @@ async fn flush_fresh(database: &Database, lane: &Lane, batch: &Batch) -> Result<
 }
 
 /// One transaction, in this order of locks: ledger rows locked, ascending; rows inserted, ascending; the table; letters.
-async fn flush_careful(database: &Database, lane: &Lane, batch: &Batch) -> Result<Flushed, Why> {
+async fn flush_careful(database: &Database, lanes: &[Lane], batch: &Batch) -> Result<Flushed, Why> {
     for _ in 0..RESTARTS {
-        match database.transact(async |c| examine_and_apply(c, lane, batch).await).await {
+        match database.transact(async |c| examine_and_apply(c, lanes, batch).await).await {
             Ok(Ok(flushed)) => return Ok(flushed),
             // A row of the ledger was committed, or compacted away, after it was looked for: look again.
             Err(fault) if is_refusal(&fault) => continue,
@@ -193,9 +206,10 @@ async fn flush_careful(database: &Database, lane: &Lane, batch: &Batch) -> Resul
 
 async fn examine_and_apply(
     session: &mut Session,
-    lane: &Lane,
+    lanes: &[Lane],
     batch: &Batch,
 ) -> Result<Result<Flushed, Fault>, sqlx::Error> {
+    let lane = &lanes[batch.lane_of(&batch.runs()[0])];
     let mut transaction = failpoint::during("careful.begin", session.begin()).await?;
     failpoint::reached("careful.begun");
     let (names, mapping) = (lane.identity.names(), &lane.identity.mapping);
@@ -215,8 +229,8 @@ async fn examine_and_apply(
     let tally = tally(findings.new.len(), &coalesced, &findings);
     if !findings.new.is_empty() {
         ledger::amend(&mut transaction, lane.id(), batch, &rows, &findings.amended).await?;
-        let rows = NewRows::of(batch, &findings.new_runs);
-        failpoint::during("careful.upsert", apply(&mut transaction, lane, batch, rows, coalesced, None)).await?;
+        let rows = NewRows::of(batch, &findings.new_runs, |_| lane.id());
+        failpoint::during("careful.upsert", apply(&mut transaction, lanes, batch, rows, coalesced, None)).await?;
         failpoint::reached("careful.upserted");
     }
     failpoint::during("careful.commit", transaction.commit()).await?;
@@ -232,22 +246,24 @@ async fn examine_and_apply(
 /// Runs the pipeline's statement; in turn among processes, where that is asked for.
 async fn apply(
     connection: &mut PgConnection,
-    lane: &Lane,
+    lanes: &[Lane],
     batch: &Batch,
     rows: NewRows,
     coalesced: Coalesced<'_>,
     turn: Option<i32>,
 ) -> Result<(), sqlx::Error> {
-    let letters = Letters::of(batch, &coalesced.dead, lane.letter_bytes);
+    let Lane { identity, statements, letter_bytes, .. } = &lanes[0];
+    let of_batch: Vec<&Lane> = batch.lanes().into_iter().map(|lane| &lanes[lane]).collect();
+    let letters = Letters::of(batch, &coalesced.dead, *letter_bytes, |lane| lanes[lane].id());
     let buries = !coalesced.dead.is_empty();
-    let of_many = lane.statement_of_many.as_ref().filter(|_| coalesced.keys.len() >= MANY_KEYS);
-    let statement = of_many.unwrap_or(&lane.statement).clone();
+    let of_many = statements.of_many.as_ref().filter(|_| coalesced.keys.len() >= MANY_KEYS);
+    let statement = of_many.unwrap_or(&statements.usual).clone();
     let query = match turn {
         None => sqlx::query(AssertSqlSafe(statement)),
         Some(slot) => sqlx::query(IN_TURN).bind(slot).bind(statement.to_string()),
     };
     let query = query
-        .bind(lane.id())
+        .bind(rows.lanes)
         .bind(&*batch.origin().consumer)
         .bind(rows.first)
         .bind(rows.last)
@@ -256,9 +272,11 @@ async fn apply(
         .bind(DIGEST_VERSION)
         .bind(coalesced.keys)
         .bind(coalesced.amounts)
-        .bind(&lane.identity.names()[..])
-        .bind(&lane.identity.mapping);
-    let sent = letters.bind(query).execute(connection);
+        .bind(vec![&*identity.source, &*identity.pipeline, &*identity.target])
+        .bind(&identity.mapping);
+    let query = letters.bind(query);
+    let query = query.bind(of_batch.iter().map(|lane| lane.id()).collect::<Vec<LaneId>>());
+    let sent = query.bind(of_batch.iter().map(|lane| &*lane.identity.stream).collect::<Vec<_>>()).execute(connection);
     if buries {
         failpoint::during("bury.sent", sent).await?
     } else {
@@ -267,7 +285,7 @@ async fn apply(
     Ok(())
 }
 
-/// Buries entries that the ledger covers and cannot judge. The batch comes back where that fails.
+/// Buries entries of one lane that the ledger covers and cannot judge. The batch comes back where that fails.
 pub async fn bury_covered(database: &Database, lane: &Lane, batch: Batch) -> Result<Settled, Failed> {
     let buried = database.run(async |c| bury::bury(c, lane.id(), &lane.identity, &batch, lane.letter_bytes).await);
     match failpoint::during("bury.covered", buried).await {

@@ -24,6 +24,8 @@ pub const REFUSED: &str = "TG001";
 /// Ledger rows to be written, as columns ready to be bound.
 #[derive(Debug, Default)]
 pub struct NewRows {
+    /// Whose they are.
+    pub lanes: Vec<LaneId>,
     /// First ids, as decimal numbers: they have up to 39 digits, more than any binary type has.
     pub first: Vec<String>,
     /// Last ids.
@@ -35,12 +37,13 @@ pub struct NewRows {
 }
 
 impl NewRows {
-    /// One row for each of these contiguous new_runs of a batch, which must ascend.
-    pub fn of(batch: &Batch, new_runs: &[Range<usize>]) -> NewRows {
+    /// One row for each of these contiguous runs of a batch, which must ascend. `id`: the number of one of the batch's lanes.
+    pub fn of(batch: &Batch, new_runs: &[Range<usize>], id: impl Fn(usize) -> LaneId) -> NewRows {
         let mut rows = NewRows::default();
         for stretch in new_runs {
             let entries = &batch.entries()[stretch.clone()];
             let (Some(first), Some(last)) = (entries.first(), entries.last()) else { continue };
+            rows.lanes.push(id(first.lane as usize));
             rows.first.push(first.id.number().to_string());
             rows.last.push(last.id.number().to_string());
             rows.digests.push(entries.iter().flat_map(|e| e.digest.to_le_bytes()).collect());
@@ -50,17 +53,23 @@ impl NewRows {
     }
 }
 
-/// Which runs of a batch meet a row of the ledger: indices of runs.
-pub async fn collisions(connection: &mut PgConnection, lane: LaneId, batch: &Batch) -> Result<Vec<usize>, sqlx::Error> {
+/// Which runs of a batch meet a row of the ledger: indices of runs, ascending. `id`: the number of one of the batch's lanes.
+pub async fn collisions(
+    connection: &mut PgConnection,
+    batch: &Batch,
+    id: impl Fn(usize) -> LaneId,
+) -> Result<Vec<usize>, sqlx::Error> {
     let (first, last) = bounds(batch);
+    let lanes: Vec<LaneId> = batch.runs().iter().map(|run| id(batch.lane_of(run))).collect();
     let met: Vec<i64> = sqlx::query_scalar(
         "select p.n - 1
-         from unnest($2::text[], $3::text[]) with ordinality as p (first, last, n)
+         from unnest($1::int4[], $2::text[], $3::text[]) with ordinality as p (lane, first, last, n)
          where exists (
              select from tidegate.ledger l
-             where l.lane = $1 and l.ids && numrange(p.first::numeric, p.last::numeric, '[]'))",
+             where l.lane = p.lane and l.ids && numrange(p.first::numeric, p.last::numeric, '[]'))
+         order by p.n",
     )
-    .bind(lane)
+    .bind(lanes)
     .bind(first)
     .bind(last)
     .fetch_all(connection)

@@ -5,8 +5,9 @@
 //! this decides where the server may not be asked, for consumers of another life of the server, and for connections that
 //! linger. To take a living one's entries would be harmless and only waste work.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::model::entry::Generation;
 use crate::model::names;
 use crate::retry::Fault;
 use crate::valkey::info::{self, Consumer};
@@ -112,14 +113,7 @@ impl Roster {
             Liveness::Silent => self.disconnect(link, &consumer.name).await?,
             Liveness::Gone => {}
         }
-        self.remove_if_empty(link, &consumer.name, self.min_idle(liveness)).await
-    }
-
-    /// Takes a consumer out of the group, if it holds nothing and has been idle for so long.
-    pub async fn remove_if_empty(&self, link: &Link, consumer: &str, idle: Duration) -> Result<(), Fault> {
-        let command = Command::new("EVAL").arg(REMOVE_IF_EMPTY).arg(1).arg(&*self.stream);
-        let command = command.arg(&*self.group).arg(consumer).arg(idle.as_millis());
-        link.commands().call(command).await.map(|_| ())
+        remove_if_empty(link, (&self.stream, &self.group), &consumer.name, self.min_idle(liveness)).await
     }
 
     /// Ends the connection of a consumer. Where that is not permitted it stays: a replay ends it before it matters.
@@ -143,5 +137,45 @@ impl Roster {
     /// Whether a connection of this name belongs to this consumer, by the names of this version or of those before.
     fn is_named(&self, connection: &str, consumer: &str) -> bool {
         connection.strip_prefix(&self.connections) == Some(consumer) || connection == names::former_connection(consumer)
+    }
+}
+
+/// Removes a consumer from a group unless it holds entries, or did anything within this time.
+pub async fn remove_if_empty(
+    link: &Link,
+    (stream, group): (&str, &str),
+    consumer: &str,
+    idle: Duration,
+) -> Result<(), Fault> {
+    let command = Command::new("EVAL").arg(REMOVE_IF_EMPTY).arg(1).arg(stream);
+    link.commands().call(command.arg(group).arg(consumer).arg(idle.as_millis())).await.map(|_| ())
+}
+
+/// One life of one server, with one history of writes, and when it was first met. It outlasts sessions: whatever closes
+/// connections sooner than after `reclaim.dead_after` must not keep the dead from being found.
+#[derive(Debug)]
+pub struct Met {
+    run_id: String,
+    replication_id: String,
+    at: Instant,
+}
+
+impl Met {
+    /// Meets a server, which may be the one that was met before.
+    pub fn meet(met: &mut Option<Met>, server: &Generation) {
+        let is_the_same =
+            |met: &Met| met.run_id == server.run_id && met.replication_id == server.replication_id;
+        if !met.as_ref().is_some_and(is_the_same) {
+            let (run_id, replication_id) = (server.run_id.clone(), server.replication_id.clone());
+            *met = Some(Met { run_id, replication_id, at: Instant::now() });
+        }
+    }
+
+    /// Whether silence tells the dead from the living by now, on this server.
+    pub fn silence(met: &Option<Met>, dead_after: Duration) -> Silence {
+        match met {
+            Some(met) if met.at.elapsed() >= dead_after => Silence::Tells,
+            _ => Silence::SaysNothing,
+        }
     }
 }

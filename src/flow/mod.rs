@@ -1,25 +1,28 @@
 //! The life of a delta, in order. [`worker`] wires three actors: [`taker`] takes batches from Valkey ([`session`], [`read`],
 //! [`reclaim`], [`liveness`]), [`settler`] settles them in PostgreSQL ([`batch`], [`coalesce`], [`bisect`], [`judge`], [`ledger`],
 //! [`statement`], [`turn`], [`flush`], [`bury`]), [`acker`]
-//! acknowledges ([`ack`]); [`handoff`] is what they pass on to each other. Where one process reads a stream alone, [`lease`]
-//! says which, [`alone`] reads, and [`tenure`] moves the group's [`position`] instead of acknowledging.
+//! acknowledges ([`ack`]); [`handoff`] is what they pass on to each other. Where one process reads streams alone, [`lease`]
+//! says which, [`holder`] reads all of them in [`rounds`], each once a [`member`] of its group has settled what was given out, and
+//! [`tenure`] moves each group's [`position`] instead of acknowledging.
 
 pub mod ack;
 pub mod acker;
-pub mod alone;
 pub mod batch;
 pub mod bisect;
 pub mod bury;
 pub mod coalesce;
 pub mod flush;
 pub mod handoff;
+pub mod holder;
 pub mod judge;
 pub mod lease;
 pub mod ledger;
 pub mod liveness;
+pub mod member;
 pub mod position;
 pub mod read;
 pub mod reclaim;
+pub mod rounds;
 pub mod session;
 pub mod settler;
 pub mod setup;

@@ -21,12 +21,9 @@ use crate::valkey::{Command, Delivered, Link, Progress, info};
 /// to wait for a core. Sixteen were 2 % faster still on two busy cores, and would keep the server's other clients waiting
 /// for 16 ms at times, at about 1 ms a read.
 const READS_UNDER_WAY: usize = 8;
-/// How many reads' worth of entries is asked for at once where one process reads alone: it can ask for more only when it knows the
-/// last id of what it asked for before.
-const ALONE_AT_ONCE: usize = READS_UNDER_WAY;
 /// An id that no entry has: reading one's own history behind it is an empty read, and a sign of life. Not the highest of all,
 /// which is how the server writes `>`: it would deliver fresh entries.
-const BEYOND: &str = "18446744073709551615-18446744073709551614";
+pub(super) const BEYOND: &str = "18446744073709551615-18446744073709551614";
 
 /// What bounds a batch.
 #[derive(Debug, Clone, Copy)]
@@ -56,8 +53,6 @@ pub struct Reader {
     stream: String,
     group: String,
     limits: Limits,
-    /// Where it reads on, if it reads alone: behind this entry. Else the group gives out what comes next.
-    after: Option<EntryId>,
     /// How long a read waits for the first entry.
     block: Duration,
     /// What an entry took lately: keeps a reply within the batch's bytes.
@@ -74,12 +69,7 @@ impl Reader {
         // Large until the first entries are seen, so that the first read is a small one.
         let bytes_per_entry = limits.max_bytes / FIRST_READ;
         let (stream, group) = (pipeline.stream.clone(), pipeline.group());
-        Reader { stream, group, limits, after: None, block, bytes_per_entry, more: false, last: (0, 0) }
-    }
-
-    /// From now on it reads alone, behind this entry; or, where there is none, what the group gives out.
-    pub fn read_after(&mut self, position: Option<EntryId>) {
-        (self.after, self.more) = (position, false);
+        Reader { stream, group, limits, block, bytes_per_entry, more: false, last: (0, 0) }
     }
 
     /// Whether the last batch ended at its limits, and not with the backlog.
@@ -163,7 +153,7 @@ impl Reader {
     async fn take(&mut self, session: &mut Session, filling: &mut Filling, only_asked: bool) -> Result<bool, Fault> {
         let mut more = Ok(true);
         loop {
-            while matches!(more, Ok(true)) && !only_asked && session.asked.len() < self.reads_under_way() {
+            while matches!(more, Ok(true)) && !only_asked && session.asked.len() < READS_UNDER_WAY {
                 let under_way = session.asked.iter().map(|asked| asked.count - asked.got).sum::<usize>();
                 let count = self.read_size();
                 // What is under way must fit into one batch.
@@ -189,12 +179,7 @@ impl Reader {
     /// How many entries one read asks for: as many as a batch can hold, if they are as large as those seen last.
     fn read_size(&self) -> usize {
         let by_bytes = self.limits.max_bytes / self.bytes_per_entry.max(1);
-        let at_once = if self.after.is_some() { ALONE_AT_ONCE } else { 1 };
-        (self.limits.read_count * at_once).min(self.limits.max_entries).min(by_bytes).max(1)
-    }
-
-    fn reads_under_way(&self) -> usize {
-        if self.after.is_some() { 1 } else { READS_UNDER_WAY }
+        self.limits.read_count.min(self.limits.max_entries).min(by_bytes).max(1)
     }
 
     /// Whether a batch of so many entries and bytes has room for so many entries more.
@@ -216,9 +201,6 @@ impl Reader {
         if let Some(average) = (filling.bytes() - weighed).checked_div(got) {
             self.bytes_per_entry = average.max(1);
         }
-        if self.after.is_some() && got > 0 {
-            self.after = filling.last_id();
-        }
         let Some(asked) = session.asked.front_mut() else { return received.map(|_| false) };
         asked.got += got;
         if matches!(received, Ok(Progress::Paused)) {
@@ -231,23 +213,16 @@ impl Reader {
 
     /// A read of entries that nobody has read.
     fn fresh(&self, consumer: &str, count: usize, block: Option<Duration>) -> Command {
-        match self.after {
-            None => self.of_group(consumer, count, block, ">"),
-            Some(after) => self.from(Command::new("XREAD"), count, block).arg(after),
-        }
+        self.of_group(consumer, count, block, ">")
     }
 
     fn of_group(&self, consumer: &str, count: usize, block: Option<Duration>, from: &'static str) -> Command {
-        let command = Command::new("XREADGROUP").arg("GROUP").arg(&*self.group).arg(consumer);
-        self.from(command, count, block).arg(from)
-    }
-
-    fn from(&self, command: Command, count: usize, block: Option<Duration>) -> Command {
-        let mut command = command.arg("COUNT").arg(count as i64);
+        let mut command = Command::new("XREADGROUP").arg("GROUP").arg(&*self.group).arg(consumer);
+        command = command.arg("COUNT").arg(count as i64);
         if let Some(block) = block {
             command = command.arg("BLOCK").arg(block.as_millis() as i64);
         }
-        command.arg("STREAMS").arg(&*self.stream)
+        command.arg("STREAMS").arg(&*self.stream).arg(from)
     }
 }
 
@@ -293,7 +268,7 @@ pub async fn frontier(link: &Link, stream: &str, group: &str) -> Result<Option<E
 }
 
 /// How many entries the first read asks for at the most, before their size is known.
-const FIRST_READ: usize = 100;
+pub(super) const FIRST_READ: usize = 100;
 
 /// Adds an entry as it was delivered, to the run that is open.
 #[inline]

@@ -15,7 +15,7 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 
 use super::batch::{Batch, Death, Filling, Origin};
-use super::liveness::{Liveness, Roster, Silence};
+use super::liveness::{Liveness, Roster, Silence, remove_if_empty};
 use super::read::{Limits, put};
 use super::session::Session;
 use crate::failpoint;
@@ -209,7 +209,7 @@ impl Reclaimer {
             if !claimed.is_empty() {
                 return Ok(claimed);
             }
-            self.roster.remove_if_empty(&session.link, &former, Duration::ZERO).await?;
+            remove_if_empty(&session.link, (&self.stream, &self.group), &former, Duration::ZERO).await?;
             self.former.remove(0);
         }
         let own = session.consumer.clone();
@@ -218,7 +218,7 @@ impl Reclaimer {
 
     /// Takes this consumer out of the group, if it holds nothing.
     pub async fn leave(&self, session: &Session) -> Result<(), Fault> {
-        self.roster.remove_if_empty(&session.link, &session.consumer, Duration::ZERO).await
+        remove_if_empty(&session.link, (&self.stream, &self.group), &session.consumer, Duration::ZERO).await
     }
 
     /// The first step of entries pending under `owner`, from its cursor on.

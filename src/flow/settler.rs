@@ -127,7 +127,7 @@ impl Settler {
 
     /// One attempt to flush a piece, and what follows from it.
     async fn flush(&mut self, Piece { batch, ticket }: Piece, stop: &Stop) -> Result<(), Interrupted> {
-        match flush::flush(&self.setup.database, &self.setup.lane, batch).await {
+        match flush::flush(&self.setup.database, &self.setup.lanes, batch).await {
             Ok(flushed) => {
                 failpoint::reached("flush.committed");
                 let Some(handoff) = self.handoffs.get(&ticket.handoff).cloned() else { return Err(Interrupted) };
@@ -144,14 +144,15 @@ impl Settler {
             }
             Err(Failed { batch, why: Why::Refused(runs) }) => {
                 if let Some(place) = self.handoffs.get(&ticket.handoff).and_then(|handoff| handoff.place.as_ref()) {
-                    place.tenure.is_in_doubt();
+                    runs.iter().for_each(|run| place.is_in_doubt(batch.lane_of(&batch.runs()[*run])));
                 }
                 let (rest, aside) = batch.set_aside(&runs);
-                self.search.put_back(ticket, [aside, rest].into_iter().filter(|part| !part.is_empty()));
+                self.search.put_back(ticket, aside.into_iter().chain([rest]).filter(|part| !part.is_empty()));
             }
             Err(Failed { batch, why: Why::LaneGone(fault) }) => {
+                let lanes = batch.lanes();
                 self.search.put_back(ticket, [batch]);
-                self.register_again(&fault, stop).await?;
+                self.register_again(&lanes, &fault, stop).await?;
             }
             Err(Failed { batch, why: Why::Fault(fault) }) => self.failed(Piece { batch, ticket }, fault, stop).await?,
         }
@@ -171,7 +172,7 @@ impl Settler {
                     self.incident.forget();
                 }
                 debug!(consumer = %self.consumer, %fault, advice, entries, "the table refused a piece");
-                let pipeline = self.setup.lane.pipeline().clone();
+                let pipeline = self.setup.pipeline.clone();
                 let key = |batch: &Batch| {
                     let entry = batch.canonical(&batch.entries()[0]);
                     row::decode(entry, &pipeline).map_or(batch.entries()[0].digest, |row| digest(row.key.as_bytes()))
@@ -216,7 +217,7 @@ impl Settler {
         self.begins_to_fail();
         let Judgement { verdict, advice } = response.judgement;
         if self.incident.is_news(verdict, Instant::now()) {
-            let (pipeline, lasted_ms) = (self.setup.lane.pipeline(), response.lasted.as_millis() as u64);
+            let (pipeline, lasted_ms) = (&self.setup.pipeline, response.lasted.as_millis() as u64);
             warn!(
                 event = "interrupted", pipeline = %pipeline.name, stream = %pipeline.stream, table = %pipeline.table, %fault,
                 advice, lasted_ms, "flushing is interrupted"
@@ -228,7 +229,7 @@ impl Settler {
     fn halted(&self, fault: &Fault, advice: &str) {
         self.begins_to_fail();
         if lock(&self.setup).halted(fault, Instant::now()) {
-            let pipeline = self.setup.lane.pipeline();
+            let pipeline = &self.setup.pipeline;
             error!(
                 event = "halted", pipeline = %pipeline.name, stream = %pipeline.stream, table = %pipeline.table, %fault, advice,
                 "flushing is halted until this is corrected"
@@ -249,7 +250,7 @@ impl Settler {
         // The last worker that it kept waiting says so.
         let interrupted = self.incident.over(now);
         if let Some((_, lasted)) = halted.or(interrupted) {
-            let (pipeline, lasted_ms) = (self.setup.lane.pipeline(), lasted.as_millis() as u64);
+            let (pipeline, lasted_ms) = (&self.setup.pipeline, lasted.as_millis() as u64);
             info!(
                 event = "resumed", pipeline = %pipeline.name, stream = %pipeline.stream, table = %pipeline.table, lasted_ms,
                 "flushing goes on"
@@ -272,7 +273,7 @@ impl Settler {
 
     /// An entry that is tried alone: if it kills its readers it does so here, in memory. Who dies later dies of something else.
     async fn acquit(&self, link: &Link, batch: &Batch, id: EntryId) {
-        let pipeline = self.setup.lane.pipeline();
+        let pipeline = &self.setup.pipeline;
         let _ = batch.coalesce(pipeline, 0..batch.len());
         let consumer = &batch.origin().consumer;
         // If it fails, the entry counts one death too many.
@@ -293,7 +294,7 @@ impl Settler {
 
     /// Tells what was committed.
     fn tell(&self, settled: &Settled) {
-        let (tally, pipeline) = (&settled.tally, &self.setup.lane.pipeline().name);
+        let (tally, pipeline) = (&settled.tally, &self.setup.pipeline.name);
         self.setup.metrics.flushed(tally);
         debug!(consumer = %self.consumer, applied = tally.applied, rows = tally.rows, "flushed");
         if tally.recognised > 0 {
@@ -310,11 +311,12 @@ impl Settler {
     /// The ledger covers these ids and no longer tells the content. If somebody has acknowledged one, somebody has seen it
     /// settled; else it is kept for an operator to judge.
     async fn settle_unjudgeable(&mut self, handoff: &Handoff, batch: Batch, stop: &Stop) -> Result<(), Interrupted> {
-        let pipeline = self.setup.lane.pipeline();
+        let pipeline = &self.setup.pipeline;
         let ids: Vec<EntryId> = batch.entries().iter().map(|e| e.id).collect();
+        let lane = batch.lane_of(&batch.runs()[0]);
         let pending = match &handoff.place {
             None => reclaim::still_pending(&handoff.link, &pipeline.stream, &pipeline.group(), &ids).await,
-            Some(place) => place.tenure.still_unsettled(&ids).await,
+            Some(place) => place.still_unsettled(lane, &ids).await,
         };
         let Ok(pending) = pending else {
             // They stay pending, if they are, and come again; and so does what a tenure read that has ended.
@@ -332,7 +334,7 @@ impl Settler {
         let mut doubtful = batch.pick(&indices);
         doubtful.condemn(Death::from(Malformed::Unjudgeable));
         loop {
-            let fault = match flush::bury_covered(&self.setup.database, &self.setup.lane, doubtful).await {
+            let fault = match flush::bury_covered(&self.setup.database, &self.setup.lanes[lane], doubtful).await {
                 Ok(settled) => {
                     self.landed(None);
                     self.tell(&settled);
@@ -340,7 +342,7 @@ impl Settler {
                 }
                 Err(Failed { batch, why: Why::LaneGone(fault) }) => {
                     doubtful = batch;
-                    self.register_again(&fault, stop).await?;
+                    self.register_again(&[lane], &fault, stop).await?;
                     continue;
                 }
                 Err(Failed { batch, why: Why::Fault(fault) }) => {
@@ -356,31 +358,31 @@ impl Settler {
         }
     }
 
-    /// PostgreSQL does not know the lane as this pipeline's. After a restore to an earlier time it is registered again; where another
-    /// daemon has taken the pipeline over, this one halts.
-    async fn register_again(&mut self, fault: &Fault, stop: &Stop) -> Result<(), Interrupted> {
-        let lane = &self.setup.lane;
-        match lane.register_again(&self.setup.database).await {
-            Ok(Ok(())) => {
-                let (pipeline, id) = (&lane.pipeline().name, lane.id());
-                warn!(%pipeline, lane = id, %fault, "PostgreSQL does not know this pipeline any more (was it restored to an earlier time?): registered again; run `tidegate replay` for what it lost");
-                Ok(())
-            }
-            Ok(Err(unregistered)) => {
-                let response = self.incident.met(fault, Instant::now());
-                if self.incident.is_news(Verdict::Halt, Instant::now()) {
-                    error!(consumer = %self.consumer, %fault, %unregistered, "flushing is halted: another daemon runs this pipeline with another configuration");
+    /// PostgreSQL does not know one of these lanes as this pipeline's. After a restore to an earlier time they are registered again; where
+    /// another daemon has taken the pipeline over, this one halts.
+    async fn register_again(&mut self, lanes: &[usize], fault: &Fault, stop: &Stop) -> Result<(), Interrupted> {
+        for lane in lanes {
+            match self.setup.lanes[*lane].register_again(&self.setup.database).await {
+                Ok(Ok(())) => {}
+                Ok(Err(unregistered)) => {
+                    let response = self.incident.met(fault, Instant::now());
+                    if self.incident.is_news(Verdict::Halt, Instant::now()) {
+                        error!(consumer = %self.consumer, %fault, %unregistered, "flushing is halted: another daemon runs this pipeline with another configuration");
+                    }
+                    self.begins_to_fail();
+                    return pause(response.wait, stop).await;
                 }
-                self.begins_to_fail();
-                pause(response.wait, stop).await
+                Err(fault) => return self.wait_out(&fault, stop).await,
             }
-            Err(fault) => self.wait_out(&fault, stop).await,
         }
+        let pipeline = &self.setup.pipeline.name;
+        warn!(%pipeline, lanes = lanes.len(), %fault, "PostgreSQL does not know this pipeline any more (was it restored to an earlier time?): registered again; run `tidegate replay` for what it lost");
+        Ok(())
     }
 
     /// Pending ids that the stream has no longer: flushed, if the ledger tells so; else Valkey lost them.
     async fn account_for(&mut self, gone: &[EntryId], stop: &Stop) -> Result<(), Interrupted> {
-        let id = self.setup.lane.id();
+        let id = self.setup.lanes[0].id();
         let told = loop {
             match self.setup.database.run(async |c| ledger::tell_gone(c, id, gone).await).await {
                 Ok(told) => break told,
@@ -388,7 +390,7 @@ impl Settler {
             }
         };
         self.landed(None);
-        let pipeline = &self.setup.lane.pipeline().name;
+        let pipeline = &self.setup.pipeline.name;
         if !told.unflushed.is_empty() {
             self.setup.metrics.lost_unflushed(told.unflushed.len());
             error!(

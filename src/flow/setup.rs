@@ -11,7 +11,7 @@ use super::flush::Lane;
 use super::lease::Shares;
 use super::read::Limits;
 use super::reclaim::Patience;
-use crate::model::pipeline::Delivery;
+use crate::model::pipeline::{Delivery, Pipeline};
 use crate::postgres::Database;
 use crate::retry::{Fault, Incident, Judgement, Verdict};
 use crate::telemetry::contract::Metrics;
@@ -33,8 +33,10 @@ pub struct WorkerSetup {
     pub valkey: valkey::Endpoint,
     /// PostgreSQL.
     pub database: Database,
-    /// What it feeds.
-    pub lane: Lane,
+    /// What it feeds: the configured pipeline, or one shard of it.
+    pub pipeline: Arc<Pipeline>,
+    /// The places in the ledger of all that it may read. One, but where leases are held.
+    pub lanes: Arc<[Lane]>,
     /// What bounds a batch.
     pub limits: Limits,
     /// When a consumer is dead, and when an entry that kills its readers is buried.
@@ -62,9 +64,15 @@ impl WorkerSetup {
         (dead_after.min(gone_after) / SIGNS_OF_LIFE).min(LONGEST_IDLE)
     }
 
+    /// The same for one of its lanes alone.
+    pub fn of_lane(&self, lane: usize) -> WorkerSetup {
+        let lane = self.lanes[lane].clone();
+        WorkerSetup { pipeline: Arc::new(lane.pipeline().clone()), lanes: Arc::new([lane]), ..self.clone() }
+    }
+
     /// Whether one process at a time reads the stream.
     pub fn is_exclusive(&self) -> bool {
-        self.lane.pipeline().delivery == Delivery::Exclusive
+        self.pipeline.delivery == Delivery::Exclusive
     }
 
     /// How many settled entries the group's position may be behind for a moment, where one process reads alone.
@@ -84,7 +92,7 @@ impl WorkerSetup {
         let response = incident.met(fault, now);
         let Judgement { verdict, advice } = response.judgement;
         if incident.is_news(verdict, now) {
-            let (pipeline, lasted_ms) = (self.lane.pipeline(), response.lasted.as_millis() as u64);
+            let (pipeline, lasted_ms) = (&self.pipeline, response.lasted.as_millis() as u64);
             let (name, stream) = (&pipeline.name, &pipeline.stream);
             match verdict {
                 Verdict::Halt => {
@@ -101,7 +109,7 @@ impl WorkerSetup {
     /// Reading works: the last worker that an incident kept waiting says so.
     pub(super) fn reads_again(&self, incident: &mut Incident) {
         if let Some((_, lasted)) = incident.over(Instant::now()) {
-            let (pipeline, lasted_ms) = (self.lane.pipeline(), lasted.as_millis() as u64);
+            let (pipeline, lasted_ms) = (&self.pipeline, lasted.as_millis() as u64);
             info!(event = "resumed", pipeline = %pipeline.name, stream = %pipeline.stream, lasted_ms, "reading goes on");
         }
     }

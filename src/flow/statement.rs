@@ -10,6 +10,11 @@ use crate::target::KeyOrder;
 const DURABLE: &str = "select set_config('synchronous_commit', 'on', true)
      where current_setting('synchronous_commit') in ('off', 'local', 'remote_write')";
 
+/// The last parameters of the statement: the numbers and the streams of its lanes.
+const LANES: usize = LETTERS + bury::COLUMNS;
+/// Where the letters' columns start.
+const LETTERS: usize = 12;
+
 /// What a careful transaction begins with: it is durable, and lane $1 is this pipeline's, or it ends here. Before anything is judged:
 /// the rows of another pipeline's lane would tell of other entries.
 pub(super) fn preamble() -> String {
@@ -20,8 +25,8 @@ pub(super) fn preamble() -> String {
 
 /// Runs a flush's statement, which is $2, in the turn of slot $1; its own parameters follow.
 pub(super) const IN_TURN: &str =
-    "call tidegate.flush_in_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
-     $19, $20, $21)";
+    "call tidegate.flush_in_turn($1, $2, $3::int4[], $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
+     $19, $20, $21, $22, $23, $24)";
 
 /// So many keys at least, and `tidegate.upsert_all` counts their rows: it takes 0.2 ms to plan the upsert anew, and saves 0.25 us a row.
 pub(super) const MANY_KEYS: usize = 2_000;
@@ -38,7 +43,7 @@ pub(crate) enum Count {
 /// The statement that flushes: ledger rows, then the table, then dead letters; all of it or nothing.
 ///
 /// The table and the letters wait for `complete`, which waits for the ledger rows: a conflicting flush is met there, before
-/// any row of the table is locked. It also proves that the lane still is this pipeline's, and in the end that every key reached
+/// any row of the table is locked. It also proves that each lane still is this pipeline's, and in the end that every key reached
 /// its row. Keys are distinct and sorted, and are inserted, so locked, in that order; where the table has an order of its own,
 /// PostgreSQL makes them so.
 pub(crate) fn statement(pipeline: &Pipeline, order: &KeyOrder, count: Count) -> String {
@@ -65,17 +70,21 @@ pub(crate) fn statement(pipeline: &Pipeline, order: &KeyOrder, count: Count) -> 
             upsert(pipeline, "keyed k where (select ok from complete)"),
         ),
     };
-    let letters = bury::insert(12, "(select ok from complete)");
+    let letters = bury::insert(LETTERS, "(select ok from complete)");
+    let (lane, stream) = (LANES, LANES + 1);
     format!(
         "with durable as ({DURABLE}),
+         verified as materialized (
+             select bool_and(tidegate.verify_lane(v.lane, array[$10[1], $10[2], v.stream, $10[3]], $11)) as ok
+             from unnest(${lane}::int4[], ${stream}::text[]) as v (lane, stream)),
          ledgered as (
              insert into tidegate.ledger (lane, ids, digests, digest_version, entries, consumer)
-             select $1, numrange(r.first::numeric, r.last::numeric, '[]'), r.digests, $7, r.entries, $2
-             from unnest($3::text[], $4::text[], $5::bytea[], $6::int4[]) as r (first, last, digests, entries)
+             select r.lane, numrange(r.first::numeric, r.last::numeric, '[]'), r.digests, $7, r.entries, $2
+             from unnest($1::int4[], $3::text[], $4::text[], $5::bytea[], $6::int4[]) as r (lane, first, last, digests, entries)
              on conflict on constraint ledger_no_overlap do nothing
              returning 1),
          complete as materialized (
-             select case when tidegate.verify_lane($1, $10::text[], $11) then tidegate.all_or_nothing(
+             select case when (select ok from verified) then tidegate.all_or_nothing(
                  (select count(*) from ledgered), cardinality($3::text[])) end as ok),
          {merged},
          buried as ({letters})

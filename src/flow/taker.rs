@@ -10,14 +10,14 @@ use tracing::{debug, info};
 
 use super::batch::Batch;
 use super::handoff::{Held, Outlets, Shared};
-use super::lease::Lease;
-use super::liveness::Silence;
+use super::member::Membership;
+use super::liveness::{Met, Silence};
 use super::read::Reader;
 use super::reclaim::{self, Claimed, Reclaimer};
 use super::session::{Identity, Session};
 use super::setup::WorkerSetup;
 use crate::failpoint;
-use crate::model::entry::{EntryId, Generation};
+use crate::model::entry::EntryId;
 use crate::retry::{Fault, Incident, Verdict, judge};
 use crate::shutdown::Stop;
 use crate::valkey::Link;
@@ -39,26 +39,9 @@ pub struct Taker {
     pub(super) met: Option<Met>,
     /// Whether the group was there before, so that it is an incident when it is not.
     pub(super) has_group: bool,
-    /// By which it reads alone, where the delivery is exclusive.
-    pub(super) lease: Option<Lease>,
-    /// How many entries more are read as a member of the group although nobody else is at work: one who died may have held them.
-    pub(super) doubtful: u64,
+    /// Where the delivery is exclusive: until when it reads.
+    pub(super) membership: Option<Membership>,
     pub(super) incident: Incident,
-}
-
-/// One life of one server, with one history of writes, and when it was first met. It outlasts sessions: whatever closes
-/// connections sooner than after `reclaim.dead_after` must not keep the dead from being found.
-#[derive(Debug)]
-pub(super) struct Met {
-    run_id: String,
-    replication_id: String,
-    at: Instant,
-}
-
-impl Met {
-    fn is(&self, server: &Generation) -> bool {
-        self.run_id == server.run_id && self.replication_id == server.replication_id
-    }
 }
 
 /// How a session ended, if not by a fault.
@@ -68,10 +51,8 @@ pub(super) enum Ended {
     Stopped,
     /// Everything that the group gave out is settled: what follows can be read alone.
     Alone,
-    /// Somebody else reads, or moved the group: it begins again.
+    /// The lease is another process's.
     Displaced,
-    /// Another process is to have the lease: what was read is settled.
-    Yielded,
     /// The settler has ended (its task panicked): this worker is at its end.
     ReceiverGone,
 }
@@ -116,15 +97,10 @@ pub(super) struct Plan {
 const OWN_EVERY: Duration = Duration::from_secs(5);
 
 impl Taker {
-    /// Takes until it is told to stop, over as many sessions as it takes.
-    pub async fn run(mut self, stop: Stop) {
-        while !stop.is_asked() {
-            if let Some(lease) = &self.lease {
-                tokio::select! {
-                    () = lease.held() => {}
-                    () = stop.asked() => break,
-                }
-            }
+    /// Takes until it is told to stop, over as many sessions as it takes; where the delivery is exclusive, until the stream can be read
+    /// alone. Says whether it can.
+    pub async fn run(mut self, stop: Stop) -> bool {
+        while !stop.is_asked() && self.membership.as_ref().is_none_or(Membership::lasts) {
             let mut session = match Session::open(&self.setup.valkey, &self.identity, self.setup.limits.bounds()).await
             {
                 Ok(session) => session,
@@ -133,19 +109,16 @@ impl Taker {
                     continue;
                 }
             };
-            let server = session.link.generation();
-            if !self.met.as_ref().is_some_and(|met| met.is(server)) {
-                let (run_id, replication_id) = (server.run_id.clone(), server.replication_id.clone());
-                self.met = Some(Met { run_id, replication_id, at: Instant::now() });
-            }
+            Met::meet(&mut self.met, session.link.generation());
             match self.take_over(&mut session, &stop).await {
                 Ok(Ended::Stopped) => self.leave(&session, &stop).await,
-                Ok(Ended::ReceiverGone) => return,
-                Ok(Ended::Yielded) => {
+                Ok(Ended::ReceiverGone) => return false,
+                Ok(Ended::Alone) => {
                     // If it cannot leave, whoever reads next takes its consumer for one that has died, and is careful.
                     let _ = self.reclaimer.leave(&session).await;
+                    return true;
                 }
-                Ok(Ended::Alone | Ended::Displaced) => self.reclaimer.left_behind(session.consumer.clone()),
+                Ok(Ended::Displaced) => return false,
                 Err(fault) => {
                     self.reclaimer.left_behind(session.consumer.clone());
                     // Closed first: what it read and lost is taken back by the next session.
@@ -154,6 +127,7 @@ impl Taker {
                 }
             }
         }
+        false
     }
 
     /// One session's life: until it breaks, or a stop. Creates the group where a read finds none.
@@ -164,17 +138,9 @@ impl Taker {
         let mut plan =
             Plan { own: true, dead: false, is_sole: false, own_pending: 0, survey_at: now, own_at, speak_at };
         loop {
-            let ended = match self.take(session, &mut plan, stop).await {
-                Ok(Ended::Alone) => self.read_alone(session, stop).await,
-                ended => ended,
-            };
-            match ended {
+            match self.take(session, &mut plan, stop).await {
                 Err(fault) if judge(&fault, 1).verdict == Verdict::Regroup => {
                     self.regroup(&fault, session, stop).await?;
-                    // What a read by ids still brings is none of the group's.
-                    if self.lease.is_some() && !session.is_quiet() {
-                        return Ok(Ended::Displaced);
-                    }
                 }
                 ended => return ended,
             }
@@ -195,7 +161,7 @@ impl Taker {
             if Instant::now() >= plan.survey_at && !self.shared.is_failing() {
                 self.survey(session, plan).await?;
             }
-            if self.lease.as_ref().is_some_and(|lease| !lease.is_held()) {
+            if !self.membership.as_ref().is_none_or(Membership::lasts) {
                 return Ok(Ended::Displaced);
             }
             if session.is_quiet() && self.may_read_alone(plan) && !stop.is_asked() {
@@ -235,7 +201,7 @@ impl Taker {
             if !claimed.is_empty() {
                 let entries = claimed.batch.as_ref().map_or(0, Batch::len);
                 self.setup.metrics.reclaimed(entries);
-                let pipeline = &self.setup.lane.pipeline().name;
+                let pipeline = &self.setup.pipeline.name;
                 info!(event = "reclaimed", %pipeline, worker = %self.identity.worker, entries, gone = claimed.gone.len(), "reclaimed");
                 match self.wait_for_room(session, stop).await? {
                     Room::Free(to) => self.send(to, &session.link, claimed).await,
@@ -254,7 +220,7 @@ impl Taker {
         plan.dead = !survey.dead.is_empty();
         (plan.is_sole, plan.own_pending) = (survey.alive == 0, survey.own_pending);
         self.mourn(survey.died);
-        self.setup.lane.turn().set_peers(survey.has_peers);
+        self.setup.lanes[0].turn().set_peers(survey.has_peers);
         let holds_nothing = *self.shared.done.borrow() == self.sent && session.is_quiet();
         plan.own |= survey.own_pending > 0 && (holds_nothing || Instant::now() >= plan.own_at);
         plan.survey_at = Instant::now() + self.setup.sweep_every;
@@ -267,19 +233,15 @@ impl Taker {
             self.met(fault, stop).await;
         }
         if self.reader.create_group(&session.link).await? {
-            info!(worker = %self.identity.worker, stream = %self.setup.lane.pipeline().stream, "created the consumer group");
+            info!(worker = %self.identity.worker, stream = %self.setup.pipeline.stream, "created the consumer group");
             self.setup.regrouped.notify_one();
         }
         self.has_group = true;
         Ok(())
     }
 
-    /// Whether silence tells the dead from the living by now, on this server.
     fn silence(&self) -> Silence {
-        match &self.met {
-            Some(met) if met.at.elapsed() >= self.setup.patience.dead_after => Silence::Tells,
-            _ => Silence::SaysNothing,
-        }
+        Met::silence(&self.met, self.setup.patience.dead_after)
     }
 
     pub(super) async fn keep_alive(&self, session: &mut Session) -> Result<(), Fault> {
@@ -288,11 +250,7 @@ impl Taker {
 
     async fn send(&mut self, to: usize, link: &Arc<Link>, claimed: Claimed) {
         let Claimed { batch, gone, suspect, .. } = claimed;
-        self.hand_over(to, Held { link: link.clone(), batch, gone, suspect, place: None }).await;
-    }
-
-    /// Hands a batch over to the settler that has room.
-    pub(super) async fn hand_over(&mut self, to: usize, held: Held) {
+        let held = Held { link: link.clone(), batch, gone, suspect, place: None };
         let Some(outlets) = &mut self.outlets else { return };
         self.suspect = held.suspect;
         // Fails only if the settler is gone, which the next wait for room tells.
@@ -337,7 +295,7 @@ impl Taker {
             () = self.shared.is_done_with(self.sent) => {}
             () = stop.forced() => {
                 if let Some(id) = self.suspect {
-                    let pipeline = self.setup.lane.pipeline();
+                    let pipeline = &self.setup.pipeline;
                     // If it fails, the entry counts one death too many.
                     let _ = reclaim::acquit(&session.link, &pipeline.stream, &pipeline.group(), &session.consumer, id).await;
                 }

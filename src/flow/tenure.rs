@@ -5,11 +5,10 @@
 //! should be; who reads then begins again at the group's position, and the ledger recognises what was settled beyond it.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Notify;
-
-use super::batch::Batch;
+use super::lease::Doubt;
 use super::position::{self, Claim, Moved, Position};
 use crate::model::entry::EntryId;
 use crate::retry::Fault;
@@ -20,12 +19,14 @@ use crate::valkey::Link;
 pub struct Tenure {
     link: Arc<Link>,
     claim: Claim,
-    /// Rung when a flush met what somebody else has flushed: is the lease still this process's?
-    doubt: Arc<Notify>,
+    /// Raised when a flush met what somebody else has flushed: is the lease still this process's?
+    doubt: Doubt,
     stretches: Mutex<Stretches>,
     /// Where the group stands, as far as this tenure has moved it; held while it is moved.
     stands: tokio::sync::Mutex<Position>,
     ended: Mutex<Option<End>>,
+    /// Whether it waits for its position to be moved.
+    queued: AtomicBool,
 }
 
 /// Why a tenure has ended.
@@ -37,38 +38,81 @@ pub enum End {
     Fault(Fault),
 }
 
-/// A batch's place in a tenure.
-#[derive(Debug, Clone)]
+/// A batch's place in the tenures of the streams that its entries are of.
+#[derive(Debug, Clone, Default)]
 pub struct Place {
-    /// The tenure.
-    pub tenure: Arc<Tenure>,
+    parts: Vec<Part>,
+}
+
+/// What a batch has of one stream.
+#[derive(Debug, Clone)]
+struct Part {
+    lane: usize,
+    tenure: Arc<Tenure>,
     number: u64,
 }
 
 impl Place {
-    /// Everything of the batch is settled. Gives how many entries the position could be moved over by now, and whether that is all
-    /// that was read.
-    pub fn settled(&self) -> (u64, bool) {
-        let mut stretches = self.tenure.stretches();
-        (stretches.settled(self.number), stretches.open.is_empty())
+    /// So many entries up to `last` were read of this lane's stream, behind all others.
+    pub fn add(&mut self, lane: usize, tenure: &Arc<Tenure>, last: EntryId, entries: u64) {
+        let number = tenure.stretches().read(last, entries);
+        self.parts.push(Part { lane, tenure: tenure.clone(), number });
     }
+
+    /// Everything of the batch is settled. Gives the tenures whose positions can be moved.
+    pub fn settled(self) -> impl Iterator<Item = (Arc<Tenure>, Unmoved)> {
+        self.parts.into_iter().map(|part| {
+            let mut stretches = part.tenure.stretches();
+            let unmoved = Unmoved { entries: stretches.settled(part.number), is_all: stretches.open.is_empty() };
+            drop(stretches);
+            (part.tenure, unmoved)
+        })
+    }
+
+    /// A flush met what somebody else has flushed of this lane.
+    pub fn is_in_doubt(&self, lane: usize) {
+        self.parts.iter().filter(|part| part.lane == lane).for_each(|part| part.tenure.doubt.raise());
+    }
+
+    /// Which of these ids of a lane lie behind the group's position, wherever it stands by now: nobody has said that they are settled.
+    /// Where that cannot be asked the tenure ends, and they come again.
+    pub async fn still_unsettled(&self, lane: usize, ids: &[EntryId]) -> Result<HashSet<EntryId>, Fault> {
+        match self.parts.iter().find(|part| part.lane == lane) {
+            Some(part) => part.tenure.still_unsettled(ids).await,
+            None => Ok(HashSet::new()),
+        }
+    }
+}
+
+/// What a tenure's position could be moved over.
+#[derive(Debug, Clone, Copy)]
+pub struct Unmoved {
+    /// So many entries.
+    pub entries: u64,
+    /// Whether that is all that was read.
+    pub is_all: bool,
 }
 
 impl Tenure {
     /// One that begins where the group stands.
-    pub fn new(link: Arc<Link>, claim: Claim, doubt: Arc<Notify>, position: Position) -> Tenure {
+    pub fn new(link: Arc<Link>, claim: Claim, doubt: Doubt, position: Position) -> Tenure {
         let (stretches, stands) = (Mutex::new(Stretches::from(position)), tokio::sync::Mutex::new(position));
-        Tenure { link, claim, doubt, stretches, stands, ended: Mutex::default() }
+        Tenure { link, claim, doubt, stretches, stands, ended: Mutex::default(), queued: AtomicBool::new(false) }
     }
 
-    /// A batch was read, behind all others.
-    pub fn read(self: &Arc<Tenure>, batch: &Batch) -> Place {
-        let last = batch.entries().last().map(|entry| entry.id);
-        Place { tenure: self.clone(), number: self.stretches().read(last.unwrap_or_default(), batch.len() as u64) }
+    /// Whether it was not queued before, to have its position moved. Moving it ends that.
+    pub fn queue(&self) -> bool {
+        !self.queued.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether nothing that was read is unsettled.
+    pub fn is_settled(&self) -> bool {
+        self.stretches().open.is_empty()
     }
 
     /// Moves the group's position over what is settled, or looks whether it still is where it was left.
     pub async fn advance(&self) {
+        self.queued.store(false, Ordering::Relaxed);
         let mut stands = self.stands.lock().await;
         if self.ended().is_some() {
             return;
@@ -86,9 +130,7 @@ impl Tenure {
         self.end(end);
     }
 
-    /// Which of these ids lie behind the group's position, wherever it stands by now: nobody has said that they are settled. Where that
-    /// cannot be asked the tenure ends, and they come again.
-    pub async fn still_unsettled(&self, ids: &[EntryId]) -> Result<HashSet<EntryId>, Fault> {
+    async fn still_unsettled(&self, ids: &[EntryId]) -> Result<HashSet<EntryId>, Fault> {
         let stands = self.stands_now().await.inspect_err(|fault| self.end(End::Fault(fault.clone())))?;
         Ok(ids.iter().copied().filter(|id| *id > stands).collect())
     }
@@ -103,14 +145,9 @@ impl Tenure {
         Ok(position.id)
     }
 
-    /// A flush met what somebody else has flushed.
-    pub fn is_in_doubt(&self) {
-        self.doubt.notify_one();
-    }
-
     fn end(&self, why: End) {
         if why == End::Displaced(position::LEASE_GONE) {
-            self.is_in_doubt();
+            self.doubt.raise();
         }
         self.ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(why);
     }

@@ -152,8 +152,8 @@ async fn until_stuck(flows: &[Flow], timeout: Duration, met: &RefCell<Option<Fau
 async fn watch_until_empty(link: &Link, flows: &[Flow]) -> Result<(), Fault> {
     loop {
         let mut empty = true;
-        for flow in flows {
-            let pipeline = flow.lane.pipeline();
+        for lane in flows.iter().flat_map(|flow| flow.lanes.iter()) {
+            let pipeline = lane.pipeline();
             empty &= read::backlog(link, &pipeline.stream, &pipeline.group()).await?.is_empty;
         }
         if empty {

@@ -17,10 +17,12 @@ use self::drain::{Drain, Drained, Emptied, drain, until_empty};
 use self::prepare::{Flow, Places, caretaker_setup, prepare, raise_file_limit, try_prepare, worker_setup};
 pub use self::prepare::{Options, Refusal};
 use self::report::Reporter;
-use self::supervise::supervise;
+use self::supervise::{supervise, supervise_soloist};
 use crate::care::caretaker::Caretaker;
+use crate::care::schedule::Schedule;
 use crate::config::{Config, Problems, hide};
 use crate::failpoint;
+use crate::flow::flush::Lane;
 use crate::lanes::Record;
 use crate::retry::Fault;
 use crate::shutdown::{Hangups, Signals, Stop};
@@ -138,17 +140,20 @@ enum Watched {
 impl Running {
     fn start(config: Config, places: Places, flows: Vec<Flow>) -> Running {
         let (stop, mut workers, mut caretakers) = (Stop::default(), JoinSet::new(), JoinSet::new());
-        for (stream, flows) in by_stream(&flows) {
+        for flows in by_caretaker(&flows) {
             let regrouped = Arc::new(Notify::new());
-            let parts = caretaker_setup(&config, &places, stream, &flows, regrouped.clone());
-            caretakers.spawn(Caretaker::new(parts).run(stop.clone()));
+            let streams = by_stream(&flows);
+            let care = |(stream, lanes): (&str, Vec<_>)| Caretaker::new(caretaker_setup(&config, &places, stream, &lanes));
+            let streams = streams.into_iter().map(care).collect();
+            caretakers.spawn(Schedule::new(places.valkey.clone(), streams, regrouped.clone()).run(stop.clone()));
             for flow in flows {
                 let parts = worker_setup(&config, &places, flow, regrouped.clone());
-                // One reads alone, with several settlers.
-                let count = if parts.is_exclusive() { 1 } else { config.run.workers };
-                for slot in 0..count {
-                    let parts = parts.clone();
-                    workers.spawn(supervise(slot, parts, stop.clone()));
+                if parts.is_exclusive() {
+                    workers.spawn(supervise_soloist(parts, stop.clone()));
+                    continue;
+                }
+                for slot in 0..config.run.workers {
+                    workers.spawn(supervise(slot, parts.clone(), stop.clone()));
                 }
             }
         }
@@ -211,7 +216,7 @@ impl Running {
             }
         };
         for flow in &mut flows {
-            let before = self.flows.iter().find(|before| before.lane.id() == flow.lane.id());
+            let before = self.flows.iter().find(|before| before.lanes[0].id() == flow.lanes[0].id());
             if let Some(before) = before {
                 // What was counted goes on, and so does what is known of the table.
                 (flow.metrics, flow.refusals) = (before.metrics.clone(), before.refusals.clone());
@@ -241,11 +246,29 @@ impl Running {
     }
 }
 
-/// Pipelines that read the same stream share a caretaker.
-fn by_stream(flows: &[Flow]) -> BTreeMap<&str, Vec<&Flow>> {
-    let mut streams: BTreeMap<&str, Vec<&Flow>> = BTreeMap::new();
+/// Flows that read the same streams, or are of the same pipeline, are taken care of together.
+fn by_caretaker(flows: &[Flow]) -> Vec<Vec<&Flow>> {
+    let mut together: Vec<Vec<&Flow>> = Vec::new();
     for flow in flows {
-        streams.entry(&flow.lane.pipeline().stream).or_default().push(flow);
+        let shares = |other: &&Flow| {
+            let reads = |lane: &Lane| flow.lanes.iter().any(|own| own.pipeline().stream == lane.pipeline().stream);
+            other.pipeline.name == flow.pipeline.name || other.lanes.iter().any(reads)
+        };
+        let (mut joined, others): (Vec<_>, Vec<_>) = together.into_iter().partition(|flows| flows.iter().any(shares));
+        joined.push(vec![flow]);
+        together = others;
+        together.push(joined.into_iter().flatten().collect());
+    }
+    together
+}
+
+/// The lanes of each stream.
+fn by_stream<'a>(flows: &[&'a Flow]) -> BTreeMap<&'a str, Vec<(&'a Lane, &'a Flow)>> {
+    let mut streams: BTreeMap<&str, Vec<(&Lane, &Flow)>> = BTreeMap::new();
+    for flow in flows {
+        for lane in flow.lanes.iter() {
+            streams.entry(&lane.pipeline().stream).or_default().push((lane, flow));
+        }
     }
     streams
 }

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use crate::care::setup::CaretakerSetup;
 use crate::config::{Config, Problems};
 use crate::flow::bisect::Refusals;
-use crate::flow::flush::Lane;
+use crate::flow::flush::{Lane, Statements};
 use crate::flow::lease::Shares;
 use crate::flow::read::{self, Limits};
 use crate::flow::reclaim::Patience;
@@ -22,7 +22,7 @@ use crate::flow::setup::WorkerSetup;
 use crate::flow::turn::Turn;
 use crate::lanes::{self, Identity, Record, Unregistered};
 use crate::model::names;
-use crate::model::pipeline::{Pipeline, Shard};
+use crate::model::pipeline::{Delivery, Pipeline, Shard};
 use crate::postgres::{Database, schema};
 use crate::retry::{Fault, Incident, Verdict, advised, judge};
 use crate::target::{self, Unfit};
@@ -94,12 +94,26 @@ impl Places {
     }
 }
 
-/// One pipeline, ready to flow.
+/// What the same workers read, ready to flow: all shards of a pipeline where each is read alone, else one of them.
 pub(super) struct Flow {
-    pub(super) lane: Lane,
+    /// The pipeline, or as much of it as one shard is.
+    pub(super) pipeline: Arc<Pipeline>,
+    pub(super) lanes: Arc<[Lane]>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) refusals: Arc<Mutex<Refusals>>,
     pub(super) shares: Arc<Shares>,
+}
+
+impl Flow {
+    fn new(pipeline: &Pipeline, lanes: Vec<Lane>) -> Flow {
+        Flow {
+            pipeline: Arc::new(pipeline.clone()),
+            metrics: Arc::default(),
+            refusals: Arc::default(),
+            shares: Arc::new(Shares::of(lanes.len())),
+            lanes: lanes.into(),
+        }
+    }
 }
 
 /// Makes sure that the database is what the daemon needs; waits for one that is out of reach.
@@ -156,7 +170,8 @@ pub(super) async fn try_prepare(
         let order = database.run(async |c| target::check_table(c, pipeline).await).await.map_err(Refusal::Fault)??;
         let source = &config.valkey.source;
         let shards = database.run(async |c| lanes::shards(c, source, pipeline).await).await.map_err(Refusal::Fault)?;
-        let shares = Arc::new(Shares::of(shards.len()));
+        let statements = Statements::of(pipeline, &order);
+        let mut lanes = Vec::with_capacity(shards.len());
         for shard in shards {
             let identity = Identity::of(source, &shard);
             let others_alive = others_are_alive(link.as_ref(), &shard, config.reclaim.dead_after).await;
@@ -165,13 +180,14 @@ pub(super) async fn try_prepare(
             let number = names::shard_number(&pipeline.stream, &shard.stream);
             let turn: &Turn =
                 turns.entry((&pipeline.table, number)).or_insert_with(|| Turn::of(&pipeline.table, number));
-            let pipeline = Pipeline::clone(&shard.pipeline);
-            flows.push(Flow {
-                lane: Lane::new(pipeline, &order, id, identity, turn.of_lane(), config.dead_letters.max_bytes),
-                metrics: Arc::default(),
-                refusals: Arc::default(),
-                shares: shares.clone(),
-            });
+            let (pipeline, letter_bytes) = (Pipeline::clone(&shard.pipeline), config.dead_letters.max_bytes);
+            lanes.push(Lane::new(pipeline, statements.clone(), id, identity, turn.of_lane(), letter_bytes));
+        }
+        match pipeline.delivery {
+            Delivery::Exclusive => flows.push(Flow::new(pipeline, lanes)),
+            Delivery::Group => {
+                flows.extend(lanes.into_iter().map(|lane| Flow::new(&lane.pipeline().clone(), vec![lane])));
+            }
         }
     }
     Ok(flows)
@@ -189,7 +205,8 @@ pub(super) fn worker_setup(config: &Config, places: &Places, flow: &Flow, regrou
     WorkerSetup {
         valkey: places.valkey.clone(),
         database: places.database.clone(),
-        lane: flow.lane.clone(),
+        pipeline: flow.pipeline.clone(),
+        lanes: flow.lanes.clone(),
         limits: Limits {
             max_entries: config.batch.max_entries,
             max_bytes: config.batch.max_bytes,
@@ -216,19 +233,16 @@ pub(super) fn caretaker_setup(
     config: &Config,
     places: &Places,
     stream: &str,
-    flows: &[&Flow],
-    regrouped: Arc<Notify>,
+    lanes: &[(&Lane, &Flow)],
 ) -> CaretakerSetup {
     CaretakerSetup {
-        valkey: places.valkey.clone(),
         database: places.database.clone(),
         source: config.valkey.source.clone(),
         stream: stream.to_owned(),
-        lanes: flows.iter().map(|flow| (flow.lane.clone(), flow.metrics.clone())).collect(),
+        lanes: lanes.iter().map(|(lane, flow)| (Lane::clone(lane), flow.metrics.clone())).collect(),
         retention: config.trim.retention,
         trim_every: config.trim.every,
         compact_margin: config.compact.margin,
         compact_every: config.compact.every,
-        regrouped,
     }
 }

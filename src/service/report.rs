@@ -5,9 +5,11 @@
 
 use std::time::{Duration, Instant};
 
+use futures_util::future::try_join_all;
 use tokio::time::MissedTickBehavior;
 
 use super::prepare::Flow;
+use crate::flow::flush::Lane;
 use crate::flow::read::{self, Backlog};
 use crate::retry::Fault;
 use crate::telemetry::contract::{Snapshot, Unsettled};
@@ -15,6 +17,8 @@ use crate::valkey::{self, Link};
 
 /// How often it is told.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
+/// How many streams are asked about at once.
+const ASKED_AT_ONCE: usize = 64;
 /// How long a stop waits for the last look at the backlog.
 const LAST_LOOK: Duration = Duration::from_millis(500);
 
@@ -72,9 +76,8 @@ impl Reporter {
             None => Link::open(&self.valkey, "tidegate:report").await,
         };
         for (flow, line) in flows.iter().zip(&mut self.lines) {
-            let pipeline = flow.lane.pipeline();
             let backlog = match &link {
-                Ok(link) => read::backlog(link, &pipeline.stream, &pipeline.group()).await,
+                Ok(link) => backlog(link, flow).await,
                 Err(fault) => Err(fault.clone()),
             };
             line.note(flow, backlog, Instant::now());
@@ -102,7 +105,25 @@ impl Line {
     }
 }
 
+/// The backlog of all streams of a flow.
+async fn backlog(link: &Link, flow: &Flow) -> Result<Backlog, Fault> {
+    let mut all = Backlog { pending: 0, undelivered: Some(0), is_empty: true, oldest: None };
+    for some in flow.lanes.chunks(ASKED_AT_ONCE) {
+        let ask = |lane: &Lane| {
+            let (stream, group) = (lane.pipeline().stream.clone(), lane.pipeline().group());
+            async move { read::backlog(link, &stream, &group).await }
+        };
+        for one in try_join_all(some.iter().map(ask)).await? {
+            all.pending += one.pending;
+            all.undelivered = all.undelivered.zip(one.undelivered).map(|(all, one)| all + one);
+            all.is_empty &= one.is_empty;
+            all.oldest = all.oldest.max(one.oldest);
+        }
+    }
+    Ok(all)
+}
+
 fn log(flow: &Flow, snapshot: &Snapshot) {
-    let pipeline = flow.lane.pipeline();
+    let pipeline = &flow.pipeline;
     snapshot.log(&pipeline.name, &pipeline.stream, &pipeline.table.to_string());
 }

@@ -120,7 +120,7 @@ instruments! {
         pending, "entries", "entries read and not yet acknowledged";
         age_ms, "milliseconds", "how long ago the oldest unsettled entry was added, 0 if there is none";
         backlog_read_ms_ago, "milliseconds", "how long ago Valkey was asked for the three above: large while it cannot be asked";
-        lease, "leases", "1 while this process reads the stream alone, 0 while it stands by; unknown where the delivery is `group`";
+        lease, "leases", "streams that this process reads alone; unknown where the delivery is `group`";
         failing_workers, "workers", "workers whose flushes are failing now";
     }
 }
@@ -272,9 +272,9 @@ impl Metrics {
         add(&self.acks_dropped, 1);
     }
 
-    /// Whether this process reads the stream alone.
-    pub fn holds_lease(&self, is_held: bool) {
-        self.lease.set(Some(is_held.into()));
+    /// How many streams this process reads alone.
+    pub fn holds_leases(&self, held: usize) {
+        self.lease.set(Some(held as u64));
     }
 
     /// A worker's flushes begin to fail.

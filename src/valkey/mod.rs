@@ -21,4 +21,4 @@ mod wire;
 
 pub use command::{Command, Reply, unexpected};
 pub use connection::{Connection, Endpoint, Link};
-pub use wire::{Delivered, Progress, Wire};
+pub use wire::{Arrived, Delivered, Progress, Wire};

@@ -43,6 +43,8 @@ pub enum Piece<'a> {
     Entry(EntryId, Strings<'a>),
     /// An entry that was too large to be held: [`Scan::take_shortened`] gives what is left of it.
     Shortened,
+    /// What follows is of this stream.
+    Stream(&'a [u8]),
     /// Nothing yet: some bytes were taken and are not needed any more.
     Part,
     /// There are no more entries.
@@ -56,12 +58,14 @@ pub enum Piece<'a> {
 #[error("the reply to a stream read is malformed: {0}")]
 pub struct Broken(&'static str);
 
-/// How far one reply, `{stream: [[id, [name, value, …]], …]}`, the list alone, or null, has been scanned.
+/// How far one reply, `{stream: [[id, [name, value, …]], …], …}`, the list alone, or null, has been scanned.
 #[derive(Debug)]
 pub struct Scan {
     bounds: Bounds,
-    /// How many entries are still to come; none before the reply has begun.
+    /// How many entries of this stream are still to come; none before the reply has begun.
     left: Option<u64>,
+    /// How many streams are still to come.
+    streams: u64,
     /// The entry that is taken piece by piece.
     long: Option<Box<Long>>,
     /// The one that has just passed.
@@ -77,7 +81,7 @@ impl Default for Scan {
 impl Scan {
     /// Of one reply, then of the next.
     pub fn new(bounds: Bounds) -> Scan {
-        Scan { bounds, left: None, long: None, shortened: None }
+        Scan { bounds, left: None, streams: 0, long: None, shortened: None }
     }
 
     /// The next piece and how many bytes it took from the front; none if it is not all there yet.
@@ -87,7 +91,7 @@ impl Scan {
         match piece {
             Piece::Entry(..) | Piece::Shortened => self.left = self.left.map(|left| left - 1),
             Piece::End | Piece::Refused(_) => self.left = None,
-            Piece::Part => {}
+            Piece::Part | Piece::Stream(_) => {}
         }
         Ok(Some((piece, cursor.at)))
     }
@@ -99,10 +103,19 @@ impl Scan {
                     self.left = Some(count);
                     Ok(Some(Piece::Part))
                 }
+                Some(Begins::Streams(count)) => {
+                    (self.left, self.streams) = (Some(0), count);
+                    Ok(Some(Piece::Part))
+                }
                 Some(Begins::Ends(piece)) => Ok(Some(piece)),
                 None => Ok(None),
             },
-            Some(0) => Ok(Some(Piece::End)),
+            Some(0) if self.streams == 0 => Ok(Some(Piece::End)),
+            Some(0) => {
+                let (Some(name), Some(count)) = (cursor.string()?, cursor.count(b'*')?) else { return Ok(None) };
+                (self.left, self.streams) = (Some(count), self.streams - 1);
+                Ok(Some(Piece::Stream(name)))
+            }
             Some(_) if self.long.is_some() => self.pass(cursor),
             Some(_) => {
                 let entry = entry(cursor)?;
@@ -173,6 +186,7 @@ impl Long {
 /// What a reply begins with.
 enum Begins<'a> {
     Entries(u64),
+    Streams(u64),
     Ends(Piece<'a>),
 }
 
@@ -185,16 +199,7 @@ fn reply_begins<'a>(cursor: &mut Cursor<'a>) -> Result<Option<Begins<'a>>, Broke
             let words = std::str::from_utf8(&line[1..]).map_err(|_| Broken("an error that is no text"))?;
             Ok(Some(Begins::Ends(Piece::Refused(words))))
         }
-        Some(b'%') => {
-            let Some(streams) = cursor.count(b'%')? else { return Ok(None) };
-            if streams != 1 {
-                return Err(Broken("not one stream"));
-            }
-            if cursor.string()?.is_none() {
-                return Ok(None);
-            }
-            Ok(cursor.count(b'*')?.map(Begins::Entries))
-        }
+        Some(b'%') => Ok(cursor.count(b'%')?.map(Begins::Streams)),
         Some(b'*') => Ok(cursor.count(b'*')?.map(Begins::Entries)),
         Some(_) => Err(Broken("neither a map, a list, a null nor an error")),
     }
@@ -357,7 +362,7 @@ mod tests {
             while let Some((piece, taken)) = scan.next(&inbox)? {
                 match piece {
                     Piece::Entry(id, strings) => found.push((id.ms, id.seq, strings.map(<[u8]>::to_vec).collect())),
-                    Piece::Part => {}
+                    Piece::Part | Piece::Stream(_) => {}
                     _ => return Ok((found, [&inbox[taken..], &bytes[at..]].concat())),
                 }
                 inbox.drain(..taken);
@@ -389,7 +394,7 @@ mod tests {
                         );
                         found.push((entry.digest, entry.full_bytes));
                     }
-                    Piece::Part => {}
+                    Piece::Part | Piece::Stream(_) => {}
                     _ => return (found, most),
                 }
                 inbox.drain(..taken);
@@ -420,7 +425,7 @@ mod tests {
         for bytes in [
             &b"+OK\r\n"[..],
             b">2\r\n",
-            b"%2\r\n$1\r\na\r\n",
+            b"%2\r\n$1\r\na\r\n*0\r\n*0\r\n",
             b"%1\r\n*1\r\n",
             b"%1\r\n$1\r\nab\r\n",
             b"%1\r\n$1\r\ns\r\n*1\r\n*3\r\n",
@@ -435,7 +440,7 @@ mod tests {
             let (mut scan, mut rest) = (Scan::default(), bytes);
             let broken = loop {
                 match scan.next(rest) {
-                    Ok(Some((Piece::Part, taken))) => rest = &rest[taken..],
+                    Ok(Some((Piece::Part | Piece::Stream(_), taken))) => rest = &rest[taken..],
                     found => break found.is_err(),
                 }
             };

@@ -39,6 +39,15 @@ pub enum Delivered<'a> {
     Shortened(&'a Shortened),
 }
 
+/// What arrives in the reply to a read of many streams.
+#[derive(Debug, Clone, Copy)]
+pub enum Arrived<'a> {
+    /// What follows is of this stream.
+    Stream(&'a [u8]),
+    /// An entry.
+    Entry(Delivered<'a>),
+}
+
 impl Delivered<'_> {
     /// Its id.
     pub fn id(&self) -> EntryId {
@@ -136,6 +145,19 @@ impl Wire {
         block: Duration,
         mut take: impl FnMut(Delivered<'_>) -> ControlFlow<()>,
     ) -> Result<Progress, Fault> {
+        let of_one = |arrived: Arrived<'_>| match arrived {
+            Arrived::Stream(_) => ControlFlow::Continue(()),
+            Arrived::Entry(delivered) => take(delivered),
+        };
+        self.run_of_many(block, of_one).await
+    }
+
+    /// The same for a read of many streams: a run of each that has entries, in the order in which they were named.
+    pub async fn run_of_many(
+        &mut self,
+        block: Duration,
+        mut take: impl FnMut(Arrived<'_>) -> ControlFlow<()>,
+    ) -> Result<Progress, Fault> {
         self.flush().await?;
         failpoint::reached("read.sent");
         let mut got_some = false;
@@ -149,11 +171,12 @@ impl Wire {
                 };
                 at += taken;
                 let flow = match piece {
-                    Piece::Entry(id, strings) => take(Delivered::Whole(id, strings)),
+                    Piece::Entry(id, strings) => take(Arrived::Entry(Delivered::Whole(id, strings))),
                     Piece::Shortened => match self.scan.take_shortened() {
-                        Some(entry) => take(Delivered::Shortened(&entry)),
+                        Some(entry) => take(Arrived::Entry(Delivered::Shortened(&entry))),
                         None => continue,
                     },
+                    Piece::Stream(name) => take(Arrived::Stream(name)),
                     Piece::Part => continue,
                     Piece::End => break Some(Ok(Progress::Whole)),
                     Piece::Refused(words) => break Some(Err(server_error(words))),

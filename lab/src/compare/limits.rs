@@ -127,7 +127,7 @@ impl Wire {
                             ids.push(text);
                         }
                         Piece::Shortened => return Err("an entry was shortened".into()),
-                        Piece::Part => {}
+                        Piece::Part | Piece::Stream(_) => {}
                         Piece::End => return Ok(ids.len() - had),
                         Piece::Refused(words) => return Err(words.into()),
                     }

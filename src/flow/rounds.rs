@@ -1,0 +1,157 @@
+//! Rounds: which streams the next read names, and how many entries it asks each of them for. Pure: time is an argument.
+//!
+//! Takes the streams that are read alone and what became of each read; gives the next one. It cannot fail.
+//!
+//! A read that names all streams finds those that have something, at a price that grows with their number. So streams whose last read
+//! brought all that was asked for are read by themselves for a short time, in larger pieces; then all are looked at again, and
+//! none waits for long.
+
+use std::time::{Duration, Instant};
+
+/// How often all streams are looked at while some are known to have more; less often the more there are.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+const LOOK_EVERY_FOR_EACH: Duration = Duration::from_micros(20);
+/// The time from one look that waits for entries to the next one, for each stream: with ten thousand of them, ten looks a second.
+const WAIT_FOR_EACH: Duration = Duration::from_micros(10);
+
+/// One read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Round {
+    /// The streams that it names, ascending.
+    pub streams: Vec<usize>,
+    /// How many entries it asks each of them for.
+    pub count: usize,
+    /// Whether it waits for entries.
+    pub waits: bool,
+}
+
+/// The streams that are read alone, and what is known of them.
+#[derive(Debug)]
+pub struct Rounds {
+    /// All of them, ascending.
+    all: Vec<usize>,
+    /// Those that have more, as far as is known, ascending.
+    full: Vec<usize>,
+    /// When all are to be looked at again although some are known to have more.
+    look_at: Instant,
+    /// When all were named last.
+    looked: Option<Instant>,
+}
+
+/// What bounds a read.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    /// So many entries are wanted.
+    pub entries: usize,
+    /// So many of one stream at the most.
+    pub of_one: usize,
+    /// So many of all streams at the most, should each have as many as it is asked for: the server holds them all at once.
+    pub of_all: usize,
+}
+
+impl Rounds {
+    /// Of no stream yet.
+    pub fn new(now: Instant) -> Rounds {
+        Rounds { all: Vec::new(), full: Vec::new(), look_at: now, looked: None }
+    }
+
+    /// From now on these, ascending.
+    pub fn over(&mut self, streams: Vec<usize>) {
+        self.full.retain(|stream| streams.binary_search(stream).is_ok());
+        self.all = streams;
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// The next read. `has_some`: whether something was read that need not wait for more. None: nothing more is known to be there.
+    pub fn next(&mut self, room: Room, has_some: bool, now: Instant) -> Option<Round> {
+        let waits = self.full.is_empty();
+        if self.all.is_empty() || waits && has_some {
+            return None;
+        }
+        let (streams, most) = if !waits && now < self.look_at && self.full.len() < self.all.len() {
+            (self.full.clone(), room.of_one)
+        } else {
+            self.look_at = now + LOOK_EVERY.max(LOOK_EVERY_FOR_EACH * self.all.len() as u32);
+            self.looked = Some(now);
+            (self.all.clone(), room.of_one.min(room.of_all / self.all.len()))
+        };
+        let count = (room.entries / self.full.len().max(1)).min(most).max(1);
+        Some(Round { streams, count, waits })
+    }
+
+    /// When the next read that waits may be sent.
+    pub fn may_wait_at(&self, now: Instant) -> Instant {
+        self.looked.map_or(now, |looked| looked + WAIT_FOR_EACH * self.all.len() as u32)
+    }
+
+    /// A read brought so many entries of these streams, ascending.
+    pub fn answered(&mut self, round: &Round, got: &[(usize, usize)]) {
+        self.full.clear();
+        self.full.extend(got.iter().filter(|(_, got)| *got >= round.count).map(|(stream, _)| *stream));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROOM: Room = Room { entries: 40_000, of_one: 8_000, of_all: 160_000 };
+
+    #[test]
+    fn one_stream_is_asked_for_as_much_as_fits_for_as_long_as_it_has_more() {
+        let now = Instant::now();
+        let mut rounds = Rounds::new(now);
+        assert_eq!(rounds.next(ROOM, false, now), None);
+        rounds.over(vec![3]);
+        let first = rounds.next(ROOM, false, now).expect("a read");
+        assert_eq!(first, Round { streams: vec![3], count: 8_000, waits: true });
+        rounds.answered(&first, &[(3, 8_000)]);
+        let room = Room { entries: 100, ..ROOM };
+        let second = rounds.next(room, true, now).expect("a read");
+        assert_eq!(second, Round { streams: vec![3], count: 100, waits: false });
+        rounds.answered(&second, &[(3, 99)]);
+        assert_eq!(rounds.next(ROOM, true, now), None, "what is there need not wait");
+        assert!(rounds.next(ROOM, false, now).is_some_and(|round| round.waits));
+    }
+
+    #[test]
+    fn streams_that_have_more_are_read_by_themselves_and_all_are_looked_at_soon() {
+        let now = Instant::now();
+        let mut rounds = Rounds::new(now);
+        rounds.over((0..1_000).collect());
+        let look = rounds.next(ROOM, false, now).expect("a read");
+        assert_eq!((look.streams.len(), look.count), (1_000, 160));
+        rounds.answered(&look, &[(1, 160), (5, 7), (9, 160)]);
+        let few = rounds.next(ROOM, true, now).expect("a read");
+        assert_eq!(few, Round { streams: vec![1, 9], count: 8_000, waits: false });
+        rounds.answered(&few, &[(1, 8_000), (9, 8_000)]);
+        let look = rounds.next(ROOM, true, now + Duration::from_millis(20)).expect("a read");
+        assert_eq!((look.streams.len(), look.waits), (1_000, false));
+    }
+
+    #[test]
+    fn a_stream_that_is_no_longer_read_is_named_no_more() {
+        let now = Instant::now();
+        let mut rounds = Rounds::new(now);
+        rounds.over(vec![1, 2]);
+        let look = rounds.next(ROOM, false, now).expect("a read");
+        rounds.answered(&look, &[(1, 8_000), (2, 8_000)]);
+        rounds.over(vec![2, 4]);
+        let next = rounds.next(ROOM, false, now).expect("a read");
+        assert_eq!((next.streams, next.waits), (vec![2], false));
+    }
+
+    #[test]
+    fn the_more_streams_there_are_the_less_often_all_are_asked_to_wait() {
+        let now = Instant::now();
+        let mut rounds = Rounds::new(now);
+        rounds.over((0..10_000).collect());
+        assert_eq!(rounds.may_wait_at(now), now);
+        rounds.next(ROOM, false, now).expect("a read");
+        assert_eq!(rounds.may_wait_at(now), now + Duration::from_millis(100));
+    }
+}
