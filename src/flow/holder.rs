@@ -545,6 +545,8 @@ impl Holder {
                 *asked = Some(Asked { round, at: 0, has_begun: false, got: Vec::new() });
             }
             match self.receive(session, asked, &mut filling, stop).await {
+                // It has waited, and nothing came.
+                Ok(Progress::Whole) if filling.is_empty() => break Ok(()),
                 Ok(Progress::Whole) => {}
                 Ok(Progress::Paused) => break Ok(()),
                 Err(fault) => break Err(fault),

@@ -112,7 +112,8 @@ impl Scan {
             },
             Some(0) if self.streams == 0 => Ok(Some(Piece::End)),
             Some(0) => {
-                let (Some(name), Some(count)) = (cursor.string()?, cursor.count(b'*')?) else { return Ok(None) };
+                let Some(name) = cursor.string()? else { return Ok(None) };
+                let Some(count) = cursor.count(b'*')? else { return Ok(None) };
                 (self.left, self.streams) = (Some(count), self.streams - 1);
                 Ok(Some(Piece::Stream(name)))
             }
