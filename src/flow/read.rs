@@ -8,6 +8,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::try_join_all;
+
 use super::batch::{Batch, Filling, Origin};
 use super::session::{Asked, Session};
 use crate::model::entry::EntryId;
@@ -24,6 +26,9 @@ const READS_UNDER_WAY: usize = 8;
 /// An id that no entry has: reading one's own history behind it is an empty read, and a sign of life. Not the highest of all,
 /// which is how the server writes `>`: it would deliver fresh entries.
 pub(super) const BEYOND: &str = "18446744073709551615-18446744073709551614";
+
+/// How many streams are asked about at once.
+const ASKED_AT_ONCE: usize = 64;
 
 /// What bounds a batch.
 #[derive(Debug, Clone, Copy)]
@@ -256,6 +261,17 @@ pub async fn backlog(link: &Link, stream: &str, group: &str) -> Result<Backlog, 
         is_empty,
         oldest: oldest.map(|id| Duration::from_millis(standing.now_ms.saturating_sub(id.ms))),
     })
+}
+
+/// Whether this group has settled everything in all of these streams.
+pub async fn are_empty(link: &Link, streams: &[String], group: &str) -> Result<bool, Fault> {
+    for some in streams.chunks(ASKED_AT_ONCE) {
+        let backlogs = try_join_all(some.iter().map(|stream| backlog(link, stream, group))).await?;
+        if !backlogs.iter().all(|backlog| backlog.is_empty) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// The id below which a group has settled and acknowledged everything that it was given; none if there is no such group.

@@ -10,7 +10,7 @@ mod report;
 mod watch;
 mod workers;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
@@ -29,13 +29,16 @@ use super::stage::{Servers, Stage, Trouble};
 use crate::config::Config;
 use crate::flow::read;
 use crate::model::entry::EntryId;
-use crate::model::pipeline::Delivery;
+use crate::model::pipeline::{Delivery, Pipeline};
+use crate::model::shard::shard_of;
 use crate::postgres::schema;
 use crate::shutdown::Signals;
 use crate::valkey::{Command, Connection, Link, info};
 
 /// Entries that one script adds.
 const CHUNK: usize = 1_000;
+/// A chunk that is spread over shards is as many times larger, up to this.
+const CHUNK_SHARDS: usize = 64;
 /// Scripts under way at once.
 const CHUNKS_UNDER_WAY: usize = 8;
 /// How often the backlog is looked at while it drains.
@@ -84,6 +87,9 @@ pub struct Args {
     /// How the stream is read: group or exclusive
     #[arg(long, default_value = "group", value_parser = delivery)]
     pub delivery: Delivery,
+    /// Streams that the entries are spread over, while a backlog drains
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub shards: u16,
     /// What is measured
     #[arg(long, value_enum, default_value_t = Phase::Both)]
     pub phase: Phase,
@@ -179,6 +185,10 @@ fn id_bytes(text: &str) -> Result<RangeInclusive<usize>, String> {
 
 /// Runs the verb. `config` is needed unless it is about private servers.
 pub async fn run(args: &Args, config: Option<&Config>) -> std::io::Result<Exit> {
+    if args.shards > 1 && args.phase != Phase::Drain {
+        eprintln!("tidegate bench: --shards is about --phase drain");
+        return Ok(Exit::Usage);
+    }
     let mut signals = Signals::listen()?;
     let (servers, stage) = match set(args, config).await {
         Ok(Ok(set)) => set,
@@ -230,12 +240,13 @@ async fn set(args: &Args, config: Option<&Config>) -> Result<Result<(Servers, St
     };
     let workers = args.workers.map(|n| n.to_string()).or(config.map(|config| config.run.workers.to_string()));
     let batch = args.batch.map(|n| n.to_string()).or(config.map(|config| config.batch.max_entries.to_string()));
+    let shards = args.shards.to_string();
     let mut settings: Vec<(&str, &str)> = vec![("TIDEGATE__TRIM__RETENTION", "24h")];
     settings.extend(workers.as_deref().map(|workers| ("TIDEGATE__RUN__WORKERS", workers)));
     settings.extend(batch.as_deref().map(|batch| ("TIDEGATE__BATCH__MAX_ENTRIES", batch)));
     let small = batch.as_deref().filter(|batch| batch.parse().is_ok_and(|batch: u64| batch < 1_000));
     settings.extend(small.map(|batch| ("TIDEGATE__BATCH__READ_COUNT", batch)));
-    let stage = Stage::set("bench", &servers, args.delivery, &settings).await?;
+    let stage = Stage::set("bench", &servers, (args.delivery, &shards), &settings).await?;
     Ok(Ok((servers, stage)))
 }
 
@@ -292,10 +303,15 @@ struct Drain {
 async fn drain(args: &Args, stage: &Stage, load: &Load) -> Result<Drain, Trouble> {
     start_anew(stage).await?;
     let link = Link::open(&stage.valkey, "tidegate:bench").await?;
-    let stream = &stage.pipeline.stream;
-    add_all(link.commands(), stream, load, args.entries).await?;
-    let memory = link.commands().call(Command::new("MEMORY").arg("USAGE").arg(stream).arg("SAMPLES").arg(0)).await?;
-    let bytes_per_entry = memory.as_int().unwrap_or(0) as f64 / args.entries as f64;
+    let pipeline = &stage.pipeline;
+    add_all(link.commands(), pipeline, load, args.entries).await?;
+    let streams = stage.streams();
+    let mut memory = 0;
+    for stream in &streams {
+        let used = Command::new("MEMORY").arg("USAGE").arg(stream).arg("SAMPLES").arg(0);
+        memory += link.commands().call(used).await?.as_int().unwrap_or(0);
+    }
+    let bytes_per_entry = memory as f64 / args.entries as f64;
 
     let valkey_before = info::cpu_seconds(link.commands()).await?;
     let started = Instant::now();
@@ -305,7 +321,7 @@ async fn drain(args: &Args, stage: &Stage, load: &Load) -> Result<Drain, Trouble
     loop {
         look.tick().await;
         workers.all_live()?;
-        if read::backlog(&link, stream, &stage.pipeline.group()).await?.is_empty {
+        if read::are_empty(&link, &streams, &pipeline.group()).await? {
             break;
         }
     }
@@ -383,16 +399,20 @@ async fn add_one(
     Ok((id, sent))
 }
 
-/// Adds many entries, as fast as it goes.
-async fn add_all(connection: &Connection, stream: &str, load: &Load, entries: u64) -> Result<(), Trouble> {
-    let (mut deltas, mut left) = (load.deltas(), entries as usize);
+/// Adds many entries, as fast as it goes, each to its shard's stream.
+async fn add_all(connection: &Connection, pipeline: &Pipeline, load: &Load, entries: u64) -> Result<(), Trouble> {
+    let (mut deltas, mut left, shards) = (load.deltas(), entries as usize, pipeline.shards);
     let chunks = std::iter::from_fn(|| {
-        let chunk: Vec<(String, i64)> = deltas.by_ref().take(left.min(CHUNK)).collect();
-        left -= chunk.len();
-        (!chunk.is_empty()).then_some(chunk)
+        let size = left.min(CHUNK * usize::from(shards).min(CHUNK_SHARDS));
+        left -= size;
+        let mut of_shards: BTreeMap<u16, Vec<(String, i64)>> = BTreeMap::new();
+        for delta in deltas.by_ref().take(size) {
+            of_shards.entry(if shards > 1 { shard_of(&delta.0, shards) } else { 0 }).or_default().push(delta);
+        }
+        (size > 0).then_some(of_shards)
     });
-    let mut adding = futures_util::stream::iter(chunks.map(|chunk| {
-        let mut command = Command::new("EVAL").arg(ADD).arg(1).arg(stream);
+    let mut adding = futures_util::stream::iter(chunks.flatten().map(|(shard, chunk)| {
+        let mut command = Command::new("EVAL").arg(ADD).arg(1).arg(pipeline.stream_of(shard));
         for (id, amount) in chunk {
             command = command.arg(id).arg(amount);
         }
@@ -408,7 +428,7 @@ async fn add_all(connection: &Connection, stream: &str, load: &Load, entries: u6
 /// An empty stream without a group, an empty table, an empty ledger.
 async fn start_anew(stage: &Stage) -> Result<(), Trouble> {
     let connection = Connection::open(&stage.valkey, "tidegate:bench").await?;
-    connection.call(Command::new("UNLINK").arg(&*stage.pipeline.stream)).await?;
+    connection.call(Command::new("UNLINK").args(stage.streams())).await?;
     // Without its lane a new stream is a new beginning; the name is one of our own making.
     let name = &stage.pipeline.name;
     stage

@@ -95,7 +95,7 @@ async fn show(args: &Args) -> Result<Exit, Trouble> {
             servers
         }
     };
-    let stage = Stage::set("demo", &servers, Delivery::Group, &SETTINGS).await?;
+    let stage = Stage::set("demo", &servers, (Delivery::Group, "1"), &SETTINGS).await?;
     say(&format!(
         "{PRODUCERS} producers add to {COUNTERS} counters for {} s; {} worker processes flush; one of them is killed (SIGKILL) every {} ms",
         args.seconds, args.processes, args.kill_every

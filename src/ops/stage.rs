@@ -76,11 +76,11 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Sets one for this purpose. `settings` are variables for its workers.
+    /// Sets one for this purpose, of so many shards. `settings` are variables for its workers.
     pub async fn set(
         purpose: &str,
         servers: &Servers,
-        delivery: Delivery,
+        (delivery, shards): (Delivery, &str),
         settings: &[(&str, &str)],
     ) -> Result<Stage, Trouble> {
         let own = format!("tidegate_{purpose}_{:08x}", rand::random::<u32>());
@@ -94,6 +94,7 @@ impl Stage {
             (&format!("{variable}__STREAM"), &stream),
             (&format!("{variable}__TABLE"), &format!("public.{own}")),
             (&format!("{variable}__DELIVERY"), delivery.word()),
+            (&format!("{variable}__SHARDS"), shards),
         ]
         .into_iter()
         .chain(settings.iter().copied())
@@ -109,6 +110,11 @@ impl Stage {
         let create = format!("create table {} (like public.counters including all)", stage.table());
         stage.execute(create).await?;
         Ok(stage)
+    }
+
+    /// The streams.
+    pub fn streams(&self) -> Vec<String> {
+        self.pipeline.shards().into_iter().map(|shard| shard.stream).collect()
     }
 
     /// The table's name for SQL.
@@ -144,7 +150,7 @@ impl Stage {
     /// Takes away what was made on borrowed servers: the stream, these keys, the table, its rows in the ledger.
     pub async fn clear(&self, keys: impl IntoIterator<Item = String>) -> Result<(), Trouble> {
         let connection = valkey::Connection::open(&self.valkey, "tidegate:clear").await?;
-        connection.call(valkey::Command::new("UNLINK").arg(&*self.pipeline.stream).args(keys)).await?;
+        connection.call(valkey::Command::new("UNLINK").args(self.streams()).args(keys)).await?;
         let of_lane = "lane in (select lane from tidegate.lanes where pipeline =";
         // The name is one of our own making: letters, digits, underscores.
         let name = &self.pipeline.name;

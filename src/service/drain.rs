@@ -152,9 +152,9 @@ async fn until_stuck(flows: &[Flow], timeout: Duration, met: &RefCell<Option<Fau
 async fn watch_until_empty(link: &Link, flows: &[Flow]) -> Result<(), Fault> {
     loop {
         let mut empty = true;
-        for lane in flows.iter().flat_map(|flow| flow.lanes.iter()) {
-            let pipeline = lane.pipeline();
-            empty &= read::backlog(link, &pipeline.stream, &pipeline.group()).await?.is_empty;
+        for flow in flows {
+            let streams: Vec<String> = flow.lanes.iter().map(|lane| lane.pipeline().stream.clone()).collect();
+            empty &= read::are_empty(link, &streams, &flow.pipeline.group()).await?;
         }
         if empty {
             return Ok(());

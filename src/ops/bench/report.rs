@@ -16,8 +16,9 @@ pub(super) async fn tell(args: &Args, stage: &Stage, load: &Load, measured: &Mea
     }
     let (seed, versions) = (&report["load"]["seed"], &report["versions"]);
     say(&format!(
-        "{} keys, {}; delivery {}, {} process(es) with {} worker(s), batches of {}; seed {seed}",
+        "{} keys in {} stream(s), {}; delivery {}, {} process(es) with {} worker(s), batches of {}; seed {seed}",
         args.keys,
+        args.shards,
         report["load"]["distribution"].as_str().unwrap_or_default(),
         stage.pipeline.delivery.word(),
         args.processes(),
@@ -141,6 +142,7 @@ async fn report(args: &Args, stage: &Stage, load: &Load, measured: &Measured) ->
             "seed": load.seed,
         },
         "delivery": stage.pipeline.delivery.word(),
+        "shards": args.shards,
         "processes": args.processes(),
         "workers": stage.config.run.workers,
         "batch_max_entries": stage.config.batch.max_entries,
