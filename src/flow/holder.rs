@@ -20,7 +20,7 @@ use super::handoff::{Held, Outlets, Shared};
 use super::lease::{FEW, Leases};
 use super::liveness::{Met, remove_if_empty};
 use super::position;
-use super::read::{BEYOND, FIRST_READ, Reader, backlog, put};
+use super::read::{self, FIRST_READ, Reader, backlog, put};
 use super::reclaim::Reclaimer;
 use super::rounds::{Room, Round, Rounds};
 use super::session::{Identity, Session};
@@ -587,18 +587,14 @@ impl Holder {
         }
     }
 
-    /// The command of a round. XREAD leaves no mark for any entry.
+    /// The read of a round.
     fn read(&self, round: &Round) -> Command {
-        let mut command = Command::new("XREAD").arg("COUNT").arg(round.count);
-        if round.waits {
-            command = command.arg("BLOCK").arg(self.wait().as_millis().max(1));
-        }
-        let command = command.arg("STREAMS").args(round.streams.iter().map(|lane| &*self.leases.all[*lane].claim.stream));
-        command.args(round.streams.iter().map(|lane| match &self.streams[*lane] {
-            Standing::Alone(_, after) => *after,
+        let streams = round.streams.iter().filter_map(|lane| match &self.streams[*lane] {
+            Standing::Alone(_, after) => Some((&*self.leases.all[*lane].claim.stream, *after)),
             // A round names only what is read alone.
-            _ => EntryId::MAX,
-        }))
+            _ => None,
+        });
+        read::behind(&streams.collect::<Vec<_>>(), round.count, round.waits.then(|| self.wait()))
     }
 
     fn wait(&self) -> Duration {
@@ -702,12 +698,9 @@ impl Holder {
         Ok(())
     }
 
-    /// Reading one's own history behind every id: an empty read.
     fn sign_of_life(&self, session: &Session, lanes: &[usize]) -> Command {
-        let group = self.setup.pipeline.group();
-        let command = Command::new("XREADGROUP").arg("GROUP").arg(group).arg(&session.consumer).arg("COUNT").arg(1);
-        let command = command.arg("STREAMS").args(lanes.iter().map(|lane| &*self.leases.all[*lane].claim.stream));
-        command.args(lanes.iter().map(|_| BEYOND))
+        let streams: Vec<&str> = lanes.iter().map(|lane| &*self.leases.all[*lane].claim.stream).collect();
+        read::sign_of_life(&self.setup.pipeline.group(), &session.consumer, &streams)
     }
 
     /// Waits for what is held to be settled, then leaves the groups. What a stop leaves unsettled is read again by whoever comes next.

@@ -25,7 +25,7 @@ use crate::valkey::{Command, Delivered, Link, Progress, info};
 const READS_UNDER_WAY: usize = 8;
 /// An id that no entry has: reading one's own history behind it is an empty read, and a sign of life. Not the highest of all,
 /// which is how the server writes `>`: it would deliver fresh entries.
-pub(super) const BEYOND: &str = "18446744073709551615-18446744073709551614";
+const BEYOND: &str = "18446744073709551615-18446744073709551614";
 
 /// How many streams are asked about at once.
 const ASKED_AT_ONCE: usize = 64;
@@ -229,6 +229,22 @@ impl Reader {
         }
         command.arg("STREAMS").arg(&*self.stream).arg(from)
     }
+}
+
+/// A read of many streams by ids, each from behind an entry: it leaves no mark for any entry.
+pub(super) fn behind(streams: &[(&str, EntryId)], count: usize, block: Option<Duration>) -> Command {
+    let mut command = Command::new("XREAD").arg("COUNT").arg(count);
+    if let Some(block) = block {
+        command = command.arg("BLOCK").arg(block.as_millis().max(1));
+    }
+    let command = command.arg("STREAMS").args(streams.iter().map(|(stream, _)| stream));
+    command.args(streams.iter().map(|(_, after)| after))
+}
+
+/// Tells the groups of these streams that a consumer lives: reading one's own history behind every id is an empty read.
+pub(super) fn sign_of_life(group: &str, consumer: &str, streams: &[&str]) -> Command {
+    let command = Command::new("XREADGROUP").arg("GROUP").arg(group).arg(consumer).arg("COUNT").arg(1);
+    command.arg("STREAMS").args(streams).args(streams.iter().map(|_| BEYOND))
 }
 
 /// Whether this Valkey may evict any key when its memory is full, streams and all: gives the policy if so.
