@@ -191,6 +191,7 @@ impl Holder {
             self.note_returned();
             // Nothing is read: what is to be given up is given up.
             if self.look_at_leases().is_ok() && !self.streams.iter().any(Standing::wants_session) {
+                self.setup.reads_again(&mut self.incident);
                 tokio::select! {
                     () = self.leases.changed.notified() => {}
                     Some(returned) = self.returned.recv() => self.takes_back(returned),
@@ -420,16 +421,28 @@ impl Holder {
         let looks = join_all(lanes.iter().map(|lane| self.look_at_group(session, *lane))).await;
         let mut begun = Vec::new();
         for (lane, look) in lanes.iter().copied().zip(looks) {
-            match look? {
-                Admission::Alone => begun.push(lane),
-                Admission::Enlist { doubtful } => self.enlist(lane, doubtful),
-                Admission::Later => self.streams[lane] = Standing::Due(Instant::now() + LOOK_AGAIN),
+            match look {
+                Ok(Admission::Alone) => begun.push(lane),
+                Ok(Admission::Enlist { doubtful }) => self.enlist(lane, doubtful),
+                Ok(Admission::Later) => self.streams[lane] = Standing::Due(Instant::now() + LOOK_AGAIN),
+                Err(fault) => self.cannot_begin(lane, fault)?,
             }
         }
         let tenures = join_all(begun.iter().map(|lane| self.begin(session, *lane))).await;
         for (lane, tenure) in begun.into_iter().zip(tenures) {
-            let (tenure, from) = tenure?;
-            self.streams[lane] = Standing::Alone(tenure, from);
+            match tenure {
+                Ok((tenure, from)) => self.streams[lane] = Standing::Alone(tenure, from),
+                Err(fault) => self.cannot_begin(lane, fault)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// What the server refuses for one of many streams is none of the others' business: a worker of the group meets the fault by itself.
+    fn cannot_begin(&mut self, lane: usize, fault: Fault) -> Result<(), Fault> {
+        match fault {
+            Fault::Valkey { .. } if self.streams.len() > 1 => self.enlist(lane, false),
+            fault => return Err(fault),
         }
         Ok(())
     }
@@ -574,7 +587,7 @@ impl Holder {
         let of_all = (BATCHES_IN_A_READ * limits.max_bytes / self.bytes_per_entry.max(1)).min(BATCHES_IN_A_READ * limits.max_entries);
         // A batch ends with a piece that is worth a read; its first entry always finds room.
         let is_worth_it = filling.is_empty() || entries >= limits.read_count.min(limits.max_entries / 2);
-        is_worth_it.then_some(Room { entries: entries.max(1), of_one, of_all })
+        is_worth_it.then_some(Room { entries: entries.max(1), worth: limits.read_count, of_one, of_all })
     }
 
     /// Waits until a read that waits may be sent. False: something else is to be done first.

@@ -2,13 +2,14 @@
 //!
 //! Takes the streams that are read alone and what became of each read; gives the next one. It cannot fail.
 //!
-//! A read that names all streams finds those that have something, at a price that grows with their number. So streams whose last read
-//! brought all that was asked for are read by themselves for a short time, in larger pieces; then all are looked at again, and
-//! none waits for long.
+//! A read that names many streams finds those that have something, at a price that grows with their number; and a flush pays for each stream
+//! that it has entries of. So streams whose last read brought all that was asked for are read by themselves, a few at a time and in large pieces, each
+//! in its turn; the others are looked at again soon, and none waits for long.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-/// How often all streams are looked at while some are known to have more; less often the more there are.
+/// How often the other streams are looked at while some are known to have more; less often the more there are.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 const LOOK_EVERY_FOR_EACH: Duration = Duration::from_micros(20);
 /// The time from one look that waits for entries to the next one, for each stream: with ten thousand of them, ten looks a second.
@@ -30,11 +31,13 @@ pub struct Round {
 pub struct Rounds {
     /// All of them, ascending.
     all: Vec<usize>,
-    /// Those that have more, as far as is known, ascending.
-    full: Vec<usize>,
-    /// When all are to be looked at again although some are known to have more.
+    /// Those that have more, as far as is known.
+    full: BTreeSet<usize>,
+    /// Of those that have more, the one whose turn comes next, or the first behind it.
+    turn: usize,
+    /// When the others are to be looked at again although some are known to have more.
     look_at: Instant,
-    /// When all were named last.
+    /// When they were looked at last.
     looked: Option<Instant>,
 }
 
@@ -43,6 +46,8 @@ pub struct Rounds {
 pub struct Room {
     /// So many entries are wanted.
     pub entries: usize,
+    /// So many of one stream are worth its place in a flush, where there are more.
+    pub worth: usize,
     /// So many of one stream at the most.
     pub of_one: usize,
     /// So many of all streams at the most, should each have as many as it is asked for: the server holds them all at once.
@@ -52,7 +57,7 @@ pub struct Room {
 impl Rounds {
     /// Of no stream yet.
     pub fn new(now: Instant) -> Rounds {
-        Rounds { all: Vec::new(), full: Vec::new(), look_at: now, looked: None }
+        Rounds { all: Vec::new(), full: BTreeSet::new(), turn: 0, look_at: now, looked: None }
     }
 
     /// From now on these, ascending.
@@ -72,14 +77,19 @@ impl Rounds {
         if self.all.is_empty() || waits && has_some {
             return None;
         }
-        let (streams, most) = if !waits && now < self.look_at && self.full.len() < self.all.len() {
-            (self.full.clone(), room.of_one)
-        } else {
+        if waits || now >= self.look_at && self.full.len() < self.all.len() {
             self.look_at = now + LOOK_EVERY.max(LOOK_EVERY_FOR_EACH * self.all.len() as u32);
             self.looked = Some(now);
-            (self.all.clone(), room.of_one.min(room.of_all / self.all.len()))
-        };
-        let count = (room.entries / self.full.len().max(1)).min(most).max(1);
+            let streams: Vec<usize> = self.all.iter().copied().filter(|stream| !self.full.contains(stream)).collect();
+            let count = room.entries.min(room.of_one).min(room.of_all / streams.len()).max(1);
+            return Some(Round { streams, count, waits });
+        }
+        let most = (room.entries / room.worth.max(1)).max(1);
+        let mut streams: Vec<usize> =
+            self.full.range(self.turn..).chain(self.full.range(..self.turn)).copied().take(most).collect();
+        self.turn = streams.last().map_or(0, |last| last + 1);
+        streams.sort_unstable();
+        let count = (room.entries / streams.len()).min(room.of_one).max(1);
         Some(Round { streams, count, waits })
     }
 
@@ -88,9 +98,11 @@ impl Rounds {
         self.looked.map_or(now, |looked| looked + WAIT_FOR_EACH * self.all.len() as u32)
     }
 
-    /// A read brought so many entries of these streams, ascending.
+    /// A read brought so many entries of these streams.
     pub fn answered(&mut self, round: &Round, got: &[(usize, usize)]) {
-        self.full.clear();
+        for stream in &round.streams {
+            self.full.remove(stream);
+        }
         self.full.extend(got.iter().filter(|(_, got)| *got >= round.count).map(|(stream, _)| *stream));
     }
 }
@@ -99,7 +111,7 @@ impl Rounds {
 mod tests {
     use super::*;
 
-    const ROOM: Room = Room { entries: 40_000, of_one: 8_000, of_all: 160_000 };
+    const ROOM: Room = Room { entries: 40_000, worth: 1_000, of_one: 8_000, of_all: 160_000 };
 
     #[test]
     fn one_stream_is_asked_for_as_much_as_fits_for_as_long_as_it_has_more() {
@@ -119,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn streams_that_have_more_are_read_by_themselves_and_all_are_looked_at_soon() {
+    fn streams_that_have_more_are_read_by_themselves_and_the_others_are_looked_at_soon() {
         let now = Instant::now();
         let mut rounds = Rounds::new(now);
         rounds.over((0..1_000).collect());
@@ -130,7 +142,27 @@ mod tests {
         assert_eq!(few, Round { streams: vec![1, 9], count: 8_000, waits: false });
         rounds.answered(&few, &[(1, 8_000), (9, 8_000)]);
         let look = rounds.next(ROOM, true, now + Duration::from_millis(20)).expect("a read");
-        assert_eq!((look.streams.len(), look.waits), (1_000, false));
+        assert_eq!((look.streams.len(), look.waits), (998, false));
+        rounds.answered(&look, &[]);
+        assert_eq!(rounds.next(ROOM, true, now + Duration::from_millis(20)).expect("a read").streams, [1, 9]);
+    }
+
+    #[test]
+    fn of_many_that_have_more_each_has_its_turn_with_a_piece_that_is_worth_it() {
+        let now = Instant::now();
+        let mut rounds = Rounds::new(now);
+        rounds.over((0..100).collect());
+        let look = rounds.next(ROOM, false, now).expect("a read");
+        rounds.answered(&look, &(0..100).map(|stream| (stream, 1_600)).collect::<Vec<_>>());
+        let mut turns = vec![0; 100];
+        for _ in 0..5 {
+            let round = rounds.next(ROOM, true, now).expect("a read");
+            assert_eq!((round.streams.len(), round.count), (40, 1_000));
+            assert!(round.streams.is_sorted());
+            round.streams.iter().for_each(|stream| turns[*stream] += 1);
+            rounds.answered(&round, &round.streams.iter().map(|stream| (*stream, 1_000)).collect::<Vec<_>>());
+        }
+        assert_eq!(turns, [2; 100]);
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod replay;
 mod repository;
 mod security;
 mod shards;
+mod streams;
 mod tables;
 mod telemetry;
 mod trimming;
