@@ -16,6 +16,7 @@ mod poison;
 mod pooler;
 mod producing;
 mod reclaim;
+mod reload;
 mod replay;
 mod repository;
 mod security;
