@@ -15,6 +15,7 @@ mod permissions;
 mod poison;
 mod pooler;
 mod producing;
+mod real_parts;
 mod reclaim;
 mod reload;
 mod replay;
