@@ -1,9 +1,10 @@
 //! Care: what happens around the flow and is never needed for a delta to land. One [`caretaker`] a stream trims it
 //! ([`trim`]), keeps its ledger small ([`merge`], [`compact`]), and looks for what Valkey lost ([`upstream`]), each in its time ([`schedule`]) and over one
-//! [`session`].
+//! [`session`]. [`kept`] counts what PostgreSQL keeps.
 
 pub mod caretaker;
 pub mod compact;
+pub mod kept;
 pub mod merge;
 pub mod schedule;
 pub mod session;

@@ -17,6 +17,7 @@ use super::handoff::{Receipt, Shared};
 use super::setup::WorkerSetup;
 use super::tenure::{Place, Tenure};
 use crate::shutdown::Stop;
+use crate::telemetry::trace::Trace;
 use crate::valkey::Link;
 
 /// How often positions are moved at the most; sooner where much is settled meanwhile.
@@ -102,6 +103,7 @@ impl Acker {
 
     async fn move_positions(&mut self) {
         let tenures = std::mem::take(&mut self.to_move);
+        let _acking = self.setup.metrics.ack_begins(&Trace::default(), 0);
         for some in tenures.chunks(MOVED_AT_ONCE) {
             join_all(some.iter().map(|tenure| tenure.advance())).await;
         }
@@ -110,6 +112,7 @@ impl Acker {
 
     async fn acknowledge(&self, link: &Link, settled: &Settled) {
         let pipeline = &self.setup.pipeline;
+        let _acking = self.setup.metrics.ack_begins(settled.trace(), settled.ids().len());
         match ack::ack(link, &pipeline.group(), &pipeline.stream, settled).await {
             Ok(Acked::Removed(_)) => {}
             Ok(Acked::Dropped) => {

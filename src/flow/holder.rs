@@ -31,6 +31,7 @@ use crate::model::entry::EntryId;
 use crate::model::names;
 use crate::retry::{Fault, Incident, Verdict, judge};
 use crate::shutdown::Stop;
+use crate::telemetry::trace::Trace;
 use crate::valkey::{Arrived, Command, Progress};
 
 /// How many entries of one stream one read asks for at the most, in reads of the usual size: the next read can be sent only when the last id of
@@ -277,7 +278,11 @@ impl Holder {
                 () = stop.asked() => break,
             };
             let Ok(to) = to else { return Ok(Ended::ReceiverGone) };
-            let batch = match self.fill(session, &mut asked, stop).await {
+            let step = self.setup.metrics.steps.clone();
+            let step = step.begin("read", Instant::now());
+            let filled = self.fill(session, &mut asked, stop).await;
+            drop(step);
+            let batch = match filled {
                 Err(fault @ Fault::Valkey { .. }) => {
                     self.set_apart(session, fault).await?;
                     continue;
@@ -297,6 +302,9 @@ impl Holder {
 
     async fn hand_over(&mut self, to: usize, held: Held) {
         let Some(outlets) = &mut self.outlets else { return };
+        if let Some(batch) = &held.batch {
+            self.setup.metrics.recorder.was_read(&batch.origin().trace, batch.len());
+        }
         // Fails only if the settler is gone, which the next wait for room tells.
         if outlets.send(to, held).await {
             self.sent += 1;
@@ -543,7 +551,8 @@ impl Holder {
         asked: &mut Option<Asked>,
         stop: &Stop,
     ) -> Result<Option<Batch>, Fault> {
-        let origin = Origin { generation: session.link.generation().clone(), consumer: session.consumer.clone() };
+        let (generation, trace) = (session.link.generation().clone(), Trace::of_batch("read"));
+        let origin = Origin { generation, consumer: session.consumer.clone(), trace: trace.clone() };
         let mut filling = Filling::new(origin, self.setup.limits.max_entry_bytes);
         filling.make_room(self.last.0, self.last.1);
         let filled = loop {
@@ -557,7 +566,10 @@ impl Holder {
                 session.wire.send(&self.read(&round));
                 *asked = Some(Asked { round, at: 0, has_begun: false, got: Vec::new() });
             }
-            match self.receive(session, asked, &mut filling, stop).await {
+            let received = self.receive(session, asked, &mut filling, stop).await;
+            // The wait for the first entries is none of its work.
+            trace.begins();
+            match received {
                 // It has waited, and nothing came.
                 Ok(Progress::Whole) if filling.is_empty() => break Ok(()),
                 Ok(Progress::Whole) => {}

@@ -27,6 +27,7 @@ use crate::postgres::{Database, schema};
 use crate::retry::{Fault, Incident, Verdict, advised, judge};
 use crate::target::{self, Unfit};
 use crate::telemetry::contract::Metrics;
+use crate::telemetry::recorder::Labels;
 use crate::valkey::{self, Link, info};
 
 /// What is asked of this run of the daemon.
@@ -105,10 +106,10 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    fn new(pipeline: &Pipeline, lanes: Vec<Lane>) -> Flow {
+    fn new(pipeline: &Pipeline, lanes: Vec<Lane>, metrics: Arc<Metrics>) -> Flow {
         Flow {
             pipeline: Arc::new(pipeline.clone()),
-            metrics: Arc::default(),
+            metrics,
             refusals: Arc::default(),
             shares: Arc::new(Shares::of(lanes.len())),
             lanes: lanes.into(),
@@ -171,7 +172,9 @@ pub(super) async fn try_prepare(
         let source = &config.valkey.source;
         let shards = database.run(async |c| lanes::shards(c, source, pipeline).await).await.map_err(Refusal::Fault)?;
         let statements = Statements::of(pipeline, &order);
-        let mut lanes = Vec::with_capacity(shards.len());
+        // What one worker reads of many streams it counts together.
+        let (mut lanes, per_stream) = (Vec::new(), config.telemetry.per_stream);
+        let together = (pipeline.delivery == Delivery::Exclusive).then(|| Arc::new(Metrics::of(labels(pipeline, per_stream))));
         for shard in shards {
             let identity = Identity::of(source, &shard);
             let others_alive = others_are_alive(link.as_ref(), &shard, config.reclaim.dead_after).await;
@@ -181,16 +184,29 @@ pub(super) async fn try_prepare(
             let turn: &Turn =
                 turns.entry((&pipeline.table, number)).or_insert_with(|| Turn::of(&pipeline.table, number));
             let (pipeline, letter_bytes) = (Pipeline::clone(&shard.pipeline), config.dead_letters.max_bytes);
-            lanes.push(Lane::new(pipeline, statements.clone(), id, identity, turn.of_lane(), letter_bytes));
-        }
-        match pipeline.delivery {
-            Delivery::Exclusive => flows.push(Flow::new(pipeline, lanes)),
-            Delivery::Group => {
-                flows.extend(lanes.into_iter().map(|lane| Flow::new(&lane.pipeline().clone(), vec![lane])));
+            let metrics = match &together {
+                Some(metrics) => Arc::clone(metrics),
+                None => Arc::new(Metrics::of(labels(&pipeline, per_stream))),
+            };
+            let turn = turn.of_lane(metrics.clone());
+            let lane = Lane::new(pipeline, statements.clone(), id, identity, turn, letter_bytes);
+            match &together {
+                Some(_) => lanes.push(lane),
+                None => flows.push(Flow::new(&lane.pipeline().clone(), vec![lane], metrics)),
             }
+        }
+        if let Some(metrics) = together {
+            flows.push(Flow::new(pipeline, lanes, metrics));
         }
     }
     Ok(flows)
+}
+
+/// What tells a shard's metrics from others'.
+fn labels(pipeline: &Pipeline, per_stream: bool) -> Labels {
+    let Pipeline { name, stream, table, delivery, .. } = pipeline;
+    let (pipeline, stream, table) = (name.clone(), stream.clone(), table.to_string());
+    Labels { pipeline, stream, table, delivery: delivery.word(), per_stream }
 }
 
 /// Whether daemons other than this process are at work on a shard. Where Valkey does not say, none is seen.
