@@ -40,6 +40,13 @@ pub enum Fault {
     StillRefused,
 }
 
+impl Fault {
+    /// Whether a server of a cluster said that another one has, or gets, what it was asked for.
+    pub fn is_redirection(&self) -> bool {
+        matches!(self, Fault::Valkey { code, .. } if ["MOVED", "ASK"].contains(&&**code))
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

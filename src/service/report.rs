@@ -11,7 +11,7 @@ use super::prepare::Flow;
 use crate::flow::read::{self, Backlog};
 use crate::retry::Fault;
 use crate::telemetry::contract::{Snapshot, Unsettled};
-use crate::valkey::{self, Link};
+use crate::valkey::{self, Link, Links};
 
 /// How often it is told.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
@@ -20,9 +20,8 @@ const LAST_LOOK: Duration = Duration::from_millis(500);
 
 /// The reports of one configuration's flows.
 pub(super) struct Reporter {
-    valkey: valkey::Endpoint,
-    /// Kept from one look to the next; none after a look that failed.
-    link: Option<Link>,
+    /// Kept from one look to the next.
+    links: Links,
     lines: Vec<Line>,
 }
 
@@ -38,7 +37,7 @@ impl Reporter {
     pub(super) fn new(valkey: &valkey::Endpoint, flows: &[Flow]) -> Reporter {
         let now = Instant::now();
         let line = |flow: &Flow| Line { told: flow.metrics.snapshot(), known: now, looked: now };
-        Reporter { valkey: valkey.clone(), link: None, lines: flows.iter().map(line).collect() }
+        Reporter { links: Links::to(valkey, "tidegate:report"), lines: flows.iter().map(line).collect() }
     }
 
     /// Reports for as long as it is polled.
@@ -67,19 +66,11 @@ impl Reporter {
 
     /// Asks for every flow's backlog.
     async fn look(&mut self, flows: &[Flow]) {
-        let link = match self.link.take() {
-            Some(link) => Ok(link),
-            None => Link::open(&self.valkey, "tidegate:report").await,
-        };
         for (flow, line) in flows.iter().zip(&mut self.lines) {
             let pipeline = flow.lane.pipeline();
-            let backlog = match &link {
-                Ok(link) => read::backlog(link, &pipeline.stream, &pipeline.group()).await,
-                Err(fault) => Err(fault.clone()),
-            };
-            line.note(flow, backlog, Instant::now());
+            let look = async |link: &Link| read::backlog(link, &pipeline.stream, &pipeline.group()).await;
+            line.note(flow, self.links.look(&pipeline.stream, look).await, Instant::now());
         }
-        self.link = link.ok().filter(|link| !link.is_lost());
     }
 }
 

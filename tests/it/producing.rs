@@ -20,7 +20,7 @@ use crate::proxy::{Proxy, Then, Way};
 const LIMIT: Duration = Duration::from_secs(10);
 
 fn address(url: &str) -> Endpoint {
-    Endpoint { url: url.to_owned().into(), connect_timeout: LIMIT, command_timeout: LIMIT }
+    Endpoint::new(url.to_owned().into(), LIMIT, LIMIT)
 }
 
 /// One test's own corner of the server.
