@@ -441,6 +441,17 @@ fn a_variable_finds_a_pipeline_with_hyphens_and_capitals_in_its_name() {
 }
 
 #[test]
+fn shards_that_would_all_lie_in_one_slot_are_refused() {
+    let text = |shards| format!("[pipelines.counters]\nstream = 'flush:{{likes}}'\nshards = {shards}\n");
+    assert!(
+        file(&text(2))
+            .problem()
+            .contains("would keep them all in one slot of a cluster; write a stream without braces")
+    );
+    assert_eq!(file(&text(1)).config().pipelines[0].counter_of("a"), "counter:{likes}:a");
+}
+
+#[test]
 fn two_pipelines_with_one_stream_and_one_table_are_refused() {
     let text = "[pipelines.a]\nstream = 's'\ntable = 't'\n[pipelines.b]\nstream = 's'\ntable = 'public.t'\n";
     let problem = file(text).problem();

@@ -13,7 +13,7 @@ use super::handoff::{Held, Outlets, Shared};
 use super::lease::Lease;
 use super::liveness::Silence;
 use super::read::Reader;
-use super::reclaim::{self, Claimed, Reclaimer};
+use super::reclaim::{self, Claimed, Patience, Reclaimer};
 use super::session::{Identity, Session};
 use super::setup::WorkerSetup;
 use crate::failpoint;
@@ -276,10 +276,9 @@ impl Taker {
 
     /// Whether silence tells the dead from the living by now, on this server.
     fn silence(&self) -> Silence {
-        match &self.met {
-            Some(met) if met.at.elapsed() >= self.setup.patience.dead_after => Silence::Tells,
-            _ => Silence::SaysNothing,
-        }
+        let Patience { gone_after, dead_after, .. } = self.setup.patience;
+        let after = |met: &Met| Silence::after(met.at.elapsed(), gone_after, dead_after);
+        self.met.as_ref().map_or(Silence::SaysNothing, after)
     }
 
     pub(super) async fn keep_alive(&self, session: &mut Session) -> Result<(), Fault> {

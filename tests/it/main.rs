@@ -2,6 +2,7 @@
 
 use tidegate_lab::{harness, proxy};
 
+mod cluster;
 mod crash;
 mod entries;
 mod exclusive;
