@@ -4,6 +4,7 @@ use tidegate::model::slot::{SLOTS, Slot};
 use tidegate::ops::sandbox::Valkey;
 
 use crate::harness::{Client, Resp, eventually, free_port};
+use crate::tls::Certificate;
 
 /// How long a primary is silent until the others take it for dead, ms. On a busy machine one that lives is silent for a while, too.
 const NODE_TIMEOUT_MS: &str = "2000";
@@ -14,28 +15,42 @@ const STARTS: usize = 5;
 pub struct Cluster {
     nodes: Vec<Node>,
     arguments: Vec<String>,
+    certificate: Option<Certificate>,
 }
 
 /// A server, and the name that the cluster knows it by.
 pub struct Node {
     pub valkey: Valkey,
     pub id: String,
+    /// Where clients that speak TLS, and other nodes, find it.
+    tls_port: Option<u16>,
 }
 
 impl Node {
     /// One that knows no other yet.
-    async fn start(arguments: &[String]) -> Node {
+    async fn start(arguments: &[String], certificate: Option<&Certificate>) -> Node {
         for _ in 0..STARTS {
             let bus = free_port().await.to_string();
-            let mut all = vec!["--cluster-enabled", "yes", "--cluster-port", &bus];
-            all.extend(["--cluster-node-timeout", NODE_TIMEOUT_MS, "--repl-diskless-sync-delay", "0"]);
-            all.extend(arguments.iter().map(String::as_str));
-            if let Ok(valkey) = Valkey::start(&all).await {
+            let mut all = ["--cluster-enabled", "yes", "--cluster-port", &bus].map(str::to_owned).to_vec();
+            let quick = ["--cluster-node-timeout", NODE_TIMEOUT_MS, "--repl-diskless-sync-delay", "0"];
+            all.extend(quick.map(str::to_owned));
+            all.extend(arguments.iter().cloned());
+            let tls_port = if certificate.is_some() { Some(free_port().await) } else { None };
+            if let (Some(certificate), Some(port)) = (certificate, tls_port) {
+                let settings = certificate.settings(port).into_iter().chain([("tls-cluster", "yes".to_owned())]);
+                all.extend(settings.flat_map(|(name, value)| [format!("--{name}"), value]));
+            }
+            if let Ok(valkey) = Valkey::start(&all.iter().map(String::as_str).collect::<Vec<_>>()).await {
                 let id = Client::connect(valkey.port()).await.call(&["CLUSTER", "MYID"]).await.text();
-                return Node { valkey, id };
+                return Node { valkey, id, tls_port };
             }
         }
         panic!("no node starts");
+    }
+
+    /// Where other nodes, and clients that speak as they do, find it.
+    fn port(&self) -> u16 {
+        self.tls_port.unwrap_or(self.valkey.port())
     }
 
     pub async fn client(&self) -> Client {
@@ -78,10 +93,20 @@ impl Node {
 impl Cluster {
     /// So many primaries, which share the slots evenly, each with so many replicas. `arguments` are added to each server's.
     pub async fn start(primaries: usize, replicas: usize, arguments: &[&str]) -> Cluster {
+        Cluster::start_with(None, primaries, replicas, arguments).await
+    }
+
+    /// The same, whose nodes speak TLS to each other and to whoever uses [`Cluster::url`].
+    pub async fn start_with(
+        certificate: Option<Certificate>,
+        primaries: usize,
+        replicas: usize,
+        arguments: &[&str],
+    ) -> Cluster {
         let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        let mut cluster = Cluster { nodes: Vec::new(), arguments };
+        let mut cluster = Cluster { nodes: Vec::new(), arguments, certificate };
         for _ in 0..primaries * (1 + replicas) {
-            cluster.nodes.push(Node::start(&cluster.arguments).await);
+            cluster.nodes.push(Node::start(&cluster.arguments, cluster.certificate.as_ref()).await);
         }
         let share = usize::from(SLOTS).div_ceil(primaries);
         for (n, node) in cluster.nodes.iter().enumerate() {
@@ -108,7 +133,7 @@ impl Cluster {
     /// These nodes meet all others, and everybody knows everybody.
     async fn introduce(&self, newcomers: std::ops::Range<usize>) {
         for newcomer in &self.nodes[newcomers] {
-            let (port, mut config) = (newcomer.valkey.port().to_string(), newcomer.client().await);
+            let (port, mut config) = (newcomer.port().to_string(), newcomer.client().await);
             let bus = config.call(&["CONFIG", "GET", "cluster-port"]).await.array().remove(1).text();
             for other in self.nodes.iter().filter(|other| other.id != newcomer.id) {
                 other.order(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus]).await;
@@ -123,6 +148,11 @@ impl Cluster {
         }
     }
 
+    /// The file that its clients trust, where it speaks TLS.
+    pub fn trusted(&self) -> Option<std::path::PathBuf> {
+        self.certificate.as_ref().map(Certificate::trusted)
+    }
+
     /// All its nodes, by their numbers.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
@@ -135,9 +165,9 @@ impl Cluster {
 
     /// A url with these nodes as seeds.
     pub fn url_of(&self, seeds: &[usize]) -> String {
-        let places: Vec<String> =
-            seeds.iter().map(|seed| format!("127.0.0.1:{}", self.nodes[*seed].valkey.port())).collect();
-        format!("valkey-cluster://{}", places.join(","))
+        let places: Vec<String> = seeds.iter().map(|seed| format!("127.0.0.1:{}", self.nodes[*seed].port())).collect();
+        let scheme = if self.certificate.is_some() { "valkeys-cluster" } else { "valkey-cluster" };
+        format!("{scheme}://{}", places.join(","))
     }
 
     /// A url with all nodes as seeds.
@@ -182,9 +212,20 @@ impl Cluster {
     /// A node more, which everybody knows and which has no slot.
     pub async fn join(&mut self) -> usize {
         let number = self.nodes.len();
-        self.nodes.push(Node::start(&self.arguments).await);
+        self.nodes.push(Node::start(&self.arguments, self.certificate.as_ref()).await);
         self.introduce(number..number + 1).await;
+        eventually("the newcomer is ready", true, async || self.nodes[number].is_ready().await).await;
         number
+    }
+
+    /// A replica takes the place of its primary, in agreement with it.
+    pub async fn promote(&self, number: usize) {
+        let promoted = async || {
+            // Refused while it is not in step, and given up when it takes too long.
+            self.nodes[number].ask(&["CLUSTER", "FAILOVER"]).await;
+            self.nodes[number].is_primary().await
+        };
+        eventually("promoted", true, promoted).await;
     }
 
     /// A node leaves, by the word of all others; then it is stopped. It must have no slots.
@@ -209,7 +250,7 @@ impl Cluster {
 
     /// One key of that slot goes.
     pub async fn move_key(&self, key: &str, from: usize, to: usize) {
-        let port = self.nodes[to].valkey.port().to_string();
+        let port = self.nodes[to].port().to_string();
         let moved = self.nodes[from].ask(&["MIGRATE", "127.0.0.1", &port, key, "0", "10000"]).await;
         assert!(matches!(&moved, Some(Resp::Text(words)) if words == b"OK" || words == b"NOKEY"), "{key}: {moved:?}");
     }

@@ -9,12 +9,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rustix::process::Signal;
+use tidegate::client::Producer;
 use tidegate::model::pipeline::Pipeline;
+use tidegate::valkey::Endpoint;
 use tidegate_lab::cluster::Cluster;
+use tidegate_lab::tls::Certificate;
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 use tokio::task::JoinHandle;
 
 use crate::harness::{Client, Daemon, Lab, Resp, eventually, output};
+use crate::permissions::{as_user, blocks};
 
 static CLUSTER: Mutex<Option<Cluster>> = Mutex::const_new(None);
 
@@ -73,7 +77,7 @@ struct Writer {
 
 impl Writer {
     fn to(cluster: &Cluster, stream: &str) -> Writer {
-        let ports: Vec<u16> = cluster.nodes().iter().map(|node| node.valkey.port()).collect();
+        let mut ports: Vec<u16> = cluster.nodes().iter().map(|node| node.valkey.port()).collect();
         let (stop, stream) = (Arc::new(AtomicBool::new(false)), stream.to_owned());
         let stopped = stop.clone();
         let task = tokio::spawn(async move {
@@ -100,8 +104,15 @@ impl Writer {
                 };
                 let added = ids.into_iter().zip(&answers).filter(|(_, answer)| matches!(answer, Resp::Text(_)));
                 taken.extend(added.map(|(id, _)| id));
-                if answers.iter().any(|answer| matches!(answer, Resp::Error(_))) {
+                let refused = answers.iter().find_map(|answer| match answer {
+                    Resp::Error(words) => Some(words),
+                    _ => None,
+                });
+                if let Some(words) = refused {
                     client = None;
+                    // It may be sent on to a node that has joined meanwhile.
+                    let port = words.strip_prefix("MOVED ").and_then(|rest| rest.rsplit(':').next()?.parse().ok());
+                    ports.extend(port.filter(|port| !ports.contains(port)));
                 }
                 tokio::time::sleep(Duration::from_millis(2)).await;
             }
@@ -269,12 +280,14 @@ async fn while_a_slot_is_on_its_way_its_stream_is_read_where_it_has_gone() {
         client.call(&["XADD", stream, "*", "id", "before", "amount", "1"]).await;
     }
     let mut daemon = Daemon::start(program(&lab, &cluster.url(), &["run"], group, Some(alone)));
-    let both = async |id: &str| {
-        for table in ["public.counters", "public.alone"] {
-            eventually(table, Some(&1), async || rows(&lab, table).await.get(id).copied().as_ref().map(|_| &1)).await;
-        }
+    let landed = async |table: &str, id: &str, value: i64| {
+        eventually(id, Some(value), async || rows(&lab, table).await.get(id).copied()).await;
     };
-    both("before").await;
+    let both = async |id: &str, value: i64| {
+        landed("public.counters", id, value).await;
+        landed("public.alone", id, value).await;
+    };
+    both("before", 1).await;
     // Other keys of the slot stay behind, so the slot's owner is still the old one.
     client.call(&["SET", "stays:{on-its-way}", "1"]).await;
     cluster.begin_to_move(group, to).await;
@@ -293,13 +306,15 @@ async fn while_a_slot_is_on_its_way_its_stream_is_read_where_it_has_gone() {
     for _ in 0..50 {
         add(&mut there, "many").await;
     }
-    both("on its way").await;
+    // Who reads alone waits: its lease is not where the stream is.
+    landed("public.counters", "on its way", 1).await;
+    landed("public.counters", "many", 50).await;
     assert_eq!(cluster.primary_of("stays:{on-its-way}").await, Some(from), "the slot has not gone yet");
     cluster.move_the_rest(group, from, to).await;
     add(&mut there, "after").await;
-    both("after").await;
-    eventually("all of them", Some(50), async || rows(&lab, "public.counters").await.get("many").copied()).await;
-    eventually("all of them", Some(50), async || rows(&lab, "public.alone").await.get("many").copied()).await;
+    for (id, value) in [("on its way", 1), ("many", 50), ("after", 1)] {
+        both(id, value).await;
+    }
     assert_eq!(daemon.count("reading is halted"), 0, "{}", daemon.last_lines());
     cluster.move_slot(group, from).await;
 }
@@ -315,8 +330,7 @@ async fn a_primary_that_dies_under_load_is_replaced_and_what_survives_lands_once
     // The old one is back as a replica, and takes over again.
     cluster.bring_back(old).await;
     eventually("a replica again", true, async || cluster.nodes()[old].is_replica_in_step().await).await;
-    cluster.nodes()[old].ask(&["CLUSTER", "FAILOVER"]).await;
-    eventually("the primary again", Some(old), async || cluster.primary_of(&flowing.group).await).await;
+    cluster.promote(old).await;
     both_go_on(&flowing.lab).await;
     eventually("all as before", true, async || is_whole(&cluster).await).await;
     // Replication is asynchronous: the last entries may be lost with the primary.
@@ -325,10 +339,8 @@ async fn a_primary_that_dies_under_load_is_replaced_and_what_survives_lands_once
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_joins_and_takes_slots_and_the_seed_leaves() {
-    let cluster = cluster().await;
-    drop(cluster);
-    // One of its own, for it ends with other nodes than it began with.
-    let mut cluster = Cluster::start(3, 0, &[]).await;
+    // One of its own, for it ends with other nodes than it began with; the slots that the seed takes along are nobody's.
+    let mut cluster = Cluster::start(3, 0, &["--cluster-require-full-coverage", "no"]).await;
     let seed = cluster.await_primary_of("{joins}").await;
     let flowing = Flowing::on(&cluster, &cluster.url_of(&[seed]), "joins").await;
     let newcomer = cluster.join().await;
@@ -338,8 +350,6 @@ async fn a_node_joins_and_takes_slots_and_the_seed_leaves() {
     // A new connection finds its way without the only node that the url names.
     cluster.nodes()[newcomer].ask(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]).await;
     both_go_on(&flowing.lab).await;
-    cluster.bring_back(seed).await;
-    eventually("served again", true, async || cluster.primary_of("{joins}").await.is_some()).await;
     flowing.end_exact(&cluster, true).await;
 }
 
@@ -356,4 +366,242 @@ async fn a_cluster_that_is_down_for_a_while_is_waited_for() {
     both_go_on(&flowing.lab).await;
     eventually("all as before", true, async || is_whole(&cluster).await).await;
     flowing.end_exact(&cluster, false).await;
+}
+
+/// Reads nothing and flushes nothing until it is dropped.
+async fn locked(lab: &Lab) -> sqlx::PgConnection {
+    let mut holder = lab.sql().await;
+    for statement in ["begin", "lock table public.counters in access exclusive mode"] {
+        sqlx::query(statement).execute(&mut holder).await.expect(statement);
+    }
+    holder
+}
+
+/// How many entries of a group each consumer holds.
+async fn holders(cluster: &Cluster, stream: &str) -> BTreeMap<String, i64> {
+    let held = cluster.client_of(stream).await.call(&["XPENDING", stream, "tidegate:counters"]).await.array();
+    let Resp::Array(consumers) = &held[3] else { return BTreeMap::new() };
+    let consumer = |fields: &Resp| {
+        let fields = fields.clone().array();
+        (fields[0].text(), fields[1].text().parse().expect("a number"))
+    };
+    consumers.iter().map(consumer).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_worker_held_is_reclaimed_soon_after_the_slot_has_moved_and_nothing_of_a_living_one() {
+    let (cluster, lab) = (cluster().await, lab().await);
+    let stream = "flush:{reclaim}";
+    let daemon = || {
+        let mut command = program(&lab, &cluster.url(), &["run"], stream, None);
+        // By silence alone nobody is taken for dead within this test.
+        Daemon::start({
+            command.env("TIDEGATE__RECLAIM__DEAD_AFTER", "10m");
+            command
+        })
+    };
+    let mut client = cluster.client_of(stream).await;
+    let mut add = async |id: &str, times: usize| {
+        let add = vec!["XADD", stream, "*", "id", id, "amount", "1"];
+        client.pipeline(&vec![add; times]).await;
+    };
+    let living = daemon();
+    add("first", 1).await;
+    lab.await_value("first", 1).await;
+    let holder = locked(&lab).await;
+    add("held", 10).await;
+    let of_living = async || holders(&cluster, stream).await.into_values().collect::<Vec<_>>();
+    eventually("held by the living", vec![10], of_living).await;
+    let name = holders(&cluster, stream).await.into_keys().next().expect("one consumer");
+    living.signal(Signal::STOP);
+    let mut dies = daemon();
+    eventually("it is there", true, async || dies.count("created") + dies.count("running") > 0).await;
+    add("left", 7).await;
+    eventually("held by both", 2, async || holders(&cluster, stream).await.len()).await;
+    dies.kill().await;
+    living.signal(Signal::CONT);
+
+    let to = cluster.other_primaries(stream).await[0];
+    let from = cluster.await_primary_of(stream).await;
+    cluster.move_slot(stream, to).await;
+    let mut heir = daemon();
+    let reclaimed = heir.wait_for_event("reclaimed", |_| true).await;
+    assert_eq!(reclaimed["entries"], 7, "{reclaimed}");
+    assert_eq!(holders(&cluster, stream).await.get(&name), Some(&10), "what the living one flushes is still its own");
+    drop(holder);
+    lab.await_value("held", 10).await;
+    lab.await_value("left", 7).await;
+    eventually("nothing is pending", true, async || holders(&cluster, stream).await.is_empty()).await;
+    cluster.move_slot(stream, from).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_acknowledgement_does_not_reach_a_slot_that_was_elsewhere_meanwhile() {
+    let (cluster, lab) = (cluster().await, lab().await);
+    let stream = "flush:{returns}";
+    let mut daemon = program(&lab, &cluster.url(), &["run"], stream, None);
+    daemon.env("TIDEGATE__RECLAIM__DEAD_AFTER", "10m").env("TIDEGATE__TRIM__EVERY", "1h");
+    let mut daemon = Daemon::start(daemon);
+    let mut client = cluster.client_of(stream).await;
+    client.call(&["XADD", stream, "*", "id", "first", "amount", "1"]).await;
+    lab.await_value("first", 1).await;
+    let holder = locked(&lab).await;
+    let add = vec!["XADD", stream, "*", "id", "read before", "amount", "1"];
+    let ids: Vec<String> = client.pipeline(&vec![add; 10]).await.iter().map(Resp::text).collect();
+    let held = async || holders(&cluster, stream).await.into_values().collect::<Vec<_>>();
+    eventually("held", vec![10], held).await;
+
+    // Elsewhere the stream gets another past: other entries under the same ids, which somebody else holds.
+    let (home, away) = (cluster.await_primary_of(stream).await, cluster.other_primaries(stream).await[0]);
+    cluster.move_slot(stream, away).await;
+    let group = "tidegate:counters";
+    let mut commands = vec![vec!["MULTI"], vec!["DEL", stream]];
+    commands.push(vec!["XGROUP", "CREATE", stream, group, "0", "MKSTREAM"]);
+    commands.extend(ids.iter().map(|id| vec!["XADD", stream, id, "id", "of another past", "amount", "1"]));
+    commands.push(vec!["XREADGROUP", "GROUP", group, "somebody", "STREAMS", stream, ">"]);
+    commands.push(vec!["EXEC"]);
+    let done = cluster.client_of(stream).await.pipeline(&commands).await;
+    assert!(matches!(done.last(), Some(Resp::Array(_))), "{done:?}");
+    cluster.move_slot(stream, home).await;
+
+    daemon.forget();
+    drop(holder);
+    lab.await_value("read before", 10).await;
+    daemon.wait_for("the connection changed: acknowledgement dropped").await;
+    assert_eq!(holders(&cluster, stream).await.get("somebody"), Some(&10), "its marks are still there");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_the_documented_users_over_tls_while_a_slot_moves() {
+    let certificate = Certificate::for_this_machine();
+    if certificate.is_none() {
+        eprintln!("without TLS: this Valkey was built without it");
+    }
+    let (cluster, lab) = (Cluster::start_with(certificate, 3, 0, &[]).await, lab().await);
+    for node in cluster.nodes() {
+        for line in blocks("acl") {
+            let words: Vec<&str> = line.split(' ').collect();
+            assert_eq!(node.ask(&words).await, Some(Resp::Text(b"OK".to_vec())), "{line}");
+        }
+    }
+    let (group, alone) = ("flush:{users}", "flush:{users}:alone");
+    let program = |arguments: &[&str], user: &str| {
+        let mut command = program(&lab, &as_user(&cluster.url(), user), arguments, group, Some(alone));
+        if let Some(trusted) = cluster.trusted() {
+            command.env("SSL_CERT_FILE", trusted);
+        }
+        command
+    };
+    let mut run = program(&["run"], "tidegate");
+    run.env("TIDEGATE__TRIM__RETENTION", "0s").env("TIDEGATE__COMPACT__MARGIN", "1s");
+    let mut daemon = Daemon::start(run);
+    let lines = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(lines.path(), "k 5\n").expect("written");
+    let produce = async || {
+        for pipeline in ["counters", "alone"] {
+            let arguments = ["produce", "--pipeline", pipeline, lines.path().to_str().expect("text")];
+            let (code, _, stderr) = output(&mut program(&arguments, "producer")).await;
+            assert_eq!(code, 0, "{stderr}");
+        }
+    };
+    let landed = async |value: i64| {
+        for table in ["public.counters", "public.alone"] {
+            eventually(table, Some(value), async || rows(&lab, table).await.get("k").copied()).await;
+        }
+    };
+    produce().await;
+    landed(5).await;
+    let (from, to) = (cluster.await_primary_of(group).await, cluster.other_primaries(group).await[0]);
+    cluster.begin_to_move(group, to).await;
+    cluster.move_key(group, from, to).await;
+    let ahead = cluster.nodes()[to].client().await;
+    let mut ahead = ahead;
+    let add = vec!["XADD", group, "*", "id", "ahead", "amount", "1"];
+    assert!(matches!(ahead.pipeline(&[vec!["ASKING"], add]).await[1], Resp::Text(_)));
+    lab.await_value("ahead", 1).await;
+    cluster.move_the_rest(group, from, to).await;
+    produce().await;
+    landed(10).await;
+    let (code, stdout, stderr) =
+        output(&mut program(&["replay", "--pipeline", "counters", "--since", "1h", "--yes"], "replay_operator")).await;
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    daemon.signal(Signal::TERM);
+    assert!(daemon.exit().await.success(), "{}", daemon.last_lines());
+    let lines = daemon.all_lines();
+    assert!(!lines.iter().any(|line| line.contains("NOPERM")), "{lines:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_does_not_fit_a_cluster_is_said_with_the_next_step() {
+    let (cluster, lab) = (cluster().await, lab().await);
+    let fault = async |url: &str, message: &str| {
+        let mut daemon = Daemon::start(program(&lab, url, &["run"], "flush:{said}", None));
+        daemon.wait_for(message).await["fault"].as_str().unwrap_or_default().to_owned()
+    };
+    let one = format!("valkey://127.0.0.1:{}", cluster.nodes()[0].valkey.port());
+    let told = fault(&one, "reading is halted").await;
+    assert!(told.ends_with("is a node of a cluster: write valkey-cluster:// in valkey.url"), "{told}");
+    let told = fault(&lab.valkey.url().replace("valkey://", "valkey-cluster://"), "reading is halted").await;
+    assert!(told.ends_with("is no node of a cluster: write valkey:// in valkey.url"), "{told}");
+
+    // A stream without a hash tag is read; nothing can be added to it and its counters in one step.
+    let lines = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(lines.path(), "k 5\n").expect("written");
+    let produce = ["produce", lines.path().to_str().expect("text")];
+    let (code, _, stderr) = output(&mut program(&lab, &cluster.url(), &produce, "flush:untagged", None)).await;
+    assert!(
+        code == 78 && stderr.contains("CROSSSLOT") && stderr.contains("give the pipeline's stream a hash tag"),
+        "{stderr}"
+    );
+    let mut client = cluster.client_of("flush:untagged").await;
+    client.call(&["XADD", "flush:untagged", "*", "id", "k", "amount", "1"]).await;
+    let until_empty = ["run", "--until-empty"];
+    let (code, _, stderr) = output(&mut program(&lab, &cluster.url(), &until_empty, "flush:untagged", None)).await;
+    assert_eq!((code, lab.value("k").await), (0, Some(1)), "{stderr}");
+
+    // One primary of three may evict the streams: it is enough.
+    let node = &cluster.nodes()[cluster.other_primaries("flush:untagged").await[0]];
+    node.ask(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).await;
+    let (code, _, stderr) = output(&mut program(&lab, &cluster.url(), &until_empty, "flush:untagged", None)).await;
+    node.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]).await;
+    assert!(code == 78 && stderr.contains("allkeys-lru"), "{code}: {stderr}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_follows_a_slot_and_counts_each_increment_once() {
+    let cluster = cluster().await;
+    let pipeline = Pipeline { stream: "flush:{produced}".into(), ..Pipeline::counters() };
+    let second = Duration::from_secs(10);
+    let endpoint = Endpoint::new(cluster.url().into(), second, second);
+    let producer = Producer::connect(&endpoint, &pipeline).await.expect("connected");
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = stop.clone();
+    let adding = tokio::spawn(async move {
+        let (mut added, mut refused) = (0, Vec::new());
+        while !stopped.load(Ordering::Relaxed) {
+            let increments: Vec<(String, i64)> = (0..200).map(|n| (format!("produced{}", n % 50), 1)).collect();
+            for outcome in producer.add_many(&increments).await {
+                match outcome {
+                    Ok(_) => added += 1,
+                    Err(why) => refused.push(why),
+                }
+            }
+        }
+        (added, refused)
+    });
+    let home = cluster.await_primary_of(&pipeline.stream).await;
+    for to in cluster.other_primaries(&pipeline.stream).await.into_iter().chain([home]) {
+        cluster.move_slot(&pipeline.stream, to).await;
+    }
+    stop.store(true, Ordering::Relaxed);
+    let (added, refused) = adding.await.expect("it ends");
+    assert!(refused.is_empty(), "{} of {added}: {:?}", refused.len(), refused.first());
+    let mut client = cluster.client_of(&pipeline.stream).await;
+    assert_eq!(client.call(&["XLEN", &pipeline.stream]).await, Resp::Int(added));
+    let mut sum = 0;
+    for n in 0..50 {
+        let value = client.call(&["GET", &pipeline.counter_of(&format!("produced{n}"))]).await;
+        sum += value.text().parse::<i64>().expect("a number");
+    }
+    assert_eq!(sum, added);
 }
