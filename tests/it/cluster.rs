@@ -15,9 +15,9 @@ use tidegate::valkey::Endpoint;
 use tidegate_lab::cluster::Cluster;
 use tidegate_lab::tls::Certificate;
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
-use tokio::task::JoinHandle;
 
 use crate::harness::{Client, Daemon, Lab, Resp, eventually, output};
+use crate::load::{Writer, both_go_on, lab, program, rows};
 use crate::permissions::{as_user, blocks};
 
 static CLUSTER: Mutex<Option<Cluster>> = Mutex::const_new(None);
@@ -49,91 +49,8 @@ async fn is_whole(cluster: &Cluster) -> bool {
     primaries == 3 && cluster.nodes().len() == 6
 }
 
-/// A daemon on a cluster. Its pipeline `counters` reads this stream as a member of the group, and `alone`, where it is named, that one alone.
-fn program(lab: &Lab, url: &str, arguments: &[&str], stream: &str, alone: Option<&str>) -> tokio::process::Command {
-    let mut command = lab.program(arguments);
-    command.env("VALKEY_URL", url).env("TIDEGATE__PIPELINES__COUNTERS__STREAM", stream);
-    command.env("TIDEGATE__PIPELINES__COUNTERS__DELIVERY", "group");
-    if let Some(alone) = alone {
-        for (key, value) in [("STREAM", alone), ("TABLE", "public.alone"), ("DELIVERY", "exclusive")] {
-            command.env(format!("TIDEGATE__PIPELINES__ALONE__{key}"), value);
-        }
-    }
-    command
-}
-
-/// A database with a second table.
-async fn lab() -> Lab {
-    let lab = Lab::new().await;
-    lab.execute("create table public.alone (like public.counters including all)").await;
-    lab
-}
-
-/// A foreign producer: adds entries, each of a key of its own, and finds the primary by itself.
-struct Writer {
-    stop: Arc<AtomicBool>,
-    task: JoinHandle<BTreeSet<String>>,
-}
-
-impl Writer {
-    fn to(cluster: &Cluster, stream: &str) -> Writer {
-        let mut ports: Vec<u16> = cluster.nodes().iter().map(|node| node.valkey.port()).collect();
-        let (stop, stream) = (Arc::new(AtomicBool::new(false)), stream.to_owned());
-        let stopped = stop.clone();
-        let task = tokio::spawn(async move {
-            let (mut taken, mut n, mut at) = (BTreeSet::new(), 0u64, 0);
-            let mut client = None;
-            while !stopped.load(Ordering::Relaxed) {
-                if client.is_none() {
-                    // Whoever has it not says so, and the next one is asked.
-                    at += 1;
-                    client = Client::try_connect(ports[at % ports.len()]).await.ok();
-                }
-                let Some(connected) = &mut client else {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                    continue;
-                };
-                let ids: Vec<String> = (n..n + 20).map(|n| format!("k{n}")).collect();
-                n += 20;
-                let commands: Vec<Vec<&str>> =
-                    ids.iter().map(|id| vec!["XADD", &stream, "*", "id", id, "amount", "1"]).collect();
-                let answers = tokio::time::timeout(Duration::from_millis(500), connected.try_pipeline(&commands)).await;
-                let Ok(Ok(answers)) = answers else {
-                    client = None;
-                    continue;
-                };
-                let added = ids.into_iter().zip(&answers).filter(|(_, answer)| matches!(answer, Resp::Text(_)));
-                taken.extend(added.map(|(id, _)| id));
-                let refused = answers.iter().find_map(|answer| match answer {
-                    Resp::Error(words) => Some(words),
-                    _ => None,
-                });
-                if let Some(words) = refused {
-                    client = None;
-                    // It may be sent on to a node that has joined meanwhile.
-                    let port = words.strip_prefix("MOVED ").and_then(|rest| rest.rsplit(':').next()?.parse().ok());
-                    ports.extend(port.filter(|port| !ports.contains(port)));
-                }
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-            taken
-        });
-        Writer { stop, task }
-    }
-
-    /// The keys of all entries that a server took.
-    async fn stop(self) -> BTreeSet<String> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.task.await.expect("it ends")
-    }
-}
-
-/// The rows of a table.
-async fn rows(lab: &Lab, table: &str) -> BTreeMap<String, i64> {
-    let query = format!("select id, value from {table}");
-    let rows: Vec<(String, i64)> =
-        sqlx::query_as(sqlx::AssertSqlSafe(query)).fetch_all(&mut lab.sql().await).await.expect("readable");
-    rows.into_iter().collect()
+fn ports(cluster: &Cluster) -> Vec<u16> {
+    cluster.nodes().iter().map(|node| node.valkey.port()).collect()
 }
 
 /// The keys of the entries that a stream holds.
@@ -156,14 +73,6 @@ async fn assert_exact(lab: &Lab, cluster: &Cluster, stream: &str, table: &str) -
     held
 }
 
-/// Waits until rows of both ways of delivery have landed that had not when it was called.
-async fn both_go_on(lab: &Lab) {
-    for table in ["public.counters", "public.alone"] {
-        let before = rows(lab, table).await.len();
-        eventually(table, true, async || rows(lab, table).await.len() > before).await;
-    }
-}
-
 /// Two streams in one slot, one for each way of delivery, under a load each.
 struct Flowing {
     lab: Lab,
@@ -178,7 +87,7 @@ impl Flowing {
         let lab = lab().await;
         let (group, alone) = (format!("flush:{{{tag}}}"), format!("alone:{{{tag}}}"));
         let daemons = (0..2).map(|_| Daemon::start(program(&lab, url, &["run"], &group, Some(&alone)))).collect();
-        let writers = [&group, &alone].map(|stream| Writer::to(cluster, stream)).into();
+        let writers = [&group, &alone].map(|stream| Writer::to(&ports(cluster), stream)).into();
         let flowing = Flowing { lab, group, alone, daemons, writers };
         both_go_on(&flowing.lab).await;
         flowing
