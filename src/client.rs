@@ -243,17 +243,25 @@ impl Producer {
         let answer = if connection.is_lost() {
             Err(NotAdded::Unavailable(Fault::ValkeyLost("the connection broke before this was sent".into())))
         } else {
-            self.shared.send(&stream, connection, eval).await
+            self.shared.send(&stream, connection.clone(), eval).await
         };
         let mut lines = answer.as_ref().ok().and_then(|reply| reply.as_text()).unwrap_or_default().split('\n');
-        pairs
+        let outcomes: Vec<_> = pairs
             .iter()
             .map(|(id, amount)| match &answer {
                 _ if !is_text(id) => Err(NotAdded::BadId),
                 Ok(_) => outcome(lines.next().unwrap_or_default(), *amount),
                 Err(why) => Err(why.clone()),
             })
-            .collect()
+            .collect();
+        // A primary that has become a replica keeps its connections: the next increment looks for the new one.
+        if outcomes
+            .iter()
+            .any(|outcome| matches!(outcome, Err(NotAdded::Unavailable(fault)) if fault.is_of_another_server()))
+        {
+            self.shared.forget(&connection).await;
+        }
+        outcomes
     }
 }
 
@@ -278,6 +286,11 @@ impl Shared {
             };
             connection = next.map_err(NotAdded::Unavailable)?;
         }
+    }
+
+    /// From now on another connection is used.
+    async fn forget(&self, connection: &Arc<Connection>) {
+        self.connections.lock().await.retain(|_, known| !Arc::ptr_eq(known, connection));
     }
 
     /// The connection to the server that has this stream, opened again if it broke. Whoever comes meanwhile waits for the same one.

@@ -45,6 +45,11 @@ impl Fault {
     pub fn is_redirection(&self) -> bool {
         matches!(self, Fault::Valkey { code, .. } if ["MOVED", "ASK"].contains(&&**code))
     }
+
+    /// Whether it says that another server is the primary, by now, of what was asked for.
+    pub fn is_of_another_server(&self) -> bool {
+        self.is_redirection() || matches!(self, Fault::Valkey { code, .. } if code == "READONLY")
+    }
 }
 
 impl fmt::Display for Fault {

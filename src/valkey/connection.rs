@@ -39,6 +39,8 @@ pub struct Connection {
     /// Where it leads to.
     route: Route,
     command_timeout: Duration,
+    /// Whether it is a link's: of no more use when the server is no longer the primary, or no longer that of the stream.
+    is_of_link: bool,
     lost: AtomicBool,
 }
 
@@ -84,7 +86,19 @@ impl Connection {
             let (client, task) = connect(&route.place, endpoint).await?;
             Sender::Library { client, task }
         };
-        Ok(Connection { sender, route: route.clone(), command_timeout, lost: AtomicBool::new(false) })
+        Ok(Connection {
+            sender,
+            route: route.clone(),
+            command_timeout,
+            is_of_link: false,
+            lost: AtomicBool::new(false),
+        })
+    }
+
+    /// The same for a link.
+    pub(super) fn of_link(mut self) -> Connection {
+        self.is_of_link = true;
+        self
     }
 
     /// What a fault met on this connection says of where the endpoint's stream is. Where that is on its way to another server: a
@@ -107,10 +121,18 @@ impl Connection {
     /// Sends one command and waits for its reply, within the endpoint's limit.
     pub async fn call(&self, command: Command) -> Result<Reply, Fault> {
         self.refuse_if_lost()?;
-        let client = match &self.sender {
-            Sender::Library { client, .. } => client,
-            Sender::Asking(wire) => return wire.lock().await.call(&command).await,
+        let reply = match &self.sender {
+            Sender::Library { client, .. } => self.call_by(client, command).await,
+            Sender::Asking(wire) => wire.lock().await.call(&command).await,
         };
+        reply.inspect_err(|fault| {
+            if self.is_of_link && fault.is_of_another_server() {
+                self.give_up();
+            }
+        })
+    }
+
+    async fn call_by(&self, client: &Client, command: Command) -> Result<Reply, Fault> {
         let limit = Some(self.command_timeout);
         let options = Options { max_attempts: Some(1), fail_fast: true, timeout: limit, ..Default::default() };
         let (custom, arguments) = command.into_parts();

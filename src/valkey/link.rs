@@ -150,7 +150,7 @@ impl Link {
 
 /// Goes this way, and looks whether it leads to a primary that has the stream.
 async fn reach(endpoint: &Endpoint, route: &Route) -> Result<(Connection, Server), Fault> {
-    let commands = Connection::by(route, endpoint).await?;
+    let commands = Connection::by(route, endpoint).await?.of_link();
     // Before everything else: a replica's answer to this names the primary.
     if let Some(stream) = &route.stream {
         commands.call(Command::new("EXISTS").arg(stream)).await?;

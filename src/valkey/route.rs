@@ -4,6 +4,8 @@
 //! connection says otherwise; sentinels are asked each time. It fails where nobody answers, with what each one said.
 
 use std::collections::BTreeSet;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
 
 use futures_util::FutureExt;
 use futures_util::future::select_ok;
@@ -23,6 +25,8 @@ use crate::retry::Fault;
 const ASKED_AT_ONCE: usize = 3;
 /// How many nodes of those that are known are asked, beside those of the url.
 const ASKED_OF_KNOWN: usize = 6;
+/// How long a map is used at the least, however many doubt it: cluster nodes are asked four times a second at the most.
+const SHORTEST_LIFE: Duration = Duration::from_millis(250);
 /// The name of the connections that ask.
 const NAME: &str = "tidegate:route";
 /// No stream is read on them.
@@ -40,6 +44,8 @@ struct Known {
     nodes: BTreeSet<Node>,
     /// Counts the maps.
     version: u64,
+    /// When the last one was asked for.
+    asked_at: Option<Instant>,
 }
 
 impl Routes {
@@ -92,7 +98,9 @@ impl Routes {
     /// What this version of the map says led nowhere. Where there is a newer one by now, that is used.
     pub(super) async fn doubt(&self, version: u64) {
         let mut known = self.0.lock().await;
-        if known.version <= version {
+        // Where a primary has died, all who read its streams doubt the map, and again until it has a successor.
+        let is_new = known.asked_at.is_some_and(|at| at.elapsed() < SHORTEST_LIFE);
+        if known.version <= version && !is_new {
             known.map = None;
         }
     }
@@ -115,7 +123,7 @@ impl Known {
         });
         let map = map.await?;
         self.nodes = map.nodes.iter().chain(&map.replicas).cloned().collect();
-        self.version += 1;
+        (self.version, self.asked_at) = (self.version + 1, Some(Instant::now()));
         Ok(self.map.insert(map))
     }
 }
@@ -171,9 +179,9 @@ async fn first_answer<'a, T, F: Future<Output = Result<T, Fault>> + Send + 'a>(
         let asked = some.iter().map(|node| {
             let (answer, said) = (ask(node), &said);
             async move {
-                answer.await.inspect_err(|fault| {
-                    said.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(fault.clone())
-                })
+                answer
+                    .await
+                    .inspect_err(|fault| said.lock().unwrap_or_else(PoisonError::into_inner).push(fault.clone()))
             }
             .boxed()
         });
@@ -181,7 +189,7 @@ async fn first_answer<'a, T, F: Future<Output = Result<T, Fault>> + Send + 'a>(
             return Ok(answer);
         }
     }
-    for fault in said.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+    for fault in said.into_inner().unwrap_or_else(PoisonError::into_inner) {
         match fault {
             Fault::ValkeyLost(why) => lost.push(why),
             said => return Err(said),
