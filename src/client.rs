@@ -303,6 +303,7 @@ impl Shared {
         let connection = Arc::new(Connection::open_unnamed(&self.address.of_stream(stream)).await?);
         // The name helps whoever reads CLIENT LIST; a user without the right to set one produces all the same.
         let _ = connection.call(Command::new("CLIENT").arg("SETNAME").arg("tidegate-produce")).await;
+        connections.retain(|_, known| !known.is_lost());
         connections.insert(connection.home(), Arc::clone(&connection));
         Ok(connection)
     }

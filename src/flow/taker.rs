@@ -263,10 +263,12 @@ impl Taker {
 
     /// The group is not there: creates it. That it was never there is no incident.
     async fn regroup(&mut self, fault: &Fault, session: &Session, stop: &Stop) -> Result<(), Fault> {
+        // First: where the stream has moved in a cluster, that is what is told.
+        let is_created = self.reader.create_group(&session.link).await?;
         if self.has_group {
             self.met(fault, stop).await;
         }
-        if self.reader.create_group(&session.link).await? {
+        if is_created {
             info!(worker = %self.identity.worker, stream = %self.setup.lane.pipeline().stream, "created the consumer group");
             self.setup.regrouped.notify_one();
         }

@@ -51,7 +51,7 @@ enum Sender {
         task: AbortHandle,
     },
     /// By our own hand, one after the other, each behind an ASKING: only while a slot is on its way.
-    Asking(tokio::sync::Mutex<Wire>),
+    Asking(Box<tokio::sync::Mutex<Wire>>),
 }
 
 impl Connection {
@@ -81,7 +81,7 @@ impl Connection {
         let sender = if route.asking {
             let bounds = Bounds { entry: 0, kept: 0 };
             let wire = Wire::open(&route.place, "tidegate:asking", bounds, connect_timeout, command_timeout).await?;
-            Sender::Asking(tokio::sync::Mutex::new(wire.asking()))
+            Sender::Asking(Box::new(tokio::sync::Mutex::new(wire.asking())))
         } else {
             let (client, task) = connect(&route.place, endpoint).await?;
             Sender::Library { client, task }
@@ -202,7 +202,6 @@ async fn connect(place: &Place, endpoint: &Endpoint) -> Result<(Client, AbortHan
         version: RespVersion::RESP3,
         fail_fast: true,
         blocking: Blocking::Block,
-        ..FredConfig::default()
     };
     let connection = ConnectionConfig {
         connection_timeout: endpoint.connect_timeout,

@@ -26,6 +26,8 @@ pub struct Endpoint {
     /// The limit for one command; for a blocking one, on top of what it blocks.
     pub command_timeout: Duration,
     url: SecretString,
+    /// What the url says; a sentence where it cannot be read.
+    address: Arc<Result<Address, String>>,
     goal: Goal,
     routes: Arc<Routes>,
 }
@@ -76,7 +78,8 @@ impl Route {
 impl Endpoint {
     /// By this url: `valkey://`, `valkeys://`, `redis://`, `rediss://`, or a `-sentinel` or `-cluster` form of these.
     pub fn new(url: SecretString, connect_timeout: Duration, command_timeout: Duration) -> Endpoint {
-        Endpoint { connect_timeout, command_timeout, url, goal: Goal::Any, routes: Arc::default() }
+        let address = Arc::new(Address::parse(url.expose_secret()));
+        Endpoint { connect_timeout, command_timeout, url, address, goal: Goal::Any, routes: Arc::default() }
     }
 
     /// The url, with its secrets.
@@ -106,7 +109,7 @@ impl Endpoint {
     pub async fn home_of(&self, stream: &str) -> Result<Home, Fault> {
         let address = self.address()?;
         match address.is_cluster() {
-            true => Ok(Home(Some(self.routes.primary_of(Slot::of(stream), &address, self).await?.0))),
+            true => Ok(Home(Some(self.routes.primary_of(Slot::of(stream), address, self).await?.0))),
             false => Ok(Home(None)),
         }
     }
@@ -118,7 +121,7 @@ impl Endpoint {
     pub async fn homes(&self) -> Result<Vec<Home>, Fault> {
         let address = self.address()?;
         match address.is_cluster() {
-            true => Ok(self.routes.primaries(&address, self).await?.into_iter().map(|node| Home(Some(node))).collect()),
+            true => Ok(self.routes.primaries(address, self).await?.into_iter().map(|node| Home(Some(node))).collect()),
             false => Ok(vec![Home(None)]),
         }
     }
@@ -137,12 +140,12 @@ impl Endpoint {
         let address = self.address()?;
         let (node, seen) = match (&address.form, &self.goal) {
             (Form::Primary, _) => (address.nodes[0].clone(), 0),
-            (Form::Sentinel { service, .. }, _) => (primary_by_sentinel(&address, service, self).await?, 0),
-            (Form::Cluster, Goal::Any) => self.routes.any_primary(&address, self).await?,
-            (Form::Cluster, Goal::Stream(stream)) => self.routes.primary_of(Slot::of(stream), &address, self).await?,
+            (Form::Sentinel { service, .. }, _) => (primary_by_sentinel(address, service, self).await?, 0),
+            (Form::Cluster, Goal::Any) => self.routes.any_primary(address, self).await?,
+            (Form::Cluster, Goal::Stream(stream)) => self.routes.primary_of(Slot::of(stream), address, self).await?,
             (Form::Cluster, Goal::Node(node)) => (node.clone(), 0),
         };
-        self.route_to(&address, &node, seen)
+        self.route_to(address, &node, seen)
     }
 
     fn route_to(&self, address: &Address, node: &Node, seen: u64) -> Result<Route, Fault> {
@@ -165,9 +168,9 @@ impl Endpoint {
             Goal::Any | Goal::Node(_) => None,
         };
         match redirect {
-            Some(Redirect::Moved(node)) => self.route_to(&address, &node, route.seen).ok(),
+            Some(Redirect::Moved(node)) => self.route_to(address, &node, route.seen).ok(),
             Some(Redirect::Ask(node)) => {
-                self.route_to(&address, &node, route.seen).ok().map(|route| Route { asking: true, ..route })
+                self.route_to(address, &node, route.seen).ok().map(|route| Route { asking: true, ..route })
             }
             None if is_about_the_server(fault) => {
                 self.routes.doubt(route.seen).await;
@@ -178,9 +181,8 @@ impl Endpoint {
         }
     }
 
-    fn address(&self) -> Result<Address, Fault> {
-        Address::parse(self.url.expose_secret())
-            .map_err(|sentence| Fault::ValkeyProtocol(format!("valkey.url {sentence}")))
+    fn address(&self) -> Result<&Address, Fault> {
+        self.address.as_ref().as_ref().map_err(|sentence| Fault::ValkeyProtocol(format!("valkey.url {sentence}")))
     }
 }
 

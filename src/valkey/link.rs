@@ -97,7 +97,7 @@ impl Link {
         &self.generation
     }
 
-    /// How often the server had taken over slots of a cluster when the link was opened: see [`Server`]. None where it is no cluster.
+    /// The node's configuration epoch when the link was opened: another one after it has taken over slots. None where it is no cluster.
     pub fn config_epoch(&self) -> Option<u64> {
         self.server.config_epoch
     }

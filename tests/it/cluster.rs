@@ -166,6 +166,16 @@ async fn slots_that_move_key_by_key_under_load_are_followed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn slots_that_move_in_one_step_under_load_are_followed() {
     let cluster = cluster().await;
+    // First without any load: a worker waits for entries when its slot goes.
+    let (idle, lab) = ("flush:{idle}", lab().await);
+    let _daemon = Daemon::start(program(&lab, &cluster.url(), &["run"], idle, None));
+    for value in 1..=2 {
+        let mut client = cluster.client_of(idle).await;
+        client.call(&["XADD", idle, "*", "id", "idle", "amount", "1"]).await;
+        lab.await_value("idle", value).await;
+        let to = cluster.other_primaries(idle).await[0];
+        cluster.move_slot_in_one_step(idle, to).await;
+    }
     let flowing = Flowing::on(&cluster, &cluster.url(), "in-one-step").await;
     let home = cluster.await_primary_of(&flowing.group).await;
     for to in cluster.other_primaries(&flowing.group).await.into_iter().chain([home]) {
