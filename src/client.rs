@@ -13,21 +13,29 @@
 //!
 //! The Valkey user needs `+eval +get +incrby +xadd +set +del` on `counter:*` and the stream (`SET` and `DEL` only put a
 //! counter back whose entry was refused); docs/permissions.md has the line to paste. Where scripts are forbidden every increment is
-//! [`NotAdded::Unavailable`] and nothing happens. Counter and stream of a shard share a slot of a Valkey Cluster; this client
-//! itself speaks to one primary.
+//! [`NotAdded::Unavailable`] and nothing happens.
+//!
+//! # In a Valkey Cluster
+//!
+//! One script can write a counter and its stream only if both lie in one slot: where the stream has a hash tag, as each of several shards'
+//! streams has, its counters bear it, too. Each shard is written on its primary. Where that says that the slot has gone to another server it
+//! has done nothing, so the increment follows, for as long as one command may take; so it does where the slot is on its way or nobody serves
+//! it for the moment.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::Mutex;
 
 use crate::model::entry::EntryId;
+use crate::model::names;
 use crate::model::pipeline::Pipeline;
 use crate::model::shard::shard_of;
-use crate::retry::{Fault, Verdict, judge};
-use crate::valkey::{Command, Connection, Endpoint, unexpected};
+use crate::retry::{Fault, Verdict, backoff, judge};
+use crate::valkey::{Command, Connection, Endpoint, Home, Reply, unexpected};
 
 /// The field that makes an increment unlike every other one: two equal ones under one entry id differ by it.
 pub const OP_FIELD: &str = "op";
@@ -84,9 +92,11 @@ for i = 2, #KEYS do
 end
 return table.concat(lines, '\\n')";
 
-/// Adds to counters. Cheap to clone; every clone shares one connection, and what they send together is pipelined.
+/// Adds to counters. Cheap to clone; every clone shares one connection (in a cluster, one to each primary that has a shard), and what they
+/// send together is pipelined.
 ///
-/// A connection that breaks is opened again by the next increment, once; there is no retry and no queue in here.
+/// A connection that breaks is opened again by the next increment, once; nothing that may have happened is sent again from here, and there is
+/// no queue.
 #[derive(Debug, Clone)]
 pub struct Producer {
     shared: Arc<Shared>,
@@ -100,7 +110,7 @@ struct Shared {
     /// Unlike that of every other producer, with [`Shared::sequence`] behind it unlike every other increment.
     origin: String,
     sequence: AtomicU64,
-    connection: Mutex<Option<Arc<Connection>>>,
+    connections: Mutex<BTreeMap<Home, Arc<Connection>>>,
 }
 
 /// An increment that happened.
@@ -146,16 +156,24 @@ impl Producer {
     /// [`TRACEPARENT_FIELD`]: an entry with a field twice becomes a dead letter.
     ///
     /// # Errors
-    /// [`Fault::Valkey`] with the server's words, [`Fault::ValkeyLost`] when it cannot be reached in time.
+    /// [`Fault::Valkey`] with the server's words, or with CROSSSLOT where in a cluster counters and stream do not share a slot;
+    /// [`Fault::ValkeyLost`] when it cannot be reached in time.
     pub async fn connect(address: &Endpoint, pipeline: &Pipeline) -> Result<Producer, Fault> {
         let shared = Shared {
             address: address.clone(),
             pipeline: pipeline.clone(),
             origin: format!("{:016x}", rand::random::<u64>()),
             sequence: AtomicU64::new(0),
-            connection: Mutex::new(None),
+            connections: Mutex::default(),
         };
-        shared.connection().await?;
+        if address.is_cluster() && !pipeline.is_in_one_slot() {
+            let (stream, counter) = (pipeline.stream_of(0), pipeline.counter_of("…"));
+            let message = format!(
+                "CROSSSLOT the stream {stream} and its counters {counter} lie in different slots of the cluster"
+            );
+            return Err(Fault::Valkey { code: "CROSSSLOT".into(), message });
+        }
+        shared.connection(&pipeline.stream_of(0)).await?;
         Ok(Producer { shared: Arc::new(shared), traceparent: None })
     }
 
@@ -175,72 +193,118 @@ impl Producer {
 
     /// Adds many, pipelined; gives each one's outcome, in their order. Each happens wholly or not at all, by itself.
     ///
-    /// They are sent, and happen, in order (those of one shard, where there are several), unless clones add at the same time. Once the connection breaks, what was on
-    /// its way is [`NotAdded::Unknown`] and what was not yet sent stays so, as [`NotAdded::Unavailable`].
+    /// They are sent, and happen, in order (those of one shard, where there are several), unless clones add at the same time or a cluster
+    /// moves their slot meanwhile. Once a connection breaks, what was on its way is [`NotAdded::Unknown`] and what was not yet sent stays
+    /// so, as [`NotAdded::Unavailable`].
     pub async fn add_many<I: AsRef<str>>(&self, increments: &[(I, i64)]) -> Vec<Result<Added, NotAdded>> {
-        let connection = match self.shared.connection().await {
-            Ok(connection) => connection,
-            Err(fault) => return increments.iter().map(|_| Err(NotAdded::Unavailable(fault.clone()))).collect(),
-        };
         // Made here and not lazily by the stream: so this future can be spawned.
         let by_shard = by_shard(increments, self.shared.pipeline.shards);
+        let mut outcomes: Vec<_> = increments.iter().map(|_| Err(NotAdded::Unknown(unexpected("EVAL")))).collect();
         let mut calls = Vec::new();
         for (shard, places) in &by_shard {
-            for places in places.chunks(PAIRS_PER_CALL) {
-                let pairs = places.iter().map(|place| &increments[*place]).map(|(id, amount)| (id.as_ref(), *amount));
-                calls.push(self.call(&connection, *shard, pairs.collect()));
+            let stream = self.shared.pipeline.stream_of(*shard);
+            match self.shared.connection(&stream).await {
+                Ok(connection) => calls.extend(places.chunks(PAIRS_PER_CALL).map(|places| {
+                    let pairs = places.iter().map(|place| &increments[*place]);
+                    let pairs = pairs.map(|(id, amount)| (id.as_ref(), *amount)).collect();
+                    let (stream, connection) = (stream.clone(), connection.clone());
+                    async move { (places, self.call(stream, connection, pairs).await) }
+                })),
+                Err(fault) => {
+                    places.iter().for_each(|place| outcomes[*place] = Err(NotAdded::Unavailable(fault.clone())));
+                }
             }
         }
-        let mut outcomes: Vec<_> = increments.iter().map(|_| Err(NotAdded::Unknown(unexpected("EVAL")))).collect();
-        let mut places = by_shard.values().flatten();
         let mut calls = stream::iter(calls).buffered(CALLS_IN_FLIGHT);
-        while let Some(answers) = calls.next().await {
-            answers.into_iter().zip(&mut places).for_each(|(answer, place)| outcomes[*place] = answer);
+        while let Some((places, answers)) = calls.next().await {
+            answers.into_iter().zip(places).for_each(|(answer, place)| outcomes[*place] = answer);
         }
         outcomes
     }
 
-    /// One call of the script, for increments of one shard: sends, and reads each pair's line.
-    async fn call(&self, connection: &Connection, shard: u16, pairs: Vec<(&str, i64)>) -> Vec<Result<Added, NotAdded>> {
+    /// One call of the script, for increments of one stream: sends, and reads each pair's line.
+    async fn call(
+        &self,
+        stream: String,
+        connection: Arc<Connection>,
+        pairs: Vec<(&str, i64)>,
+    ) -> Vec<Result<Added, NotAdded>> {
         let pipeline = &self.shared.pipeline;
-        let mut keys = vec![pipeline.stream_of(shard)];
         let mut arguments = vec![pipeline.key_field.clone(), pipeline.value_field.clone()];
         arguments.push(self.traceparent.as_deref().unwrap_or_default().to_owned());
         let sequence = self.shared.sequence.fetch_add(pairs.len() as u64, Ordering::Relaxed);
         let sound = pairs.iter().filter(|(id, _)| is_text(id));
+        let mut counters = Vec::with_capacity(pairs.len());
         for (sequence, (id, amount)) in (sequence..).zip(sound) {
-            keys.push(pipeline.counter_of(id));
+            counters.push(names::counter_beside(&stream, id));
             arguments.extend([(*id).to_owned(), amount.to_string(), format!("{}-{sequence}", self.shared.origin)]);
         }
+        let eval = Command::new("EVAL").arg(SCRIPT).arg(counters.len() + 1).arg(&stream).args(counters).args(arguments);
         let answer = if connection.is_lost() {
             Err(NotAdded::Unavailable(Fault::ValkeyLost("the connection broke before this was sent".into())))
         } else {
-            let eval = Command::new("EVAL").arg(SCRIPT).arg(keys.len() as i64).args(keys).args(arguments);
-            connection.call(eval).await.map_err(uncertain)
+            self.shared.send(&stream, connection.clone(), eval).await
         };
         let mut lines = answer.as_ref().ok().and_then(|reply| reply.as_text()).unwrap_or_default().split('\n');
-        pairs
+        let outcomes: Vec<_> = pairs
             .iter()
             .map(|(id, amount)| match &answer {
                 _ if !is_text(id) => Err(NotAdded::BadId),
                 Ok(_) => outcome(lines.next().unwrap_or_default(), *amount),
                 Err(why) => Err(why.clone()),
             })
-            .collect()
+            .collect();
+        // A primary that has become a replica keeps its connections: the next increment looks for the new one.
+        if outcomes
+            .iter()
+            .any(|outcome| matches!(outcome, Err(NotAdded::Unavailable(fault)) if fault.is_of_another_server()))
+        {
+            self.shared.forget(&connection).await;
+        }
+        outcomes
     }
 }
 
 impl Shared {
-    /// The connection, opened again if it broke. Whoever comes meanwhile waits for the same one.
-    async fn connection(&self) -> Result<Arc<Connection>, Fault> {
-        let mut slot = self.connection.lock().await;
-        if let Some(connection) = slot.as_ref().filter(|connection| !connection.is_lost()) {
+    /// Sends one call, and again where a cluster says that it has done nothing because of where the slot is.
+    async fn send(&self, stream: &str, mut connection: Arc<Connection>, eval: Command) -> Result<Reply, NotAdded> {
+        let (address, began) = (self.address.of_stream(stream), Instant::now());
+        let mut waits = std::iter::once(Duration::ZERO).chain(backoff());
+        loop {
+            let fault = match connection.call(eval.clone()).await {
+                Err(fault) if address.is_cluster() && is_elsewhere(&fault) => fault,
+                answer => return answer.map_err(uncertain),
+            };
+            match waits.next().filter(|wait| began.elapsed() + *wait < address.command_timeout) {
+                Some(wait) => tokio::time::sleep(wait).await,
+                None => return Err(NotAdded::Unavailable(fault)),
+            }
+            let next = match connection.follow(&address, &fault).await {
+                Ok(Some(ahead)) => Ok(Arc::new(ahead)),
+                Ok(None) => self.connection(stream).await,
+                Err(fault) => Err(fault),
+            };
+            connection = next.map_err(NotAdded::Unavailable)?;
+        }
+    }
+
+    /// From now on another connection is used.
+    async fn forget(&self, connection: &Arc<Connection>) {
+        self.connections.lock().await.retain(|_, known| !Arc::ptr_eq(known, connection));
+    }
+
+    /// The connection to the server that has this stream, opened again if it broke. Whoever comes meanwhile waits for the same one.
+    async fn connection(&self, stream: &str) -> Result<Arc<Connection>, Fault> {
+        let mut connections = self.connections.lock().await;
+        let home = self.address.home_of(stream).await?;
+        if let Some(connection) = connections.get(&home).filter(|connection| !connection.is_lost()) {
             return Ok(Arc::clone(connection));
         }
-        let connection = Arc::new(Connection::open_unnamed(&self.address).await?);
+        let connection = Arc::new(Connection::open_unnamed(&self.address.of_stream(stream)).await?);
         // The name helps whoever reads CLIENT LIST; a user without the right to set one produces all the same.
         let _ = connection.call(Command::new("CLIENT").arg("SETNAME").arg("tidegate-produce")).await;
-        *slot = Some(Arc::clone(&connection));
+        connections.retain(|_, known| !known.is_lost());
+        connections.insert(connection.home(), Arc::clone(&connection));
         Ok(connection)
     }
 }
@@ -257,6 +321,12 @@ fn by_shard<I: AsRef<str>>(increments: &[(I, i64)], shards: u16) -> BTreeMap<u16
 /// What [`crate::model::entry`] takes for a row's key.
 fn is_text(id: &str) -> bool {
     !id.contains('\0')
+}
+
+/// Whether a server of a cluster refused a call before it began, because of where its slot is.
+fn is_elsewhere(fault: &Fault) -> bool {
+    const REFUSALS: [&str; 4] = ["MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"];
+    matches!(fault, Fault::Valkey { code, message } if REFUSALS.contains(&&**code) && !message.contains("user_script"))
 }
 
 /// What a call that failed as a whole says of its increments.

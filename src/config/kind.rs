@@ -85,7 +85,7 @@ impl Kind {
                 format!("a number of bytes, or text such as \"8MiB\" (KiB, MiB, GiB), from {min} to {max}")
             }
             Kind::ValkeyUrl => {
-                "valkey://user:password@host:port/db, or valkeys, redis, rediss, or one of these with -sentinel".into()
+                "valkey://user:password@host:port/db, or valkeys, redis, rediss, or one of these with -sentinel or -cluster".into()
             }
             Kind::PostgresUrl => "postgres://user:password@host:port/database".into(),
             Kind::Path => "the path of a file".into(),

@@ -12,6 +12,7 @@ use super::sections::PipelineSection;
 use super::settings::{Effective, Settings};
 use crate::client::{OP_FIELD, TRACEPARENT_FIELD};
 use crate::model::pipeline::Pipeline;
+use crate::model::slot::hash_tag;
 
 /// The pipelines, each with the place that first named it.
 pub(super) type Named = BTreeMap<String, String>;
@@ -40,7 +41,7 @@ pub(super) fn check(settings: &Settings, named: &Named) -> Vec<Problem> {
     let mut problems: Vec<Problem> = settings.missing().map(|effective| missing(effective, named)).collect();
     let pipelines: Vec<Pipeline> = named.keys().filter_map(|name| build(settings, name)).collect();
     for (index, pipeline) in pipelines.iter().enumerate() {
-        let sentences = [twins(&pipelines[..index], pipeline), fields(pipeline), columns(pipeline)];
+        let sentences = [twins(&pipelines[..index], pipeline), tag(pipeline), fields(pipeline), columns(pipeline)];
         let place = named.get(&pipeline.name).cloned().unwrap_or_default();
         problems.extend(sentences.into_iter().flatten().map(|sentence| Problem::invalid(&place, sentence)));
     }
@@ -64,6 +65,15 @@ fn twins(before: &[Pipeline], pipeline: &Pipeline) -> Option<String> {
         "pipelines {} and {name} both feed {table} from {stream}: every delta would count twice; remove one or change its \
          stream or table",
         twin.name
+    ))
+}
+
+fn tag(pipeline: &Pipeline) -> Option<String> {
+    let Pipeline { name, stream, shards, .. } = pipeline;
+    let tag = hash_tag(stream).filter(|_| *shards > 1)?;
+    Some(format!(
+        "pipeline {name} has {shards} shards, and {{{tag}}} in its stream would keep them all in one slot of a cluster; write a stream \
+         without braces, for each shard gets a hash tag of its own"
     ))
 }
 

@@ -37,7 +37,7 @@ impl ValkeySection {
     /// Where Valkey is. Fails if the url is not set.
     pub fn address(&self) -> Result<valkey::Endpoint, Problems> {
         let url = self.url.clone().ok_or_else(|| Problems(vec![missing("valkey")]))?;
-        Ok(valkey::Endpoint { url, connect_timeout: self.connect_timeout, command_timeout: self.command_timeout })
+        Ok(valkey::Endpoint::new(url, self.connect_timeout, self.command_timeout))
     }
 }
 

@@ -5,6 +5,8 @@
 
 use url::Url;
 
+use crate::valkey::address::{Address, nodes_apart};
+
 /// Parameters whose values may be shown; all others are hidden.
 const SHOWN: [&str; 14] = [
     "host",
@@ -27,44 +29,7 @@ const SPLIT: &str = "contains a #, or an @ after its host; write / ? # @ in a us
 
 /// Accepts a url of which a connection to Valkey can be opened. The error ends a sentence that begins with the key's name.
 pub(super) fn check_valkey(text: &str) -> Result<(), String> {
-    let url = parse(text)?;
-    let (family, form) = url.scheme().split_once('-').unwrap_or((url.scheme(), ""));
-    if !["valkey", "valkeys", "redis", "rediss"].contains(&family) {
-        return Err(
-            "has another scheme; write valkey:// or, with TLS, valkeys:// (redis:// and rediss:// mean the same)"
-                .into(),
-        );
-    }
-    match form {
-        "" => {}
-        "sentinel" => {
-            if !url.query_pairs().any(|(name, value)| name == "sentinelServiceName" && !value.is_empty()) {
-                return Err("names no service; add ?sentinelServiceName= and the name that the sentinels use".into());
-            }
-            let is_node = |node: &str| {
-                node.split_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
-            };
-            if url.query_pairs().any(|(name, value)| name == "node" && !is_node(&value)) {
-                return Err("has a node that is not host:port; write node=host:26379 for each further sentinel".into());
-            }
-        }
-        "cluster" => {
-            return Err(
-                "names a cluster, which is not supported yet; use the url of one primary, or the -sentinel form".into(),
-            );
-        }
-        _ => return Err("has another scheme; write valkey:// or valkey-sentinel://".into()),
-    }
-    if url.host_str().is_none_or(str::is_empty) {
-        return Err("names no host; write valkey://host:6379".into());
-    }
-    let database = url.path().strip_prefix('/').unwrap_or_default();
-    if !database.is_empty() && database.parse::<u8>().is_err() {
-        return Err(
-            "names a database that is not a number; write a number after the host, such as valkey://host:6379/0".into(),
-        );
-    }
-    Ok(())
+    Address::of(&parse(text)?).map(drop)
 }
 
 /// Accepts a url of which a connection to PostgreSQL can be opened. The error ends a sentence that begins with the key's name.
@@ -102,7 +67,7 @@ pub(super) fn check_http(text: &str) -> Result<(), String> {
 
 /// The url with every secret replaced by `***`. The host stays visible.
 pub(crate) fn hide(text: &str) -> String {
-    let Ok(mut url) = Url::parse(text) else { return "***".into() };
+    let Ok(mut url) = Url::parse(&nodes_apart(text)) else { return "***".into() };
     if url.cannot_be_a_base() {
         return "***".into();
     }
@@ -131,7 +96,7 @@ fn hide_parameter(pair: &str) -> String {
 
 fn parse(text: &str) -> Result<Url, String> {
     // The parser's error is a fixed sentence: it never quotes the url.
-    let url = Url::parse(text).map_err(|error| {
+    let url = Url::parse(&nodes_apart(text)).map_err(|error| {
         format!("is not a url ({error}); write scheme://user:password@host:port/database, with / ? # @ in a password as %2F %3F %23 %40")
     })?;
     if url.cannot_be_a_base() {
@@ -159,19 +124,14 @@ mod tests {
             "rediss://:p%40ss@[::1]:6380/0",
             "valkey-sentinel://u:p@s1:26379/1?node=s2:26379&node=s3:26379&sentinelServiceName=primary&sentinelPassword=p%40ss",
             "rediss-sentinel://s1?sentinelServiceName=primary",
+            "valkey-sentinel://s1:26379,s2:26379?sentinelServiceName=primary",
+            "valkey-cluster://n1:6379,n2:6379,[::1]:6379",
+            "rediss-cluster://u:p,q@n1?node=n2:6379",
         ] {
             assert_eq!(check_valkey(good), Ok(()), "{good}");
         }
         for good in ["postgres://u:p@h:5432/db?sslmode=verify-full", "postgresql:///db?host=/run/postgresql"] {
             assert_eq!(check_postgres(good), Ok(()), "{good}");
-        }
-    }
-
-    #[test]
-    fn a_cluster_is_refused_with_the_reason() {
-        for scheme in ["valkey-cluster", "redis-cluster", "valkeys-cluster", "rediss-cluster"] {
-            let sentence = check_valkey(&format!("{scheme}://h:6379")).expect_err(scheme);
-            assert!(sentence.contains("not supported yet"), "{sentence}");
         }
     }
 
@@ -191,6 +151,12 @@ mod tests {
             "valkey://u:1?hunter2@h",
             "valkey-sentinel://u:hunter2@h",
             "valkey-sentinel://u:hunter2@h?sentinelServiceName=p&node=h2",
+            "valkey-cluster://u:hunter2@h:1,h2",
+            "valkey-cluster://u:hunter2@h:1,",
+            "valkey-cluster://u:hunter2/x@h:1,h2:2",
+            "valkey-cluster://u:hunter2,x/@h:1,h2:2",
+            "valkey-other://u:hunter2@h",
+            "valkey://u:hunter2%80@h",
         ] {
             let sentence = check_valkey(bad).expect_err(bad);
             assert!(!sentence.contains("hunter"), "{bad}: {sentence}");
@@ -218,6 +184,9 @@ mod tests {
                 "valkey-sentinel://u:hunter2@s:1?sentinelPassword=hunter2&sentinelServiceName=p",
                 "valkey-sentinel://u:***@s:1?sentinelPassword=***&sentinelServiceName=p",
             ),
+            ("valkey-cluster://u:1,hunter2@a:1,b:2", "valkey-cluster://u:***@a:1?node=b:2"),
+            ("valkey-cluster://u:12/hunter2@a:1,b:2", "valkey-cluster://***"),
+            ("valkey-cluster://u:12,hunter2/x@a:1,b:2", "valkey-cluster://***"),
             ("postgres://u:12#hunter2@host/db", "postgres://***"),
             ("postgres://u:12/hunter2@host/db", "postgres://***"),
             ("postgres://u:12?hunter2@host/db", "postgres://***"),

@@ -497,7 +497,7 @@ impl Holder {
         let (patience, limits) = (self.setup.patience, self.setup.limits);
         let mut reclaimer = Reclaimer::new(pipeline, &self.identity.connections, process, patience, limits);
         self.former.iter().for_each(|former| reclaimer.left_behind(former.clone()));
-        let silence = Met::silence(&self.met, self.setup.patience.dead_after);
+        let silence = Met::silence(&self.met, patience.gone_after, patience.dead_after);
         let survey = match reclaimer.survey(session, silence).await {
             Err(fault) if judge(&fault, 1).verdict == Verdict::Regroup => {
                 let reader = Reader::new(pipeline, limits, self.setup.block());

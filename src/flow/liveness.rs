@@ -1,15 +1,16 @@
 //! Liveness: whether a consumer that holds entries, or only a name, is still at work.
 //!
 //! Takes a consumer as the group knows it; gives whether it lives, has gone, or is silent. Gone: its connection no longer exists
-//! in the same life of the server, which the server knows at once. Silent: nothing was heard of it for `reclaim.dead_after`;
-//! this decides where the server may not be asked, for consumers of another life of the server, and for connections that
-//! linger. To take a living one's entries would be harmless and only waste work.
+//! in the same life of the server, which the server knows at once; or it was a connection to another server, or to another life of this
+//! one, on which nobody reads this stream any more, and whoever had it has had the time to come here. Silent: nothing was heard of it for
+//! `reclaim.dead_after`; this decides where the server may not be asked, and for connections that linger. To take a living one's
+//! entries would be harmless and only waste work.
 
 use std::time::{Duration, Instant};
 
 use crate::model::entry::Generation;
 use crate::model::names;
-use crate::retry::Fault;
+use crate::retry::{BACKOFF_MAX, Fault};
 use crate::valkey::info::{self, Consumer};
 use crate::valkey::{Command, Link};
 
@@ -34,7 +35,7 @@ return 0";
 pub enum Liveness {
     /// It is connected, or was heard of lately.
     Alive,
-    /// Its connection no longer exists.
+    /// Its connection no longer exists, or leads to where the stream is not.
     Gone,
     /// Nothing was heard of it for so long that it is taken for dead.
     Silent,
@@ -45,8 +46,21 @@ pub enum Liveness {
 pub enum Silence {
     /// This server was met too lately: idle times on a promoted replica are stale, and nobody had the time to speak.
     SaysNothing,
+    /// Who came from another server, and lives, has had the time to speak: it tries again after [`BACKOFF_MAX`] at the latest.
+    TellsOfNewcomers,
     /// Whoever lives has had the time to speak.
     Tells,
+}
+
+impl Silence {
+    /// What silence says so long after this server was met.
+    pub fn after(met_for: Duration, gone_after: Duration, dead_after: Duration) -> Silence {
+        match met_for {
+            _ if met_for >= dead_after => Silence::Tells,
+            _ if met_for >= gone_after + BACKOFF_MAX => Silence::TellsOfNewcomers,
+            _ => Silence::SaysNothing,
+        }
+    }
 }
 
 /// The consumers of one pipeline's group: who lives, who may be removed.
@@ -99,6 +113,10 @@ impl Roster {
                 Err(Fault::Valkey { .. }) => self.may_ask = false,
                 Err(fault) => return Err(fault),
             }
+        }
+        // A worker that lives speaks for the consumers that it was before, too.
+        if silence != Silence::SaysNothing && names::is_of_another_life(&consumer.name, &link.generation().run_id) {
+            return Ok(Liveness::Gone);
         }
         let is_silent = silence == Silence::Tells && consumer.idle >= self.dead_after;
         Ok(if is_silent { Liveness::Silent } else { Liveness::Alive })
@@ -171,11 +189,31 @@ impl Met {
         }
     }
 
-    /// Whether silence tells the dead from the living by now, on this server.
-    pub fn silence(met: &Option<Met>, dead_after: Duration) -> Silence {
-        match met {
-            Some(met) if met.at.elapsed() >= dead_after => Silence::Tells,
-            _ => Silence::SaysNothing,
-        }
+    /// What silence tells by now, on this server.
+    pub fn silence(met: &Option<Met>, gone_after: Duration, dead_after: Duration) -> Silence {
+        let after = |met: &Met| Silence::after(met.at.elapsed(), gone_after, dead_after);
+        met.as_ref().map_or(Silence::SaysNothing, after)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn silence_tells_of_those_who_came_from_elsewhere_sooner_than_of_others() {
+        let [gone, dead] = [2, 30].map(Duration::from_secs);
+        let after = |seconds| Silence::after(Duration::from_secs(seconds), gone, dead);
+        assert_eq!(
+            [0, 6, 7, 29, 30].map(after),
+            [
+                Silence::SaysNothing,
+                Silence::SaysNothing,
+                Silence::TellsOfNewcomers,
+                Silence::TellsOfNewcomers,
+                Silence::Tells
+            ]
+        );
+        assert_eq!(Silence::after(gone, gone, gone), Silence::Tells, "a short time of death holds for all");
     }
 }

@@ -1,7 +1,7 @@
 //! Position: where a group stands in its stream, and moving it over what one reader has settled alone.
 //!
 //! Takes a link; gives the group's position, or moves it. Fails with what Valkey said. The position is moved by a script that looks, in one step, whether all is as its
-//! mover believes: the same server with the same history of writes, the mover's lease, the group, and the position it left.
+//! mover believes: the same server with the same history of writes, which in a cluster has taken over no slot since, the mover's lease, the group, and the position it left.
 //! Where one of these is not so, nothing is changed (E3).
 
 use crate::failpoint;
@@ -35,10 +35,12 @@ pub enum Moved {
 /// With the count, the group's lag is exact. Deleted entries make it wrong, so it is set right wherever the position is the stream's end.
 const MOVE: &str = "
 local stream, lease = KEYS[1], KEYS[2]
-local run_id, history, token, name, from, to, read = unpack(ARGV)
+local run_id, history, epoch, token, name, from, to, read = unpack(ARGV)
 local server_info = server.call('INFO', 'server', 'replication')
 local function says(line) return string.find(server_info, line, 1, true) end
 if not (says('run_id:' .. run_id) and says('master_replid:' .. history) and says('role:master')) then return {'server'} end
+-- A slot that was elsewhere meanwhile may have come back with another history: the node has another epoch then.
+if epoch ~= '' and not string.find(server.call('CLUSTER', 'INFO'), 'my_epoch:' .. epoch .. '\\r', 1, true) then return {'server'} end
 if server.call('GET', lease) ~= token then return {'lease'} end
 if server.call('EXISTS', stream) == 0 then return {'group'} end
 local function look()
@@ -96,8 +98,14 @@ pub struct Claim {
 pub async fn advance(link: &Link, claim: &Claim, from: EntryId, to: Position) -> Result<Moved, Fault> {
     let generation = link.generation();
     let command = Command::new("EVAL").arg(MOVE).arg(2).arg(&claim.stream).arg(&claim.lease);
-    let command = command.arg(&generation.run_id).arg(&generation.replication_id).arg(&claim.token).arg(&claim.group);
-    let command = command.arg(from).arg(to.id).arg(to.read.map_or_else(String::new, |read| read.to_string()));
+    let command = command.arg(&generation.run_id).arg(&generation.replication_id);
+    let command = command.arg(link.config_epoch().map_or_else(String::new, |epoch| epoch.to_string()));
+    let command = command
+        .arg(&claim.token)
+        .arg(&claim.group)
+        .arg(from)
+        .arg(to.id)
+        .arg(to.read.map_or_else(String::new, |read| read.to_string()));
     let reply = failpoint::during("position.sent", link.commands().call(command)).await?;
     failpoint::reached("position.moved");
     let mut parts = reply.into_array().ok_or_else(|| unexpected("EVAL"))?;

@@ -13,7 +13,7 @@ use super::handoff::{Held, Outlets, Shared};
 use super::member::Membership;
 use super::liveness::{Met, Silence};
 use super::read::Reader;
-use super::reclaim::{self, Claimed, Reclaimer};
+use super::reclaim::{self, Claimed, Patience, Reclaimer};
 use super::session::{Identity, Session};
 use super::setup::WorkerSetup;
 use crate::failpoint;
@@ -232,10 +232,12 @@ impl Taker {
 
     /// The group is not there: creates it. That it was never there is no incident.
     async fn regroup(&mut self, fault: &Fault, session: &Session, stop: &Stop) -> Result<(), Fault> {
+        // First: where the stream has moved in a cluster, that is what is told.
+        let is_created = self.reader.create_group(&session.link).await?;
         if self.has_group {
             self.met(fault, stop).await;
         }
-        if self.reader.create_group(&session.link).await? {
+        if is_created {
             info!(worker = %self.identity.worker, stream = %self.setup.pipeline.stream, "created the consumer group");
             self.setup.regrouped.notify_one();
         }
@@ -244,7 +246,8 @@ impl Taker {
     }
 
     fn silence(&self) -> Silence {
-        Met::silence(&self.met, self.setup.patience.dead_after)
+        let Patience { gone_after, dead_after, .. } = self.setup.patience;
+        Met::silence(&self.met, gone_after, dead_after)
     }
 
     pub(super) async fn keep_alive(&self, session: &mut Session) -> Result<(), Fault> {

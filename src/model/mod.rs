@@ -1,5 +1,5 @@
 //! What flows: entries ([`entry`]), the rows they ask for ([`row`]), where they go ([`pipeline`]), and the names that both
-//! servers know ([`names`]), and which of several streams a key goes to ([`shard`]). Of an entry that is too large only a [`shortened`] one is held. Pure.
+//! servers know ([`names`]), and which of several streams a key goes to ([`shard`]), and where in a cluster a key lies ([`slot`]). Of an entry that is too large only a [`shortened`] one is held. Pure.
 
 pub mod entry;
 pub mod names;
@@ -7,3 +7,4 @@ pub mod pipeline;
 pub mod row;
 pub mod shard;
 pub mod shortened;
+pub mod slot;

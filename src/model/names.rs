@@ -2,6 +2,8 @@
 //!
 //! A stream's and a counter's names are the producer's contract; a group's and a consumer's are Tidegate's own.
 
+use super::slot::{hash_tag, tag_beside};
+
 /// The stream that feeds the default pipeline.
 pub const DEFAULT_STREAM: &str = "flush:counters";
 
@@ -21,9 +23,9 @@ pub fn shard_number(stream: &str, name: &str) -> Option<u16> {
     (sharded(stream, number) == name).then_some(number)
 }
 
-/// The key that holds the live value of one counter where there are several shards, in the slot of its shard's stream.
-pub fn counter_of_shard(shard: u16, id: &str) -> String {
-    format!("counter:{{{shard}}}:{id}")
+/// The same beside a stream: where that has a hash tag the counter bears it too, and both lie in one slot of a cluster.
+pub fn counter_beside(stream: &str, id: &str) -> String {
+    hash_tag(stream).map_or_else(|| counter(id), |tag| format!("counter:{{{tag}}}:{id}"))
 }
 
 /// The consumer group of a pipeline. Two pipelines that read one stream have two groups, so each sees every entry.
@@ -31,15 +33,9 @@ pub fn group(pipeline: &str) -> String {
     format!("tidegate:{pipeline}")
 }
 
-/// The key that says who reads a pipeline's stream alone. It hashes to the stream's slot in a cluster.
+/// The key that says who reads a pipeline's stream alone, in the stream's slot of a cluster.
 pub fn lease(stream: &str, pipeline: &str) -> String {
-    format!("tidegate:lease:{{{}}}:{stream}:{pipeline}", hash_tag(stream))
-}
-
-/// What decides the slot of a key in a cluster: what stands within its first braces, or all of it.
-fn hash_tag(key: &str) -> &str {
-    let within = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
-    within.filter(|tag| !tag.is_empty()).unwrap_or(key)
+    format!("tidegate:lease:{{{}}}:{stream}:{pipeline}", tag_beside(stream))
 }
 
 /// This machine's name.
@@ -85,10 +81,21 @@ pub fn consumer(worker: &str, run_id: &str, connection: u64, random: u32) -> Str
 /// The number of a consumer's connection, as its name tells it; none if that is a connection to another life of the server,
 /// or the name is none of ours.
 pub fn connection_of(consumer: &str, run_id: &str) -> Option<u64> {
+    let (life, number) = reader_of(consumer)?;
+    Some(number).filter(|number| run_id.starts_with(life) && *number > 0)
+}
+
+/// Whether a consumer was connected to another server than this one, or to another life of it.
+pub fn is_of_another_life(consumer: &str, run_id: &str) -> bool {
+    reader_of(consumer).is_some_and(|(life, _)| !run_id.starts_with(life))
+}
+
+/// The server's life and the number of the connection that a consumer's name tells; none if the name is none of ours.
+fn reader_of(consumer: &str) -> Option<(&str, u64)> {
     let mut parts = consumer.rsplit('-');
     let (random, connection, life) = (parts.next()?, parts.next()?, parts.next()?);
-    let is_ours = random.len() == RANDOM_DIGITS && life.len() == RUN_ID_DIGITS && run_id.starts_with(life);
-    connection.parse().ok().filter(|number| is_ours && *number > 0)
+    let is_ours = random.len() == RANDOM_DIGITS && life.len() == RUN_ID_DIGITS;
+    Some((life, connection.parse().ok()?)).filter(|_| is_ours)
 }
 
 /// What Valkey takes for a connection's name: no blanks, nothing that is not printed. Everything else becomes a hyphen.
@@ -99,12 +106,17 @@ pub fn printable(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::slot::Slot;
 
     #[test]
     fn a_lease_lies_in_the_slot_of_its_stream() {
         assert_eq!(lease("flush:counters", "counters"), "tidegate:lease:{flush:counters}:flush:counters:counters");
         assert_eq!(lease("flush:counters:{3}", "counters"), "tidegate:lease:{3}:flush:counters:{3}:counters");
-        assert_eq!((hash_tag("a{}b"), hash_tag("a{b"), hash_tag("{x}{y}")), ("a{}b", "a{b", "x"));
+        for stream in ["a", "a{b}c{d}", "a{}b", "a{b", "a}b", "{}a", "}", "{"] {
+            let lease = lease(stream, "counters");
+            let slots = [&lease, &format!("{lease}:readers")].map(|key| Slot::of(key));
+            assert_eq!(slots, [Slot::of(stream); 2], "{lease}");
+        }
     }
 
     #[test]
@@ -117,5 +129,10 @@ mod tests {
         assert_eq!(connection_of("my-host-17-2-0123456789ab", "0123456789abcdef"), None, "an older version's name");
         assert_eq!(connection_of(&consumer("h-1-0", "0123456789", 0, 7), "0123456789"), None, "a number not told");
         assert_eq!(connection_of("dead", "0123456789"), None);
+        assert!(is_of_another_life(&name, "fedcba9876543210") && !is_of_another_life(&name, "0123456789abcdef"));
+        assert!(
+            !is_of_another_life("dead", "0123456789")
+                && !is_of_another_life("my-host-17-2-0123456789ab", "0123456789abcdef")
+        );
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::names;
 use super::shard::shard_of;
+use super::slot::hash_tag;
 use crate::merge::Merge;
 
 /// One stream flowing into one table.
@@ -80,9 +81,15 @@ impl Pipeline {
         if self.shards > 1 { names::sharded(&self.stream, shard) } else { self.stream.clone() }
     }
 
-    /// The counter of a key, in the same slot of a cluster as the stream that takes its deltas.
+    /// The counter of a key. It bears the hash tag of the stream that takes its deltas, so that both lie in one slot of a cluster; where
+    /// that stream has none, they do not.
     pub fn counter_of(&self, id: &str) -> String {
-        if self.shards > 1 { names::counter_of_shard(shard_of(id, self.shards), id) } else { names::counter(id) }
+        names::counter_beside(&self.stream_of(shard_of(id, self.shards)), id)
+    }
+
+    /// Whether a counter and the stream that takes its deltas lie in one slot of a cluster: then one script can write both.
+    pub fn is_in_one_slot(&self) -> bool {
+        hash_tag(&self.stream_of(0)).is_some()
     }
 
     /// Whether this stream is none of its shards, and was one when it had another number of them.
@@ -221,6 +228,9 @@ mod tests {
         assert_eq!(streams(1), ["flush:counters"]);
         assert_eq!(streams(3), ["flush:counters:{0}", "flush:counters:{1}", "flush:counters:{2}"]);
         assert_eq!((of(1).counter_of("a"), of(4).counter_of("a")), ("counter:a".into(), "counter:{3}:a".into()));
+        let tagged = Pipeline { stream: "flush:{likes}".into(), ..of(1) };
+        assert_eq!((tagged.counter_of("a"), tagged.is_in_one_slot()), ("counter:{likes}:a".into(), true));
+        assert!(of(2).is_in_one_slot() && !of(1).is_in_one_slot());
         assert!(of(2).had("flush:counters") && of(2).had("flush:counters:{2}") && of(1).had("flush:counters:{0}"));
         for other in
             ["flush:counters:{1}", "flush:counters:{x}", "flush:other", "flush:counters:{01}", "flush:counters:1"]

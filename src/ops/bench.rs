@@ -230,7 +230,7 @@ async fn set(args: &Args, config: Option<&Config>) -> Result<Result<(Servers, St
                 );
                 return Ok(Err(Exit::Config));
             }
-            Servers::borrowed(config.valkey.address()?.url, config.postgres.address()?.url)
+            Servers::borrowed(config.valkey.address()?.url().clone(), config.postgres.address()?.url)
         }
         None => {
             let durable = ["--appendonly", "yes", "--appendfsync", "everysec"];

@@ -20,7 +20,6 @@ use super::Exit;
 use super::stage::{Servers, Stage, Trouble, say};
 use crate::client::{NotAdded, Producer};
 use crate::flow::read;
-use crate::model::names;
 use crate::model::pipeline::Delivery;
 use crate::shutdown::Signals;
 use crate::valkey::{self, Link};
@@ -102,7 +101,7 @@ async fn show(args: &Args) -> Result<Exit, Trouble> {
     ));
     let result = play(args, &stage).await;
     if servers.are_borrowed() {
-        let counters = (0..COUNTERS).map(|n| names::counter(&demo_id(n)));
+        let counters = (0..COUNTERS).map(|n| stage.pipeline.counter_of(&demo_id(n)));
         stage.clear(counters).await?;
     }
     result
@@ -211,7 +210,7 @@ async fn prove(stage: &Stage, seen: &Seen, drained: bool) -> Result<Exit, Troubl
     let connection = valkey::Connection::open(&stage.valkey, "tidegate:demo").await?;
     let (mut in_valkey, mut in_postgres, mut counters, mut unequal) = (0i64, 0i64, 0, Vec::new());
     for id in (0..COUNTERS).map(demo_id) {
-        let reply = connection.call(valkey::Command::new("GET").arg(names::counter(&id))).await?;
+        let reply = connection.call(valkey::Command::new("GET").arg(stage.pipeline.counter_of(&id))).await?;
         let live: i64 = reply.as_text().and_then(|text| text.parse().ok()).unwrap_or(0);
         let stored = rows.get(&id).copied().unwrap_or(0);
         (in_valkey, in_postgres) = (in_valkey + live, in_postgres + stored);

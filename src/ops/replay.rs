@@ -95,14 +95,11 @@ pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::
     };
     let database = Database::new(postgres, 1);
     let outcome = async {
-        let mut session = Session::open(&valkey, "tidegate:replay").await?;
         let shards = database.run(async |c| lanes::shards(c, &config.valkey.source, pipeline).await).await?;
-        if let [shard] = &shards[..] {
-            return replay(args, config, shard, &mut session, &database, out).await;
-        }
         // Each shard has a stream, a group and a past of its own; one that cannot be replayed keeps no other one from it.
         let mut worst = Exit::Ok;
         for shard in &shards {
+            let mut session = Session::open(&valkey.of_stream(&shard.stream), "tidegate:replay").await?;
             match replay(args, config, shard, &mut session, &database, out).await? {
                 Ok(Exit::Ok) => {}
                 Ok(exit) => worst = exit,

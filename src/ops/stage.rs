@@ -89,7 +89,8 @@ impl Stage {
         settings: &[(&str, &str)],
     ) -> Result<Stage, Trouble> {
         let own = format!("tidegate_{purpose}_{:08x}", rand::random::<u32>());
-        let stream = format!("flush:{own}");
+        // With a hash tag, so that in a cluster counters and stream lie in one slot.
+        let stream = format!("flush:{{{own}}}");
         let variable = format!("TIDEGATE__PIPELINES__{}", own.to_uppercase());
         let environment: BTreeMap<String, String> = [
             ("VALKEY_URL", servers.valkey_url.expose_secret()),
@@ -110,7 +111,7 @@ impl Stage {
         .collect();
         let sources = Sources { env: environment.clone(), ..Sources::default() };
         let config = load(&sources, Needs::BOTH)?.config;
-        let valkey = config.valkey.address()?;
+        let valkey = config.valkey.address()?.of_stream(&stream);
         let postgres = config.postgres.address()?;
         schema::apply(&postgres).await?;
         let pipeline = config.pipelines.first().cloned().ok_or("no pipeline")?;

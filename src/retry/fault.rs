@@ -54,6 +54,16 @@ impl Fault {
             Fault::StillRefused => "still_refused",
         }
     }
+
+    /// Whether a server of a cluster said that another one has, or gets, what it was asked for.
+    pub fn is_redirection(&self) -> bool {
+        matches!(self, Fault::Valkey { code, .. } if ["MOVED", "ASK"].contains(&&**code))
+    }
+
+    /// Whether it says that another server is the primary, by now, of what was asked for.
+    pub fn is_of_another_server(&self) -> bool {
+        self.is_redirection() || matches!(self, Fault::Valkey { code, .. } if code == "READONLY")
+    }
 }
 
 /// A server's code, if it looks like one: it may come from anybody's trigger or script.

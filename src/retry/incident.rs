@@ -13,7 +13,7 @@ use super::table::{Judgement, Verdict, judge};
 /// The longest wait after a first failure.
 const BACKOFF_MIN: Duration = Duration::from_millis(50);
 /// The longest wait after any failure: how late a worker notices, at worst, that a server is back.
-const BACKOFF_MAX: Duration = Duration::from_secs(5);
+pub const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// How often an operator is reminded of a fault that lasts.
 const REMIND_AFTER: Duration = Duration::from_secs(30);
 /// So many different codes of faults are counted apart.

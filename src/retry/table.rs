@@ -157,8 +157,26 @@ fn judge_valkey(code: &str, attempt: u32) -> Judgement {
             verdict: Verdict::Regroup,
             advice: "the consumer group is gone (FLUSHALL, DEL, a restart without persistence?); it is created again at the stream's start",
         },
-        "UNBLOCKED" | "READONLY" | "MASTERDOWN" | "MOVED" | "ASK" | "CLUSTERDOWN" | "TRYAGAIN" | "NOREPLICAS" => {
+        "UNBLOCKED" | "READONLY" | "MASTERDOWN" => {
             retry("this Valkey is not, or no longer, the primary; looking for it again")
+        }
+        "MOVED" => retry(
+            "the stream's slot is another node's of the cluster; looking for it there (valkey.url must begin with valkey-cluster:// where \
+             Valkey is a cluster)",
+        ),
+        "ASK" | "TRYAGAIN" => {
+            retry("the stream's slot is being moved to another node of the cluster, and its keys are on both meanwhile")
+        }
+        "CLUSTERDOWN" => retry(
+            "the cluster does not serve the stream's slot: are its primaries, or replicas to take their place, running, and is every slot \
+             assigned to one?",
+        ),
+        "CROSSSLOT" => halt(
+            "keys that must be in one slot of the cluster are not: set shards to 2 or more, or give the pipeline's stream a hash tag, such \
+             as flush:{counters}; its counters then bear the tag, too (docs/cluster.md)",
+        ),
+        "NOREPLICAS" => {
+            retry("Valkey has fewer replicas than min-replicas-to-write and refuses writes: are they running?")
         }
         "LOADING" => retry("Valkey is loading its data set"),
         "BUSY" => retry("Valkey is busy with a script"),
@@ -212,6 +230,7 @@ pub fn kind(fault: &Fault) -> FaultKind {
             "UNBLOCKED" | "READONLY" | "MASTERDOWN" | "MOVED" | "ASK" | "CLUSTERDOWN" | "TRYAGAIN" | "LOADING" => {
                 FaultKind::Unavailable
             }
+            "CROSSSLOT" => FaultKind::Config,
             "BUSY" | "MISCONF" | "OOM" | "NOREPLICAS" | "NOGROUP" => FaultKind::Passing,
             _ => FaultKind::Other,
         },
@@ -311,14 +330,16 @@ mod tests {
             "MASTERDOWN",
             "CLUSTERDOWN",
             "TRYAGAIN",
+            "NOREPLICAS",
             "BUSY",
             "MOVED",
+            "ASK",
             "OOM",
             "MISCONF",
         ] {
             assert_eq!(verdict(&valkey(code), 1000), Verdict::Retry, "{code}");
         }
-        for code in ["WRONGTYPE", "NOAUTH", "WRONGPASS", "NOPERM"] {
+        for code in ["WRONGTYPE", "NOAUTH", "WRONGPASS", "NOPERM", "CROSSSLOT"] {
             assert_eq!(verdict(&valkey(code), 1), Verdict::Halt, "{code}");
         }
         assert_eq!(verdict(&valkey("ERR"), A_FEW), Verdict::Retry);
@@ -350,6 +371,8 @@ mod tests {
             (valkey("NOAUTH"), FaultKind::NoPermission),
             (valkey("NOPERM"), FaultKind::NoPermission),
             (valkey("LOADING"), FaultKind::Unavailable),
+            (valkey("MOVED"), FaultKind::Unavailable),
+            (valkey("CROSSSLOT"), FaultKind::Config),
             (valkey("OOM"), FaultKind::Passing),
             (valkey("ERR"), FaultKind::Other),
         ] {
@@ -364,7 +387,21 @@ mod tests {
             "53100", "53200", "53300", "54000", "55P03", "57014", "57P01", "P0001", "AP123", "TG002", "TG003", "XX001",
             "é€",
         ];
-        let valkey = ["NOGROUP", "READONLY", "LOADING", "OOM", "WRONGTYPE", "NOAUTH", "NOPERM", "ERR"];
+        let valkey = [
+            "MOVED",
+            "ASK",
+            "CLUSTERDOWN",
+            "CROSSSLOT",
+            "NOREPLICAS",
+            "NOGROUP",
+            "READONLY",
+            "LOADING",
+            "OOM",
+            "WRONGTYPE",
+            "NOAUTH",
+            "NOPERM",
+            "ERR",
+        ];
         let faults = codes
             .map(postgres)
             .into_iter()

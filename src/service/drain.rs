@@ -12,7 +12,7 @@ use crate::flow::read;
 use crate::retry::{Fault, Verdict, backoff, judge};
 use crate::shutdown::{Signals, Stop};
 use crate::telemetry::contract::Snapshot;
-use crate::valkey::{self, Link};
+use crate::valkey::{self, Link, Links};
 
 /// How often it is looked whether the stream is empty.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -107,15 +107,13 @@ pub(super) async fn until_empty(valkey: &valkey::Endpoint, flows: &[Flow], optio
 async fn until_settled(valkey: &valkey::Endpoint, flows: &[Flow], met: &RefCell<Option<Fault>>) -> Emptied {
     let mut waits = backoff();
     loop {
-        let fault = match Link::open(valkey, "tidegate:until-empty").await {
-            Ok(link) => {
-                waits = backoff();
-                met.take();
-                match watch_until_empty(&link, flows).await {
-                    Ok(()) => return Emptied::Settled,
-                    Err(fault) => fault,
-                }
-            }
+        let answered = || {
+            waits = backoff();
+            met.take();
+        };
+        let mut links = Links::to(valkey, "tidegate:until-empty");
+        let fault = match watch_until_empty(&mut links, flows, answered).await {
+            Ok(()) => return Emptied::Settled,
             Err(fault) => fault,
         };
         if judge(&fault, 1).verdict == Verdict::Halt {
@@ -149,13 +147,18 @@ async fn until_stuck(flows: &[Flow], timeout: Duration, met: &RefCell<Option<Fau
     }
 }
 
-async fn watch_until_empty(link: &Link, flows: &[Flow]) -> Result<(), Fault> {
+async fn watch_until_empty(links: &mut Links, flows: &[Flow], mut answered: impl FnMut()) -> Result<(), Fault> {
     loop {
         let mut empty = true;
-        for flow in flows {
-            let streams: Vec<String> = flow.lanes.iter().map(|lane| lane.pipeline().stream.clone()).collect();
-            empty &= read::are_empty(link, &streams, &flow.pipeline.group()).await?;
+        for lane in flows.iter().flat_map(|flow| flow.lanes.iter()) {
+            let pipeline = lane.pipeline();
+            let look = async |link: &Link| read::backlog(link, &pipeline.stream, &pipeline.group()).await;
+            empty = links.look(&pipeline.stream, look).await?.is_empty;
+            if !empty {
+                break;
+            }
         }
+        answered();
         if empty {
             return Ok(());
         }

@@ -165,12 +165,13 @@ impl Running {
     fn start(loaded: Loaded, places: Places, flows: Vec<Flow>, registry: &Registry) -> Running {
         let config = &loaded.config;
         let (stop, mut workers, mut caretakers) = (Stop::default(), JoinSet::new(), JoinSet::new());
-        for flows in by_caretaker(&flows) {
+        for flows in by_caretaker(&flows, places.valkey.is_cluster()) {
             let regrouped = Arc::new(Notify::new());
             let streams = by_stream(&flows);
+            let valkey = places.valkey.of_stream(&flows[0].lanes[0].pipeline().stream);
             let care = |(stream, lanes): (&str, Vec<_>)| Caretaker::new(caretaker_setup(config, &places, stream, &lanes));
             let streams = streams.into_iter().map(care).collect();
-            caretakers.spawn(Schedule::new(places.valkey.clone(), streams, regrouped.clone()).run(stop.clone()));
+            caretakers.spawn(Schedule::new(valkey, streams, regrouped.clone()).run(stop.clone()));
             for flow in flows {
                 let parts = worker_setup(config, &places, flow, regrouped.clone());
                 if parts.is_exclusive() {
@@ -284,13 +285,13 @@ impl Running {
     }
 }
 
-/// Flows that read the same streams, or are of the same pipeline, are taken care of together.
-fn by_caretaker(flows: &[Flow]) -> Vec<Vec<&Flow>> {
+/// Flows that read the same streams are taken care of together; and those of the same pipeline, where one server has all its streams.
+fn by_caretaker(flows: &[Flow], is_cluster: bool) -> Vec<Vec<&Flow>> {
     let mut together: Vec<Vec<&Flow>> = Vec::new();
     for flow in flows {
         let shares = |other: &&Flow| {
             let reads = |lane: &Lane| flow.lanes.iter().any(|own| own.pipeline().stream == lane.pipeline().stream);
-            other.pipeline.name == flow.pipeline.name || other.lanes.iter().any(reads)
+            !is_cluster && other.pipeline.name == flow.pipeline.name || other.lanes.iter().any(reads)
         };
         let (mut joined, others): (Vec<_>, Vec<_>) = together.into_iter().partition(|flows| flows.iter().any(shares));
         joined.push(vec![flow]);

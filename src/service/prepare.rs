@@ -28,7 +28,7 @@ use crate::retry::{Fault, Incident, Verdict, advised, judge};
 use crate::target::{self, Unfit};
 use crate::telemetry::contract::Metrics;
 use crate::telemetry::recorder::Labels;
-use crate::valkey::{self, Link, info};
+use crate::valkey::{self, Link, Links, info};
 
 /// What is asked of this run of the daemon.
 #[derive(Debug, Clone, Copy, Default)]
@@ -60,7 +60,7 @@ pub enum Refusal {
     Unregistered(#[from] Unregistered),
     /// Valkey would throw the stream away to make room.
     #[error(
-        "this Valkey evicts any key when its memory is full (maxmemory-policy {0}), undelivered entries included: set \
+        "Valkey evicts any key when its memory is full (maxmemory-policy {0}), undelivered entries included: set \
          noeviction or a volatile-* policy, or start with --accept-eviction"
     )]
     Evicting(String),
@@ -119,16 +119,13 @@ impl Flow {
 
 /// Makes sure that the database is what the daemon needs; waits for one that is out of reach.
 pub(super) async fn prepare(config: &Config, places: &Places, options: Options) -> Result<Vec<Flow>, Refusal> {
-    match Link::open(&places.valkey, "tidegate:start").await {
-        Ok(link) => {
-            let policy = read::evicts_anything(&link).await.unwrap_or_default().filter(|_| !options.accept_eviction);
-            policy.map_or(Ok(()), |policy| Err(Refusal::Evicting(policy)))?;
-        }
+    match evicts_anything(&places.valkey).await {
+        Ok(Some(policy)) if !options.accept_eviction => return Err(Refusal::Evicting(policy)),
         Err(fault) if options.until_empty && judge(&fault, 1).verdict == Verdict::Halt => {
             return Err(Refusal::Fault(fault));
         }
-        // Out of reach, or not allowed to say: the workers will meet it, and tell.
-        Err(_) => {}
+        // Out of reach: the workers will meet it, and tell.
+        Ok(_) | Err(_) => {}
     }
     let (mut incident, began) = (Incident::default(), Instant::now());
     loop {
@@ -148,6 +145,18 @@ pub(super) async fn prepare(config: &Config, places: &Places, options: Options) 
     }
 }
 
+/// Whether a primary may evict any key when its memory is full: every one of them is asked, for each has a policy of its own. One that is not
+/// allowed to say counts as one that does not.
+async fn evicts_anything(valkey: &valkey::Endpoint) -> Result<Option<String>, Fault> {
+    for home in valkey.homes().await? {
+        let link = Link::open(&valkey.at(&home), "tidegate:start").await?;
+        if let Some(policy) = read::evicts_anything(&link).await.unwrap_or_default() {
+            return Ok(Some(policy));
+        }
+    }
+    Ok(None)
+}
+
 /// Checks everything once. `record`: whether the lanes are registered, too.
 pub(super) async fn try_prepare(
     config: &Config,
@@ -165,19 +174,20 @@ pub(super) async fn try_prepare(
     if missing > 0 {
         return Err(Refusal::NotMigrated(missing));
     }
-    let link = Link::open(&places.valkey, "tidegate:start").await.ok();
+    let mut links = Links::to(&places.valkey, "tidegate:start");
     let (mut flows, mut turns) = (Vec::new(), HashMap::new());
     for pipeline in &config.pipelines {
         let order = database.run(async |c| target::check_table(c, pipeline).await).await.map_err(Refusal::Fault)??;
         let source = &config.valkey.source;
         let shards = database.run(async |c| lanes::shards(c, source, pipeline).await).await.map_err(Refusal::Fault)?;
         let statements = Statements::of(pipeline, &order);
-        // What one worker reads of many streams it counts together.
+        // What one worker reads of many streams it counts together. In a cluster each stream may be on another server.
+        let is_together = pipeline.delivery == Delivery::Exclusive && !places.valkey.is_cluster();
         let (mut lanes, per_stream) = (Vec::new(), config.telemetry.per_stream);
-        let together = (pipeline.delivery == Delivery::Exclusive).then(|| Arc::new(Metrics::of(labels(pipeline, per_stream))));
+        let together = is_together.then(|| Arc::new(Metrics::of(labels(pipeline, per_stream))));
         for shard in shards {
             let identity = Identity::of(source, &shard);
-            let others_alive = others_are_alive(link.as_ref(), &shard, config.reclaim.dead_after).await;
+            let others_alive = others_are_alive(&mut links, &shard, config.reclaim.dead_after).await;
             let register = async |c: &mut _| lanes::register(c, &identity, others_alive, record).await;
             let id = database.run(register).await.map_err(Refusal::Fault)??;
             let number = names::shard_number(&pipeline.stream, &shard.stream);
@@ -210,16 +220,17 @@ fn labels(pipeline: &Pipeline, per_stream: bool) -> Labels {
 }
 
 /// Whether daemons other than this process are at work on a shard. Where Valkey does not say, none is seen.
-async fn others_are_alive(link: Option<&Link>, shard: &Shard, dead_after: Duration) -> bool {
-    let Some(link) = link else { return false };
-    let consumers = info::consumers(link.commands(), &shard.stream, &shard.pipeline.group()).await.unwrap_or_default();
+async fn others_are_alive(links: &mut Links, shard: &Shard, dead_after: Duration) -> bool {
+    let look = async |link: &Link| info::consumers(link.commands(), &shard.stream, &shard.pipeline.group()).await;
+    let consumers = links.look(&shard.stream, look).await.unwrap_or_default();
     let own = names::consumers_of(&names::host(), std::process::id());
     consumers.iter().any(|consumer| consumer.idle < dead_after && !consumer.name.starts_with(&own))
 }
 
 pub(super) fn worker_setup(config: &Config, places: &Places, flow: &Flow, regrouped: Arc<Notify>) -> WorkerSetup {
     WorkerSetup {
-        valkey: places.valkey.clone(),
+        // Where there are many streams, one server has them all.
+        valkey: places.valkey.of_stream(&flow.lanes[0].pipeline().stream),
         database: places.database.clone(),
         pipeline: flow.pipeline.clone(),
         lanes: flow.lanes.clone(),

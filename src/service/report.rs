@@ -19,7 +19,7 @@ use crate::postgres::Database;
 use crate::retry::Fault;
 use crate::telemetry::contract::{Snapshot, Unsettled};
 use crate::telemetry::registry::Registry;
-use crate::valkey::{self, Link};
+use crate::valkey::{self, Link, Links};
 
 /// How often it is told.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
@@ -38,11 +38,10 @@ const LAST_LOOK: Duration = Duration::from_millis(500);
 
 /// The reports of one configuration's flows.
 pub(super) struct Reporter {
-    valkey: valkey::Endpoint,
     database: Database,
     registry: Registry,
-    /// Kept from one look to the next; none after a look that failed.
-    link: Option<Link>,
+    /// Kept from one look to the next.
+    links: Links,
     lines: Vec<Line>,
 }
 
@@ -59,7 +58,8 @@ impl Reporter {
         let now = Instant::now();
         let line = |flow: &Flow| Line { told: flow.metrics.snapshot(), known: now, looked: now };
         let (database, registry) = (database.clone(), registry.clone());
-        Reporter { valkey: valkey.clone(), database, registry, link: None, lines: flows.iter().map(line).collect() }
+        let links = Links::to(valkey, "tidegate:report");
+        Reporter { database, registry, links, lines: flows.iter().map(line).collect() }
     }
 
     /// Reports for as long as it is polled.
@@ -105,18 +105,9 @@ impl Reporter {
 
     /// Asks for every flow's backlog.
     async fn look(&mut self, flows: &[Flow]) {
-        let link = match self.link.take() {
-            Some(link) => Ok(link),
-            None => Link::open(&self.valkey, "tidegate:report").await,
-        };
         for (flow, line) in flows.iter().zip(&mut self.lines) {
-            let backlog = match &link {
-                Ok(link) => backlog(link, flow).await,
-                Err(fault) => Err(fault.clone()),
-            };
-            line.note(flow, backlog, Instant::now());
+            line.note(flow, backlog(&mut self.links, flow).await, Instant::now());
         }
-        self.link = link.ok().filter(|link| !link.is_lost());
     }
 }
 
@@ -165,10 +156,12 @@ impl Line {
 }
 
 /// The backlog of all streams of a flow; counted where the server cannot tell.
-async fn backlog(link: &Link, flow: &Flow) -> Result<Backlog, Fault> {
+async fn backlog(links: &mut Links, flow: &Flow) -> Result<Backlog, Fault> {
     let mut all = Backlog { pending: 0, undelivered: Some(0), is_empty: true, oldest: None, now_ms: 0 };
+    // In a cluster a flow has one stream.
     for some in flow.lanes.chunks(ASKED_AT_ONCE) {
-        for one in try_join_all(some.iter().map(|lane| backlog_of(link, lane))).await? {
+        let look = async |link: &Link| try_join_all(some.iter().map(|lane| backlog_of(link, lane))).await;
+        for one in links.look(&some[0].pipeline().stream, look).await? {
             all.pending += one.pending;
             all.undelivered = all.undelivered.zip(one.undelivered).map(|(all, one)| all + one);
             all.is_empty &= one.is_empty;

@@ -169,7 +169,7 @@ mod tests {
             idle_in_transaction_timeout: second,
         };
         let registry = Registry::default();
-        registry.at_work(vec![metrics.clone()], Vec::new(), Database::new(endpoint, 1), 60 * second);
+        registry.at_work(vec![metrics.clone()], 1, Vec::new(), Database::new(endpoint, 1), 60 * second);
         (registry, metrics)
     }
 

@@ -1,10 +1,9 @@
-//! Connections to Valkey: one, and one to a server in one life of it.
+//! A connection to Valkey.
 //!
-//! Takes an [`Endpoint`]; gives a [`Connection`] that answers commands, or a [`Link`] that also knows which server that is. It
-//! fails with what the server said, or with where it could not be reached and why. Lost once, lost for good.
+//! Takes an [`Endpoint`]; gives a [`Connection`] that answers commands. It fails with what the server said, or with where it could not be
+//! reached and why. Lost once, lost for good.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use fred::clients::Client;
@@ -12,54 +11,19 @@ use fred::interfaces::ClientLike;
 use fred::types::RespVersion;
 use fred::types::config::{
     Blocking, Config as FredConfig, ConnectionConfig, Options, PerformanceConfig, Server as FredServer, ServerConfig,
-    TcpConfig, TlsConnector, UnresponsiveConfig,
+    TcpConfig, TlsConnector as LibraryConnector, UnresponsiveConfig,
 };
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use socket2::TcpKeepalive;
 use tokio::task::AbortHandle;
 
 use super::command::{Command, Reply, server_error};
+use super::endpoint::{Endpoint, Home, Route};
 use super::place::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_TRIES, Place, UNCONFIRMED_LIMIT};
 use super::plain;
 use super::resp::Bounds;
-use super::server::Server;
 use super::wire::Wire;
-use crate::model::entry::Generation;
 use crate::retry::Fault;
-
-/// Where Valkey is and how long to wait for it.
-#[derive(Debug, Clone)]
-pub struct Endpoint {
-    /// `valkey://`, `valkeys://`, `redis://`, `rediss://`, or a `-sentinel` form of these.
-    pub url: SecretString,
-    /// The limit for opening a connection.
-    pub connect_timeout: Duration,
-    /// The limit for one command; for a blocking one, on top of what it blocks.
-    pub command_timeout: Duration,
-}
-
-/// Who a connection introduces itself as: the URL's user and password, decoded once.
-#[derive(Debug, Clone)]
-struct Credentials {
-    username: Option<String>,
-    password: Option<SecretString>,
-}
-
-/// Where a server is, as the library's configuration and the URL tell.
-fn place_of(config: &FredConfig, server: &FredServer, credentials: &Credentials) -> Place {
-    let tls = config.tls.as_ref().map(|tls| {
-        let TlsConnector::Rustls(connector) = &tls.connector;
-        (connector.clone(), server.tls_server_name.as_ref().unwrap_or(&server.host).to_string())
-    });
-    Place {
-        host: server.host.to_string(),
-        port: server.port,
-        tls,
-        username: credentials.username.clone(),
-        password: credentials.password.clone(),
-        database: config.database.unwrap_or(0),
-    }
-}
 
 /// A string as a server reads it in a line of text: the library sends its greeting as one, unquoted, so that a blank in a
 /// password would begin the next word.
@@ -68,120 +32,135 @@ fn quoted(text: &str) -> String {
     format!("\"{bytes}\"")
 }
 
-/// A host without the brackets that an IPv6 address bears in a URL.
-fn bare_host(host: &str) -> &str {
-    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
-}
-
 /// One connection. Lost once, lost for good.
 #[derive(Debug)]
 pub struct Connection {
-    client: Client,
-    /// Where it leads to, for people.
-    name: String,
-    credentials: Credentials,
-    task: AbortHandle,
+    sender: Sender,
+    /// Where it leads to.
+    route: Route,
     command_timeout: Duration,
+    /// Whether it is a link's: of no more use when the server is no longer the primary, or no longer that of the stream.
+    is_of_link: bool,
     lost: AtomicBool,
+}
+
+/// By whom commands are sent.
+enum Sender {
+    Library {
+        client: Client,
+        task: AbortHandle,
+    },
+    /// By our own hand, one after the other, each behind an ASKING: only while a slot is on its way.
+    Asking(Box<tokio::sync::Mutex<Wire>>),
 }
 
 impl Connection {
     /// Connects, in RESP3, and gives the connection a name that `CLIENT LIST` shows.
-    pub async fn open(address: &Endpoint, name: &str) -> Result<Connection, Fault> {
-        let connection = Connection::open_unnamed(address).await?;
+    pub async fn open(endpoint: &Endpoint, name: &str) -> Result<Connection, Fault> {
+        let connection = Connection::open_unnamed(endpoint).await?;
         connection.call(Command::new("CLIENT").arg("SETNAME").arg(name)).await?;
         Ok(connection)
     }
 
-    /// Connects, in RESP3, as a user who may not have the right to name a connection.
-    pub async fn open_unnamed(address: &Endpoint) -> Result<Connection, Fault> {
-        let unreadable = |error| plain::of_library("Valkey", &error);
-        let mut config = FredConfig::from_url(address.url.expose_secret()).map_err(unreadable)?;
-        if let ServerConfig::Centralized { server } = &mut config.server {
-            server.host = bare_host(&server.host).into();
-        }
-        let credentials = Credentials {
-            username: config.username.as_deref().map(str::to_owned),
-            password: config.password.as_deref().map(SecretString::from),
-        };
-        config.username = config.username.as_deref().map(quoted);
-        config.password = config.password.as_deref().map(quoted);
-        config.version = RespVersion::RESP3;
-        config.fail_fast = true;
-        config.blocking = Blocking::Block;
-        let connection = ConnectionConfig {
-            connection_timeout: address.connect_timeout,
-            internal_command_timeout: address.command_timeout,
-            max_command_attempts: 1,
-            max_redirections: 1,
-            unresponsive: UnresponsiveConfig { max_timeout: None, ..Default::default() },
-            reconnect_on_auth_error: false,
-            auto_client_setname: false,
-            tcp: TcpConfig {
-                nodelay: Some(true),
-                keepalive: Some(
-                    TcpKeepalive::new()
-                        .with_time(KEEPALIVE_IDLE)
-                        .with_interval(KEEPALIVE_INTERVAL)
-                        .with_retries(KEEPALIVE_TRIES),
-                ),
-                user_timeout: Some(UNCONFIRMED_LIMIT),
-                ..Default::default()
+    /// Connects, in RESP3, as a user who may not have the right to name a connection. Nobody looks whether the server still has the
+    /// endpoint's stream, nor whether it is the primary: what is sent will tell.
+    pub async fn open_unnamed(endpoint: &Endpoint) -> Result<Connection, Fault> {
+        let route = endpoint.route().await?;
+        match Connection::by(&route, endpoint).await {
+            Err(fault) => match endpoint.rerouted(&route, &fault).await {
+                Some(other) => Connection::by(&other, endpoint).await,
+                None => Err(fault),
             },
-            ..Default::default()
-        };
-        let performance = PerformanceConfig { default_command_timeout: address.command_timeout, ..Default::default() };
-        let place = match &config.server {
-            ServerConfig::Centralized { server } => Some(place_of(&config, server, &credentials)),
-            _ => None,
-        };
-        let name = place.as_ref().map_or_else(|| "Valkey, by its sentinels".into(), Place::name);
-        let client = Client::new(config, Some(performance), Some(connection), None);
-        let task = match (client.init().await, place) {
-            (Ok(task), _) => task.abort_handle(),
-            (Err(error), Some(place)) if !plain::is_reply(&error) => {
-                // The library tells little of why; asked once more, by hand, the place tells more.
-                let told = place.diagnose(address.connect_timeout).await;
-                return Err(told.unwrap_or_else(|| plain::of_library(&name, &error)));
-            }
-            (Err(error), _) => return Err(plain::of_library(&name, &error)),
+            connected => connected,
+        }
+    }
+
+    /// Connects by this way.
+    pub(super) async fn by(route: &Route, endpoint: &Endpoint) -> Result<Connection, Fault> {
+        let Endpoint { connect_timeout, command_timeout, .. } = *endpoint;
+        let sender = if route.asking {
+            let bounds = Bounds { entry: 0, kept: 0 };
+            let wire = Wire::open(&route.place, "tidegate:asking", bounds, connect_timeout, command_timeout).await?;
+            Sender::Asking(Box::new(tokio::sync::Mutex::new(wire.asking())))
+        } else {
+            let (client, task) = connect(&route.place, endpoint).await?;
+            Sender::Library { client, task }
         };
         Ok(Connection {
-            client,
-            name,
-            credentials,
-            task,
-            command_timeout: address.command_timeout,
+            sender,
+            route: route.clone(),
+            command_timeout,
+            is_of_link: false,
             lost: AtomicBool::new(false),
         })
     }
 
-    /// Sends one command and waits for its reply, within the address's limit.
+    /// The same for a link.
+    pub(super) fn of_link(mut self) -> Connection {
+        self.is_of_link = true;
+        self
+    }
+
+    /// What a fault met on this connection says of where the endpoint's stream is. Where that is on its way to another server: a
+    /// connection there, good for this stream alone. Else the endpoint leads, from now on, to where it is.
+    ///
+    /// # Errors
+    /// What the other server said, or that it cannot be reached.
+    pub async fn follow(&self, endpoint: &Endpoint, fault: &Fault) -> Result<Option<Connection>, Fault> {
+        match endpoint.rerouted(&self.route, fault).await {
+            Some(route) if route.asking => Connection::by(&route, endpoint).await.map(Some),
+            Some(_) | None => Ok(None),
+        }
+    }
+
+    /// Which of a cluster's servers it leads to.
+    pub fn home(&self) -> Home {
+        self.route.home()
+    }
+
+    /// Sends one command and waits for its reply, within the endpoint's limit.
     pub async fn call(&self, command: Command) -> Result<Reply, Fault> {
         self.refuse_if_lost()?;
+        let reply = match &self.sender {
+            Sender::Library { client, .. } => self.call_by(client, command).await,
+            Sender::Asking(wire) => wire.lock().await.call(&command).await,
+        };
+        reply.inspect_err(|fault| {
+            if self.is_of_link && fault.is_of_another_server() {
+                self.give_up();
+            }
+        })
+    }
+
+    async fn call_by(&self, client: &Client, command: Command) -> Result<Reply, Fault> {
         let limit = Some(self.command_timeout);
         let options = Options { max_attempts: Some(1), fail_fast: true, timeout: limit, ..Default::default() };
         let (custom, arguments) = command.into_parts();
-        match self.client.with_options(&options).custom_raw(custom, arguments).await {
+        match client.with_options(&options).custom_raw(custom, arguments).await {
             Ok(frame) => Reply::of(frame),
             Err(e) if plain::is_reply(&e) => Err(server_error(e.details())),
             Err(e) => Err(self.broken(e)),
         }
     }
 
-    /// Where the server is that it reached: for a name that stands for several, the one that was primary.
-    fn place(&self) -> Result<Place, Fault> {
-        let reached = self.client.active_connections().into_iter().next();
-        let server = match self.client.client_config().server {
-            ServerConfig::Centralized { server } => server.clone(),
-            _ => reached.ok_or_else(|| Fault::ValkeyLost("the connection to Valkey was lost before".into()))?,
-        };
-        Ok(place_of(&self.client.client_config(), &server, &self.credentials))
+    /// Where it leads to.
+    pub(super) fn place(&self) -> &Place {
+        &self.route.place
     }
 
     /// Whether the connection was found broken: by a command, or by itself while there was none.
     pub fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::Relaxed) || self.task.is_finished()
+        self.lost.load(Ordering::Relaxed)
+            || match &self.sender {
+                Sender::Library { task, .. } => task.is_finished(),
+                // One that is in use is not known to be lost.
+                Sender::Asking(wire) => wire.try_lock().is_ok_and(|wire| wire.is_lost()),
+            }
+    }
+
+    /// Gives it up.
+    pub(super) fn give_up(&self) {
+        self.lost.store(true, Ordering::Relaxed);
     }
 
     /// A command given to a client whose connection has ended waits for nothing until its time is up.
@@ -191,98 +170,69 @@ impl Connection {
 
     /// A connection whose reply is missing cannot be used again: the reply may still come, to the wrong question.
     fn broken(&self, error: fred::error::Error) -> Fault {
-        self.lost.store(true, Ordering::Relaxed);
-        plain::of_library(&self.name, &error)
+        self.give_up();
+        plain::of_library(&self.route.place.name(), &error)
+    }
+}
+
+impl std::fmt::Debug for Sender {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if matches!(self, Sender::Asking(_)) { "Asking" } else { "Library" })
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-/// A connection to one server in one life of it.
-#[derive(Debug)]
-pub struct Link {
-    commands: Connection,
-    address: Endpoint,
-    generation: Arc<Generation>,
-}
-
-/// Counts the links of this process: no two of them have the same generation.
-static EPOCH: AtomicU64 = AtomicU64::new(1);
-
-impl Link {
-    /// Connects to the primary. A user without the right to name a connection is refused.
-    pub async fn open(address: &Endpoint, name: &str) -> Result<Link, Fault> {
-        Link::open_as(address, |_, _| name.to_owned()).await
-    }
-
-    /// Connects to the primary, by a name made of the server's run id and the connection's number there. The number is 0 where
-    /// the server does not tell it.
-    pub async fn open_as(address: &Endpoint, name: impl FnOnce(&str, u64) -> String) -> Result<Link, Fault> {
-        let commands = Connection::open_unnamed(address).await?;
-        let server = Server::told_by(&commands.call(Server::question()).await?)?;
-        let number = match commands.call(Command::new("CLIENT").arg("ID")).await {
-            Ok(id) => id.as_int().and_then(|id| id.try_into().ok()).unwrap_or(0),
-            Err(Fault::Valkey { .. }) => 0,
-            Err(fault) => return Err(fault),
-        };
-        let name = name(&server.run_id, number);
-        commands.call(Command::new("CLIENT").arg("SETNAME").arg(name)).await?;
-        let generation = Arc::new(Generation {
-            run_id: server.run_id,
-            replication_id: server.replication_id,
-            epoch: EPOCH.fetch_add(1, Ordering::Relaxed),
-        });
-        Ok(Link { commands, address: address.clone(), generation })
-    }
-
-    /// Opens a second connection to the very same server, to read streams on; gives its id, too, which ends its waits.
-    pub async fn open_wire(&self, name: &str, bounds: Bounds) -> Result<(Wire, Option<i64>), Fault> {
-        let place = self.commands.place()?;
-        let Endpoint { connect_timeout, command_timeout, .. } = self.address;
-        let mut wire = Wire::open(&place, name, bounds, connect_timeout, command_timeout).await?;
-        if !self.is(&Server::told_by(&wire.call(&Server::question()).await?)?) {
-            return Err(Fault::ValkeyLost(
-                "two connections to Valkey reached two different servers (a failover?)".into(),
-            ));
+        if let Sender::Library { task, .. } = &self.sender {
+            task.abort();
         }
-        // Without this privilege a stop waits for the current blocking read to end, a second or two.
-        let id = wire.call(&Command::new("CLIENT").arg("ID")).await.ok().and_then(|id| id.as_int());
-        Ok((wire, id))
     }
+}
 
-    /// The connection that never waits for entries.
-    pub fn commands(&self) -> &Connection {
-        &self.commands
-    }
-
-    /// Which life of which server this is.
-    pub fn generation(&self) -> &Arc<Generation> {
-        &self.generation
-    }
-
-    /// Whether the connection was found broken: then it is of no more use.
-    pub fn is_lost(&self) -> bool {
-        self.commands.is_lost()
-    }
-
-    /// Whether the server at the other end is still the primary it was, with the same history of writes.
-    ///
-    /// A server that became a replica and a primary again keeps its connections and changes its replication id.
-    pub async fn is_same_server(&self) -> Result<bool, Fault> {
-        Ok(self.is(&Server::told_by(&self.commands.call(Server::question()).await?)?))
-    }
-
-    fn is(&self, server: &Server) -> bool {
-        server.run_id == self.generation.run_id && server.replication_id == self.generation.replication_id
-    }
-
-    /// Ends a read that waits on the wire of this id, as if its time were up.
-    pub async fn unblock(&self, wire: i64) {
-        // If this fails the read ends by itself a little later.
-        let _ = self.commands.call(Command::new("CLIENT").arg("UNBLOCK").arg(wire)).await;
+/// Connects the client library to one place.
+async fn connect(place: &Place, endpoint: &Endpoint) -> Result<(Client, AbortHandle), Fault> {
+    let mut server = FredServer::new(place.node.host.as_str(), place.node.port);
+    server.tls_server_name = place.tls.as_ref().map(|(_, name)| name.as_str().into());
+    let config = FredConfig {
+        server: ServerConfig::Centralized { server },
+        tls: place.tls.clone().map(|(connector, _)| LibraryConnector::Rustls(connector).into()),
+        username: place.username.as_deref().map(quoted),
+        password: place.password.as_ref().map(|password| quoted(password.expose_secret())),
+        database: Some(place.database).filter(|database| *database > 0),
+        version: RespVersion::RESP3,
+        fail_fast: true,
+        blocking: Blocking::Block,
+    };
+    let connection = ConnectionConfig {
+        connection_timeout: endpoint.connect_timeout,
+        internal_command_timeout: endpoint.command_timeout,
+        max_command_attempts: 1,
+        max_redirections: 1,
+        unresponsive: UnresponsiveConfig { max_timeout: None, ..Default::default() },
+        reconnect_on_auth_error: false,
+        auto_client_setname: false,
+        tcp: TcpConfig {
+            nodelay: Some(true),
+            keepalive: Some(
+                TcpKeepalive::new()
+                    .with_time(KEEPALIVE_IDLE)
+                    .with_interval(KEEPALIVE_INTERVAL)
+                    .with_retries(KEEPALIVE_TRIES),
+            ),
+            user_timeout: Some(UNCONFIRMED_LIMIT),
+            ..Default::default()
+        },
+        ..Default::default()
+    };
+    let performance = PerformanceConfig { default_command_timeout: endpoint.command_timeout, ..Default::default() };
+    let client = Client::new(config, Some(performance), Some(connection), None);
+    match client.init().await {
+        Ok(task) => Ok((client, task.abort_handle())),
+        Err(error) if plain::is_reply(&error) => Err(plain::of_library(&place.name(), &error)),
+        Err(error) => {
+            // The library tells little of why; asked once more, by hand, the place tells more.
+            let told = place.diagnose(endpoint.connect_timeout).await;
+            Err(told.unwrap_or_else(|| plain::of_library(&place.name(), &error)))
+        }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Takes host, port, TLS and who asks; gives a connected socket, or says why there is none: a [`Fault`] in plain words.
 
+use std::fmt;
 use std::io;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use super::address::Node;
 use super::plain;
 use crate::retry::Fault;
 
@@ -25,9 +27,9 @@ pub(super) const KEEPALIVE_TRIES: u32 = 3;
 pub(super) const UNCONFIRMED_LIMIT: Duration = Duration::from_secs(30);
 
 /// Where a server is, and how to introduce oneself.
+#[derive(Clone)]
 pub(super) struct Place {
-    pub(super) host: String,
-    pub(super) port: u16,
+    pub(super) node: Node,
     /// The connector, and the name that the certificate must bear.
     pub(super) tls: Option<(TlsConnector, String)>,
     pub(super) username: Option<String>,
@@ -35,14 +37,16 @@ pub(super) struct Place {
     pub(super) database: u8,
 }
 
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.node)
+    }
+}
+
 impl Place {
     /// For people.
     pub(super) fn name(&self) -> String {
-        if self.host.contains(':') {
-            format!("Valkey at [{}]:{}", self.host, self.port)
-        } else {
-            format!("Valkey at {}:{}", self.host, self.port)
-        }
+        format!("Valkey at {}", self.node)
     }
 
     /// Why a connection does not come about, as far as a socket and one greeting tell.
@@ -50,7 +54,7 @@ impl Place {
         let name = self.name();
         // A server without TLS takes the beginning of TLS for half a command and waits for the rest: it is greeted first.
         if self.tls.is_some() {
-            let plain = Place { tls: None, host: self.host.clone(), username: None, password: None, ..*self };
+            let plain = Place { tls: None, node: self.node.clone(), username: None, password: None, ..*self };
             match tokio::time::timeout(limit, plain.greet()).await {
                 Ok(Ok(answer)) if plain::greeted_with(&name, &answer).is_none() => {
                     return Some(plain::speaks_no_tls(&name));
@@ -84,7 +88,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Sync + Unpin> Socket for T {}
 
 /// Connects.
 pub(super) async fn dial(place: &Place) -> io::Result<Box<dyn Socket>> {
-    let stream = TcpStream::connect((place.host.as_str(), place.port)).await?;
+    let stream = TcpStream::connect((place.node.host.as_str(), place.node.port)).await?;
     stream.set_nodelay(true)?;
     let socket = SockRef::from(&stream);
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL);

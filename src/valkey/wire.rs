@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use redis_protocol::resp3::decode::complete::decode_bytes;
+use redis_protocol::resp3::types::BytesFrame as Resp3Frame;
 use secrecy::ExposeSecret;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -27,8 +28,8 @@ use crate::retry::Fault;
 
 /// What one read of the socket takes at the least, and at the most once bytes come in plenty.
 const CHUNK: (usize, usize) = (4 << 10, 256 << 10);
-/// The longest greeting: the reply to INFO is a few kilobytes.
-const LONGEST_GREETING: usize = 1 << 20;
+/// The longest reply that is no stream read: the slots of a large cluster that lie scattered, or its many clients, take megabytes.
+const LONGEST_REPLY: usize = 64 << 20;
 
 /// An entry, as it is delivered.
 #[derive(Debug, Clone, Copy)]
@@ -77,6 +78,10 @@ pub struct Wire {
     scan: Scan,
     chunk: usize,
     limit: Duration,
+    /// Whether each command is sent behind an ASKING: the slot is on its way to this server.
+    is_asking: bool,
+    /// Whether the answer to the ASKING before the oldest read has passed.
+    is_let_in: bool,
     lost: bool,
 }
 
@@ -100,8 +105,18 @@ impl Wire {
             .await
             .map_err(|_| plain::no_answer(&name_of_place, connect))?
             .map_err(|error| plain::cannot_reach(&name_of_place, &error))?;
-        let (inbox, outbox, scan) = (BytesMut::new(), Vec::new(), Scan::new(bounds));
-        let mut wire = Wire { socket, place: name_of_place, inbox, outbox, scan, chunk: CHUNK.0, limit, lost: false };
+        let mut wire = Wire {
+            socket,
+            place: name_of_place,
+            inbox: BytesMut::new(),
+            outbox: Vec::new(),
+            scan: Scan::new(bounds),
+            chunk: CHUNK.0,
+            limit,
+            is_asking: false,
+            is_let_in: false,
+            lost: false,
+        };
         let mut hello = Command::new("HELLO").arg(3);
         if let Some(password) = &place.password {
             hello = hello.arg("AUTH").arg(place.username.as_deref().unwrap_or("default")).arg(password.expose_secret());
@@ -113,18 +128,34 @@ impl Wire {
         Ok(wire)
     }
 
-    /// Sends one command of the greeting and waits for its reply.
+    /// The same, for a stream whose slot is on its way to this server, which answers only who says that it knows.
+    pub(super) fn asking(self) -> Wire {
+        Wire { is_asking: true, ..self }
+    }
+
+    /// Sends one command and waits for its reply, while no read is under way.
     pub(super) async fn call(&mut self, command: &Command) -> Result<Reply, Fault> {
         self.send(command);
         self.flush().await?;
+        // Dropped before its reply has come it is of no more use: that would answer the next question.
+        self.lost = true;
+        if self.is_asking {
+            self.reply().await?;
+        }
+        let reply = self.reply().await?;
+        self.lost = false;
+        Reply::of(reply)
+    }
+
+    async fn reply(&mut self) -> Result<Resp3Frame, Fault> {
         loop {
             let seen = Bytes::copy_from_slice(&self.inbox);
             match decode_bytes(&seen) {
                 Ok(Some((frame, taken))) => {
                     self.inbox.advance(taken);
-                    return Reply::of(frame);
+                    return Ok(frame);
                 }
-                Ok(None) if seen.len() < LONGEST_GREETING => self.receive(self.limit).await?,
+                Ok(None) if seen.len() < LONGEST_REPLY => self.receive(self.limit).await?,
                 Ok(None) => return Err(self.broken("a reply without an end".into())),
                 Err(error) => return Err(self.broken(error.to_string())),
             }
@@ -133,6 +164,9 @@ impl Wire {
 
     /// Puts a stream read on its way: with the next [`Wire::run`], which answers the oldest.
     pub fn send(&mut self, command: &Command) {
+        if self.is_asking {
+            Command::new("ASKING").write_to(&mut self.outbox);
+        }
         command.write_to(&mut self.outbox);
     }
 
@@ -160,6 +194,11 @@ impl Wire {
     ) -> Result<Progress, Fault> {
         self.flush().await?;
         failpoint::reached("read.sent");
+        if self.is_asking && !self.is_let_in {
+            // A refusal is followed by that of the read.
+            self.reply().await?;
+            self.is_let_in = true;
+        }
         let mut got_some = false;
         loop {
             let mut at = 0;
@@ -188,7 +227,10 @@ impl Wire {
             };
             self.inbox.advance(at);
             match outcome {
-                Some(outcome) => return outcome,
+                Some(outcome) => {
+                    self.is_let_in = matches!(outcome, Ok(Progress::Paused));
+                    return outcome;
+                }
                 None => {
                     if got_some {
                         failpoint::reached("read.half");

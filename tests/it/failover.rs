@@ -1,51 +1,10 @@
 //! Sentinel, a primary that dies with a tail nobody else has, and two primaries alive at once.
 
-use std::process::Stdio;
-
 use rustix::process::Signal;
-use tempfile::TempDir;
-use tidegate::ops::sandbox::{Valkey, valkey_server};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::process::{Child, Command};
+use tidegate::ops::sandbox::Valkey;
+use tidegate_lab::sentinel::{SERVICE, Sentinel};
 
-use crate::harness::{Client, Daemon, Lab, Resp, STREAM, eventually};
-
-/// The name that the sentinels know the primary by.
-const SERVICE: &str = "counters";
-
-/// A real sentinel; it ends with this.
-struct Sentinel {
-    port: u16,
-    _folder: TempDir,
-    _process: Child,
-}
-
-impl Sentinel {
-    async fn watching(primary: u16, port: u16) -> Sentinel {
-        let folder = tempfile::tempdir().expect("a folder");
-        let file = folder.path().join("sentinel.conf");
-        let settings = format!(
-            "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor {SERVICE} 127.0.0.1 {primary} 1\n\
-             sentinel down-after-milliseconds {SERVICE} 500\nsentinel failover-timeout {SERVICE} 5000\n",
-            folder.path().display()
-        );
-        std::fs::write(&file, settings).expect("written");
-        let mut command = Command::new(valkey_server().expect("installed"));
-        command.arg(&file).arg("--sentinel").stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
-        let process = command.spawn().expect("it starts");
-        let up = async || TcpStream::connect(("127.0.0.1", port)).await.is_ok();
-        eventually("the sentinel answers", true, up).await;
-        Sentinel { port, _folder: folder, _process: process }
-    }
-
-    async fn ask(&self, words: &[&str]) -> Resp {
-        Client::connect(self.port).await.call(words).await
-    }
-}
-
-async fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0)).await.and_then(|l| l.local_addr()).expect("a free port").port()
-}
+use crate::harness::{Client, Daemon, Lab, Resp, STREAM, eventually, free_port};
 
 /// Whether INFO of this server has this line.
 async fn info(port: u16, line: &str) -> bool {
@@ -71,7 +30,7 @@ impl Pair {
         let replica = Valkey::start(&["--replicaof", "127.0.0.1", &of, "--repl-diskless-sync-delay", "0"]).await;
         let replica = replica.expect("Valkey starts");
         eventually("replicating", true, async || info(replica.port(), "master_link_status:up").await).await;
-        let sentinel = Sentinel::watching(primary, free_port().await).await;
+        let sentinel = Sentinel::watching(primary, free_port().await, 1, &[]).await;
         let knows = async || match sentinel.ask(&["SENTINEL", "REPLICAS", SERVICE]).await {
             Resp::Array(replicas) => replicas.len(),
             _ => 0,
@@ -169,7 +128,7 @@ async fn two_primaries_alive_at_once_with_workers_on_both_sides() {
     };
     eventually("promoted", true, promoted).await;
     // From here on nobody tells the old primary that it is none any more.
-    pair.sentinel = Sentinel::watching(pair.replica.port(), pair.second).await;
+    pair.sentinel = Sentinel::watching(pair.replica.port(), pair.second, 1, &[]).await;
     let mut new_side = pair.daemon();
     new_side.wait_for("running").await;
 

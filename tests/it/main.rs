@@ -2,11 +2,13 @@
 
 use tidegate_lab::{admin, harness, proxy, sink};
 
+mod cluster;
 mod crash;
 mod entries;
 mod exclusive;
 mod failover;
 mod health;
+mod load;
 mod memory;
 mod metrics;
 mod otlp;
@@ -21,6 +23,7 @@ mod reload;
 mod replay;
 mod repository;
 mod security;
+mod sentinel;
 mod shards;
 mod streams;
 mod tables;

@@ -7,7 +7,7 @@ use crate::harness::{Daemon, Lab, Resp, STREAM, database, eventually, output};
 const DOCUMENT: &str = include_str!("../../docs/permissions.md");
 
 /// The fenced blocks of this language, in order.
-fn blocks(language: &str) -> Vec<&'static str> {
+pub(crate) fn blocks(language: &str) -> Vec<&'static str> {
     let fence = format!("```{language}\n");
     let blocks = DOCUMENT.split(fence.as_str()).skip(1);
     blocks.map(|rest| rest.split("```").next().unwrap_or_default().trim()).collect()
@@ -15,14 +15,16 @@ fn blocks(language: &str) -> Vec<&'static str> {
 
 /// Creates the users of Valkey; the worker with the rights that this delivery needs.
 async fn create_users(lab: &Lab, delivery: &str) {
-    for line in blocks("acl").into_iter().filter(|line| delivery == "exclusive" || !line.contains("tidegate:lease")) {
+    let of_delivery = |line: &&str| delivery == "exclusive" || !line.contains("tidegate:lease");
+    for line in blocks("acl").into_iter().filter(of_delivery).filter(|line| !line.contains("+cluster|")) {
         let words: Vec<&str> = line.split(' ').collect();
         assert_eq!(lab.client().await.call(&words).await, Resp::Text(b"OK".to_vec()), "{line}");
     }
 }
 
-fn as_user(url: &str, user: &str) -> String {
-    url.replace("valkey://", &format!("valkey://{user}:secret@"))
+/// The url of the same server for another user.
+pub(crate) fn as_user(url: &str, user: &str) -> String {
+    url.replace("://", &format!("://{user}:secret@"))
 }
 
 /// The url of this database for another role.

@@ -20,7 +20,7 @@ use crate::proxy::{Proxy, Then, Way};
 const LIMIT: Duration = Duration::from_secs(10);
 
 fn address(url: &str) -> Endpoint {
-    Endpoint { url: url.to_owned().into(), connect_timeout: LIMIT, command_timeout: LIMIT }
+    Endpoint::new(url.to_owned().into(), LIMIT, LIMIT)
 }
 
 /// One test's own corner of the server.
@@ -291,6 +291,26 @@ async fn a_connection_that_died_idle_is_known_to_be_lost() {
     tokio::time::timeout(LIMIT, noticed).await.expect("the end of the connection is noticed");
     let refused = tokio::time::timeout(LIMIT / 2, idle.call(Command::new("PING"))).await;
     assert!(matches!(refused, Ok(Err(Fault::ValkeyLost(_)))), "a command waits on a dead connection: {refused:?}");
+}
+
+/// A primary that becomes a replica keeps its connections, which then lead nowhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_to_a_primary_that_became_a_replica_is_left() {
+    let server = Valkey::start(&[]).await.expect("Valkey starts");
+    let corner = Corner::new(&server.url()).await;
+    let producer = corner.producer(&server.url()).await;
+    let connection = async || {
+        let clients = corner.call(Command::new("CLIENT").arg("LIST")).await;
+        let ours = clients.as_text().expect("text").lines().find(|line| line.contains("name=tidegate-produce"));
+        ours.and_then(|line| line.split(' ').next()).map(str::to_owned)
+    };
+    let first = connection().await.expect("connected");
+    corner.call(Command::new("REPLICAOF").arg("127.0.0.1").arg(1)).await;
+    let refused = producer.add(&corner.id("a"), 1).await.expect_err("a replica");
+    assert!(refused.happened_not() && refused.to_string().contains("READONLY"), "{refused}");
+    corner.call(Command::new("REPLICAOF").arg("NO").arg("ONE")).await;
+    producer.add(&corner.id("a"), 1).await.expect("a primary again");
+    assert_ne!(connection().await.expect("connected"), first, "it was opened again");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -80,7 +80,7 @@ impl Stage {
     /// Seconds of processor time that Valkey has used.
     async fn valkey_cpu(&self) -> Result<f64, Box<dyn Error>> {
         let second = Duration::from_secs(1);
-        let address = Endpoint { url: self.valkey.url().into(), connect_timeout: second, command_timeout: second };
+        let address = Endpoint::new(self.valkey.url().into(), second, second);
         let connection = Connection::open_unnamed(&address).await?;
         info::cpu_seconds(&connection).await?.ok_or_else(|| "Valkey does not tell its processor time".into())
     }

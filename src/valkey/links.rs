@@ -1,0 +1,56 @@
+//! Links: those of one purpose, one to each server that has any of the streams.
+//!
+//! Takes streams; gives for each a link to the server that has it. Where there is one primary that is one link, in a cluster one for each
+//! primary, however many streams there are.
+
+use std::collections::BTreeMap;
+
+use super::endpoint::{Endpoint, Home};
+use super::link::Link;
+use crate::retry::Fault;
+
+/// See the module.
+#[derive(Debug)]
+pub struct Links {
+    endpoint: Endpoint,
+    name: &'static str,
+    open: BTreeMap<Home, Link>,
+    /// To where a stream is on its way: good for that stream alone.
+    ahead: Option<Link>,
+}
+
+impl Links {
+    /// None yet. `name`: that of their connections.
+    pub fn to(endpoint: &Endpoint, name: &'static str) -> Links {
+        Links { endpoint: endpoint.clone(), name, open: BTreeMap::new(), ahead: None }
+    }
+
+    /// Looks at a stream on the link to the server that has it; once more where that server says that the stream is elsewhere.
+    ///
+    /// # Errors
+    /// What the look, or the server, or those who were asked for the way to it, said last.
+    pub async fn look<T>(&mut self, stream: &str, look: impl AsyncFn(&Link) -> Result<T, Fault>) -> Result<T, Fault> {
+        match look(self.of_stream(stream).await?).await {
+            Err(fault) if fault.is_redirection() => look(self.ahead_of(stream).await?).await,
+            found => found,
+        }
+    }
+
+    async fn of_stream(&mut self, stream: &str) -> Result<&Link, Fault> {
+        let home = self.endpoint.home_of(stream).await?;
+        self.open.retain(|_, link| !link.is_lost());
+        if !self.open.contains_key(&home) {
+            return self.ahead_of(stream).await;
+        }
+        Ok(&self.open[&home])
+    }
+
+    /// A new link, to wherever the stream is.
+    async fn ahead_of(&mut self, stream: &str) -> Result<&Link, Fault> {
+        let link = Link::open(&self.endpoint.of_stream(stream), self.name).await?;
+        if link.is_asking() {
+            return Ok(self.ahead.insert(link));
+        }
+        Ok(self.open.entry(link.commands().home()).insert_entry(link).into_mut())
+    }
+}
