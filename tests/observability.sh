@@ -9,7 +9,7 @@ home=$PWD/.servers/observability
 
 missing() { echo "export $1_MISSING='$2'"; }
 
-rotel() {
+collector_place() {
     if [ -n "${TIDEGATE_ROTEL:-}" ]; then echo "export TIDEGATE_ROTEL=$TIDEGATE_ROTEL"; return; fi
     local agent=$home/rotel/rotel/rotel-agent python
     if [ ! -x "$agent" ]; then
@@ -26,7 +26,7 @@ rotel() {
 }
 
 # The newest one of Debian, from the mirror this machine uses already and checked by its key; apt's own configuration is left as it is.
-prometheus() {
+prometheus_place() {
     local own uri options root=$home/prometheus
     own=${TIDEGATE_PROMETHEUS:-$(command -v prometheus || true)}
     if [ -n "$own" ]; then echo "export TIDEGATE_PROMETHEUS=$own"; return; fi
@@ -51,5 +51,5 @@ prometheus() {
     echo "export TIDEGATE_PROMETHEUS=$root/usr/bin/prometheus"
 }
 
-rotel
-prometheus
+collector_place
+prometheus_place
