@@ -1,8 +1,14 @@
-//! What an operator types, one file a verb.
+//! What an operator types, one file a verb, all of one shape: `Opts`, and `run(opts, context) -> Result<Exit, Failure>`.
+//!
+//! Data goes to stdout, as a table or as JSON ([`context`]); talk goes to stderr. [`cli`] has the command line.
 
 pub mod bench;
 pub mod check;
+pub mod cli;
+pub mod columns;
+pub mod context;
 pub mod demo;
+pub mod failure;
 pub mod migrate;
 pub mod produce;
 pub mod replay;
@@ -10,6 +16,8 @@ pub mod run;
 pub mod sandbox;
 pub mod stage;
 
+pub use self::context::Context;
+pub use self::failure::Failure;
 use crate::config::{ProblemKind, Problems};
 use crate::retry::{Fault, FaultKind, kind};
 
@@ -25,6 +33,8 @@ pub enum Exit {
     Usage = 2,
     /// What must be equal is not.
     Drift = 3,
+    /// It works, and not as it should: somebody is to look.
+    Degraded = 4,
     /// Some of the input was bad; the rest was done.
     BadInput = 65,
     /// A file cannot be read.

@@ -19,12 +19,17 @@ pub fn start(log: &LogSection) {
     // Libraries speak when something is wrong.
     let filter = EnvFilter::try_new(format!("{LIBRARIES},{}", log.level)).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
-    let variable = |name| std::env::var_os(name);
-    let colours = wants_colours(std::io::stderr().is_terminal(), variable("NO_COLOR"), variable("TERM"));
+    let colours = colours_for(std::io::stderr().is_terminal());
     let _ = match log.format {
         LogFormat::Text => builder.with_ansi(colours).finish().try_init(),
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).finish().try_init(),
     };
+}
+
+/// Whether to write colours, on a terminal or elsewhere.
+pub fn colours_for(is_terminal: bool) -> bool {
+    let variable = |name| std::env::var_os(name);
+    wants_colours(is_terminal, variable("NO_COLOR"), variable("TERM"))
 }
 
 /// Colours are for a terminal that can show them, and for people who have not set `NO_COLOR` (<https://no-color.org>).

@@ -1,0 +1,79 @@
+//! The command line: what can be typed, and which verb answers.
+//!
+//! Takes the parsed words; gives the exit code, or the [`Failure`] that the process ends with. Completions and manual pages are made
+//! from the same definitions.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use super::context::Format;
+use super::{Context, Exit, Failure};
+use super::{bench, check, demo, migrate, produce, replay, run};
+
+/// Write-behind for Valkey and PostgreSQL: every counter delta lands exactly once, whatever crashes.
+#[derive(Debug, Parser)]
+#[command(name = "tidegate", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// The configuration file; without it the one that TIDEGATE_CONFIG names, if any
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// How data is printed on stdout
+    #[arg(long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
+    output: Format,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Flush deltas from Valkey into PostgreSQL until told to stop (the daemon)
+    Run(run::Opts),
+    /// Bring the database to the schema this program needs
+    Migrate(migrate::Opts),
+    /// Turn lines `id` or `id amount` into atomic increments with their deltas
+    Produce(produce::Opts),
+    /// Have the stream delivered once more from a moment on: what PostgreSQL lost, by a restore or a failover, lands again
+    Replay(replay::Opts),
+    /// Show the main job on private throw-away servers, with workers killed again and again, and prove the result
+    Demo(demo::Opts),
+    /// Measure how fast, how soon and at what cost deltas land on given servers, and whether exactly
+    Bench(bench::Opts),
+    /// Check the configuration and list every error in it
+    Check(check::Opts),
+}
+
+impl Verb {
+    fn name(&self) -> &'static str {
+        match self {
+            Verb::Run(_) => "run",
+            Verb::Migrate(_) => "migrate",
+            Verb::Produce(_) => "produce",
+            Verb::Replay(_) => "replay",
+            Verb::Demo(_) => "demo",
+            Verb::Bench(_) => "bench",
+            Verb::Check(_) => "check",
+        }
+    }
+}
+
+impl Cli {
+    /// The verb's name, as failures are told by it.
+    pub fn verb(&self) -> &'static str {
+        self.verb.name()
+    }
+
+    /// Runs the verb.
+    pub async fn run(self) -> Result<Exit, Failure> {
+        let context = &Context::of_process(self.config, self.output);
+        match self.verb {
+            Verb::Run(opts) => run::run(opts, context).await,
+            Verb::Migrate(opts) => migrate::run(opts, context).await,
+            Verb::Produce(opts) => produce::run(opts, context).await,
+            Verb::Replay(opts) => replay::run(opts, context).await,
+            Verb::Demo(opts) => demo::run(opts, context).await,
+            Verb::Bench(opts) => bench::run(opts, context).await,
+            Verb::Check(opts) => check::run(opts, context),
+        }
+    }
+}
