@@ -1,7 +1,7 @@
 //! The life of a delta, in order. [`worker`] wires three actors: [`taker`] takes batches from Valkey ([`session`], [`read`],
 //! [`reclaim`], [`liveness`]), [`settler`] settles them in PostgreSQL ([`batch`], [`coalesce`], [`bisect`], [`judge`], [`ledger`],
 //! [`statement`], [`turn`], [`flush`], [`bury`]), [`acker`]
-//! acknowledges ([`ack`]); [`handoff`] is what they pass on to each other. Where one process reads a stream alone, [`lease`]
+//! acknowledges ([`ack`]); [`pause`] keeps them from reading; [`handoff`] is what they pass on to each other. Where one process reads a stream alone, [`lease`]
 //! says which, [`alone`] reads, and [`tenure`] moves the group's [`position`] instead of acknowledging.
 
 pub mod ack;
@@ -17,6 +17,7 @@ pub mod judge;
 pub mod lease;
 pub mod ledger;
 pub mod liveness;
+pub mod pause;
 pub mod position;
 pub mod read;
 pub mod reclaim;

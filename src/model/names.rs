@@ -36,6 +36,11 @@ pub fn lease(stream: &str, pipeline: &str) -> String {
     format!("tidegate:lease:{{{}}}:{stream}:{pipeline}", hash_tag(stream))
 }
 
+/// The key in which each process says how it is, for one stream of a pipeline. It hashes to the stream's slot in a cluster.
+pub fn presence(stream: &str, pipeline: &str) -> String {
+    format!("tidegate:state:{{{}}}:{stream}:{pipeline}", hash_tag(stream))
+}
+
 /// What decides the slot of a key in a cluster: what stands within its first braces, or all of it.
 fn hash_tag(key: &str) -> &str {
     let within = key.split_once('{').and_then(|(_, rest)| rest.split_once('}')).map(|(tag, _)| tag);
@@ -99,6 +104,11 @@ pub fn printable(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_presence_lies_in_the_slot_of_its_stream() {
+        assert_eq!(presence("flush:counters", "counters"), "tidegate:state:{flush:counters}:flush:counters:counters");
+    }
 
     #[test]
     fn a_lease_lies_in_the_slot_of_its_stream() {

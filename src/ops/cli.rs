@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 
 use super::context::Format;
 use super::{Context, Exit, Failure};
-use super::{bench, check, demo, migrate, produce, replay, run};
+use super::{bench, check, demo, migrate, produce, replay, run, status};
 
 /// Write-behind for Valkey and PostgreSQL: every counter delta lands exactly once, whatever crashes.
 #[derive(Debug, Parser)]
@@ -29,6 +29,8 @@ pub struct Cli {
 enum Verb {
     /// Flush deltas from Valkey into PostgreSQL until told to stop (the daemon)
     Run(run::Opts),
+    /// Say whether it is flushing, how far behind, what is at risk, and why
+    Status(status::Opts),
     /// Bring the database to the schema this program needs
     Migrate(migrate::Opts),
     /// Turn lines `id` or `id amount` into atomic increments with their deltas
@@ -47,6 +49,7 @@ impl Verb {
     fn name(&self) -> &'static str {
         match self {
             Verb::Run(_) => "run",
+            Verb::Status(_) => "status",
             Verb::Migrate(_) => "migrate",
             Verb::Produce(_) => "produce",
             Verb::Replay(_) => "replay",
@@ -68,6 +71,7 @@ impl Cli {
         let context = &Context::of_process(self.config, self.output);
         match self.verb {
             Verb::Run(opts) => run::run(opts, context).await,
+            Verb::Status(opts) => status::run(opts, context).await,
             Verb::Migrate(opts) => migrate::run(opts, context).await,
             Verb::Produce(opts) => produce::run(opts, context).await,
             Verb::Replay(opts) => replay::run(opts, context).await,

@@ -10,11 +10,13 @@ pub mod context;
 pub mod demo;
 pub mod failure;
 pub mod migrate;
+pub mod observe;
 pub mod produce;
 pub mod replay;
 pub mod run;
 pub mod sandbox;
 pub mod stage;
+pub mod status;
 
 pub use self::context::Context;
 pub use self::failure::Failure;

@@ -51,12 +51,33 @@ struct Told {
     since: Option<Instant>,
     /// When each verdict was told last.
     said: Vec<(Verdict, Instant)>,
+    /// What was met last.
+    last: Option<(Fault, Judgement)>,
+}
+
+/// A fault that lasts, as it is told to somebody who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lasting {
+    /// What was met last.
+    pub fault: Fault,
+    /// What it means.
+    pub judgement: Judgement,
+    /// How long ago the first worker met one.
+    pub lasted: Duration,
 }
 
 impl Incidents {
     /// What one worker meets: it counts its own attempts and has its own waits.
     pub fn incident(&self) -> Incident {
         Incident { attempts: 0, waits: backoff(), all: self.clone() }
+    }
+
+    /// What lasts, if some worker has met a fault and not overcome it.
+    pub fn lasting(&self, now: Instant) -> Option<Lasting> {
+        let told = self.lock();
+        let (fault, judgement) = told.last.clone().filter(|_| told.failing > 0)?;
+        let lasted = told.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        Some(Lasting { fault, judgement, lasted })
     }
 
     fn lock(&self) -> MutexGuard<'_, Told> {
@@ -101,6 +122,7 @@ impl Incident {
         told.attempts += 1;
         let since = *told.since.get_or_insert(now);
         let judgement = judge(fault, self.attempts);
+        told.last = Some((fault.clone(), judgement));
         let wait = self.waits.next().unwrap_or(BACKOFF_MAX);
         Response { judgement, wait, lasted: now.saturating_duration_since(since) }
     }
@@ -203,6 +225,20 @@ mod tests {
         assert!(over[..6].iter().all(Option::is_none));
         assert_eq!(over[6], Some((16, 2 * REMIND_AFTER)));
         assert!(met(&mut workers[0], &lost, start + 2 * REMIND_AFTER).0, "the next one is a new one");
+    }
+
+    #[test]
+    fn what_lasts_is_told_until_the_last_worker_has_overcome_it() {
+        let (incidents, start) = (Incidents::default(), Instant::now());
+        let (mut one, mut other) = (incidents.incident(), incidents.incident());
+        assert_eq!(incidents.lasting(start), None);
+        one.met(&Fault::PostgresLost("reset".into()), start);
+        other.met(&postgres("42P01"), start);
+        one.over(start);
+        let lasting = incidents.lasting(start + Duration::from_secs(3)).expect("one fails");
+        assert_eq!((lasting.judgement.verdict, lasting.lasted), (Verdict::Halt, Duration::from_secs(3)));
+        other.over(start);
+        assert_eq!(incidents.lasting(start), None);
     }
 
     #[test]

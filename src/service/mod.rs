@@ -1,7 +1,9 @@
 //! The daemon: configuration, connections, tasks, wait, drain. The only place that spawns.
 
 mod drain;
+mod pauses;
 mod prepare;
+mod presence;
 mod report;
 mod supervise;
 
@@ -16,6 +18,7 @@ use tracing::{error, info, warn};
 use self::drain::{Drain, Drained, Emptied, drain, until_empty};
 use self::prepare::{Flow, Places, caretaker_setup, prepare, raise_file_limit, try_prepare, worker_setup};
 pub use self::prepare::{Options, Refusal};
+use self::presence::Herald;
 use self::report::Reporter;
 use self::supervise::supervise;
 use crate::care::caretaker::Caretaker;
@@ -122,6 +125,7 @@ struct Running {
     places: Places,
     flows: Vec<Flow>,
     reporter: Reporter,
+    herald: Herald,
     stop: Stop,
     workers: JoinSet<()>,
     caretakers: JoinSet<()>,
@@ -157,12 +161,16 @@ impl Running {
             postgres = %shown(&config.postgres.url), version = env!("CARGO_PKG_VERSION"), "running"
         );
         let reporter = Reporter::new(&places.valkey, &flows);
-        Running { config, places, flows, reporter, stop, workers, caretakers }
+        let herald = Herald::new(&places.valkey, &flows, config.run.workers);
+        Running { config, places, flows, reporter, herald, stop, workers, caretakers }
     }
 
     /// Watches until there is something to be done.
     async fn watch(&mut self, options: Options, signals: &mut Signals, hangups: &mut Hangups) -> Watched {
         let mut reports = std::pin::pin!(self.reporter.run(&self.flows));
+        let mut presence = std::pin::pin!(self.herald.run(&self.flows));
+        let source = &self.config.valkey.source;
+        let mut pauses = std::pin::pin!(pauses::watch(&self.places.database, source, &self.flows));
         let empty = until_empty(&self.places.valkey, &self.flows, options);
         let mut empty = std::pin::pin!(empty);
         loop {
@@ -174,6 +182,8 @@ impl Running {
                     Emptied::Stuck(fault) => Watched::Stuck(fault),
                 },
                 never = &mut reports => match never {},
+                never = &mut presence => match never {},
+                never = &mut pauses => match never {},
                 ended = self.workers.join_next() => if ended.is_none() {
                     return Watched::NoWorkers;
                 },
@@ -226,6 +236,7 @@ impl Running {
         let grace = self.config.stop.grace;
         let drained = drain(grace, signals, reason, &self.stop, &mut self.workers, &mut self.caretakers).await;
         self.places.database.close().await;
+        self.herald.finish(&self.flows).await;
         self.reporter.finish(&self.flows).await;
         drained
     }

@@ -11,11 +11,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
+use super::pauses;
 use crate::care::setup::CaretakerSetup;
 use crate::config::{Config, Problems};
 use crate::flow::bisect::Refusals;
 use crate::flow::flush::Lane;
 use crate::flow::lease::Shares;
+use crate::flow::pause::Pause;
 use crate::flow::read::{self, Limits};
 use crate::flow::reclaim::Patience;
 use crate::flow::setup::WorkerSetup;
@@ -100,6 +102,7 @@ pub(super) struct Flow {
     pub(super) metrics: Arc<Metrics>,
     pub(super) refusals: Arc<Mutex<Refusals>>,
     pub(super) shares: Arc<Shares>,
+    pub(super) pause: Pause,
 }
 
 /// Makes sure that the database is what the daemon needs; waits for one that is out of reach.
@@ -156,7 +159,7 @@ pub(super) async fn try_prepare(
         let order = database.run(async |c| target::check_table(c, pipeline).await).await.map_err(Refusal::Fault)??;
         let source = &config.valkey.source;
         let shards = database.run(async |c| lanes::shards(c, source, pipeline).await).await.map_err(Refusal::Fault)?;
-        let shares = Arc::new(Shares::of(shards.len()));
+        let (shares, pause) = (Arc::new(Shares::of(shards.len())), Pause::default());
         for shard in shards {
             let identity = Identity::of(source, &shard);
             let others_alive = others_are_alive(link.as_ref(), &shard, config.reclaim.dead_after).await;
@@ -171,9 +174,12 @@ pub(super) async fn try_prepare(
                 metrics: Arc::default(),
                 refusals: Arc::default(),
                 shares: shares.clone(),
+                pause: pause.clone(),
             });
         }
     }
+    // Before a worker reads: it may have been paused while no daemon was there.
+    pauses::look(database, &config.valkey.source, &flows).await;
     Ok(flows)
 }
 
@@ -206,6 +212,7 @@ pub(super) fn worker_setup(config: &Config, places: &Places, flow: &Flow, regrou
         settlers: config.run.workers,
         lease: config.exclusive.lease,
         shares: flow.shares.clone(),
+        pause: flow.pause.clone(),
         refusals: flow.refusals.clone(),
         metrics: flow.metrics.clone(),
         regrouped,
