@@ -2,7 +2,8 @@
 //! [`reclaim`], [`liveness`]), [`settler`] settles them in PostgreSQL ([`batch`], [`coalesce`], [`bisect`], [`judge`], [`ledger`],
 //! [`statement`], [`turn`], [`flush`], [`bury`]), [`acker`]
 //! acknowledges ([`ack`]); [`pause`] keeps them from reading; [`handoff`] is what they pass on to each other. Where one process reads a stream alone, [`lease`]
-//! says which, [`alone`] reads, and [`tenure`] moves the group's [`position`] instead of acknowledging.
+//! says which, [`alone`] reads, and [`tenure`] moves the group's [`position`] instead of acknowledging. [`redrive`] is
+//! for an operator: dead letters, again.
 
 pub mod ack;
 pub mod acker;
@@ -21,6 +22,7 @@ pub mod pause;
 pub mod position;
 pub mod read;
 pub mod reclaim;
+pub mod redrive;
 pub mod session;
 pub mod settler;
 pub mod setup;

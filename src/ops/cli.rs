@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 
 use super::context::Format;
 use super::{Context, Exit, Failure};
-use super::{bench, check, demo, migrate, produce, replay, run, status};
+use super::{bench, check, dead, demo, doctor, explain, migrate, produce, replay, run, status};
 
 /// Write-behind for Valkey and PostgreSQL: every counter delta lands exactly once, whatever crashes.
 #[derive(Debug, Parser)]
@@ -31,6 +31,12 @@ enum Verb {
     Run(run::Opts),
     /// Say whether it is flushing, how far behind, what is at risk, and why
     Status(status::Opts),
+    /// See entries that could not be applied; apply them again, or give them up
+    Dead(dead::Opts),
+    /// Check everything around: servers, rights, tables, time-outs, producers; each finding with its remedy
+    Doctor(doctor::Opts),
+    /// Say what an error code, a reason, a check or an exit code means, without a server
+    Explain(explain::Opts),
     /// Bring the database to the schema this program needs
     Migrate(migrate::Opts),
     /// Turn lines `id` or `id amount` into atomic increments with their deltas
@@ -50,6 +56,9 @@ impl Verb {
         match self {
             Verb::Run(_) => "run",
             Verb::Status(_) => "status",
+            Verb::Dead(_) => "dead",
+            Verb::Doctor(_) => "doctor",
+            Verb::Explain(_) => "explain",
             Verb::Migrate(_) => "migrate",
             Verb::Produce(_) => "produce",
             Verb::Replay(_) => "replay",
@@ -72,6 +81,9 @@ impl Cli {
         match self.verb {
             Verb::Run(opts) => run::run(opts, context).await,
             Verb::Status(opts) => status::run(opts, context).await,
+            Verb::Dead(opts) => dead::run(opts, context).await,
+            Verb::Doctor(opts) => doctor::run(opts, context).await,
+            Verb::Explain(opts) => explain::run(opts, context),
             Verb::Migrate(opts) => migrate::run(opts, context).await,
             Verb::Produce(opts) => produce::run(opts, context).await,
             Verb::Replay(opts) => replay::run(opts, context).await,

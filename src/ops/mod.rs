@@ -7,7 +7,10 @@ pub mod check;
 pub mod cli;
 pub mod columns;
 pub mod context;
+pub mod dead;
 pub mod demo;
+pub mod doctor;
+pub mod explain;
 pub mod failure;
 pub mod migrate;
 pub mod observe;
@@ -15,6 +18,8 @@ pub mod produce;
 pub mod replay;
 pub mod run;
 pub mod sandbox;
+#[cfg(test)]
+mod schemas;
 pub mod stage;
 pub mod status;
 

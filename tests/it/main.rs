@@ -2,7 +2,9 @@
 
 use tidegate_lab::{harness, proxy};
 
+mod contract;
 mod crash;
+mod dead;
 mod entries;
 mod exclusive;
 mod failover;
@@ -17,6 +19,7 @@ mod replay;
 mod repository;
 mod security;
 mod shards;
+mod status;
 mod tables;
 mod telemetry;
 mod trimming;

@@ -66,8 +66,19 @@ fn only_the_valkey_side_of_the_flow_sends_commands() {
 
 #[test]
 fn only_the_postgresql_side_imports_its_client_library() {
-    let postgresql_side =
-        ["postgres", "flow/ledger", "flow/flush", "flow/bury", "care/compact", "care/merge", "target", "lanes", "ops"];
+    let postgresql_side = [
+        "postgres",
+        "flow/ledger",
+        "flow/flush",
+        "flow/bury",
+        "care/compact",
+        "care/merge",
+        "target",
+        "lanes",
+        "pauses",
+        "flow/redrive",
+        "ops",
+    ];
     for (name, text) in sources() {
         let allowed = is_in(&name, &postgresql_side);
         assert!(!imports(&text, "sqlx") || allowed, "{name} imports sqlx: that is for {postgresql_side:?}");
