@@ -9,7 +9,10 @@ use clap::{Parser, Subcommand};
 
 use super::context::Format;
 use super::{Context, Exit, Failure};
-use super::{bench, check, dead, demo, doctor, explain, migrate, produce, replay, run, status};
+use super::{
+    audit, bench, check, dead, demo, doctor, explain, group, migrate, pause, pending, produce, replay, run, status,
+    tap, trim, wait,
+};
 
 /// Write-behind for Valkey and PostgreSQL: every counter delta lands exactly once, whatever crashes.
 #[derive(Debug, Parser)]
@@ -33,6 +36,22 @@ enum Verb {
     Status(status::Opts),
     /// See entries that could not be applied; apply them again, or give them up
     Dead(dead::Opts),
+    /// Compare every counter in Valkey with its row and what is on the way; set Valkey right
+    Audit(audit::Opts),
+    /// Have a pipeline's workers read nothing, for a time or until it is resumed
+    Pause(pause::Opts),
+    /// Have a paused pipeline's workers read on
+    Resume(pause::ResumeOpts),
+    /// Wait until everything that is in the streams now is durable
+    Wait(wait::Opts),
+    /// Say who holds what, and for how long
+    Pending(pending::Opts),
+    /// Show entries as they go by, a few a second
+    Tap(tap::Opts),
+    /// Say what would be trimmed now, and what keeps it from being trimmed
+    Trim(trim::Opts),
+    /// See the consumer groups; put away what a rename has left behind
+    Group(group::Opts),
     /// Check everything around: servers, rights, tables, time-outs, producers; each finding with its remedy
     Doctor(doctor::Opts),
     /// Say what an error code, a reason, a check or an exit code means, without a server
@@ -57,6 +76,14 @@ impl Verb {
             Verb::Run(_) => "run",
             Verb::Status(_) => "status",
             Verb::Dead(_) => "dead",
+            Verb::Audit(_) => "audit",
+            Verb::Pause(_) => "pause",
+            Verb::Resume(_) => "resume",
+            Verb::Wait(_) => "wait",
+            Verb::Pending(_) => "pending",
+            Verb::Tap(_) => "tap",
+            Verb::Trim(_) => "trim",
+            Verb::Group(_) => "group",
             Verb::Doctor(_) => "doctor",
             Verb::Explain(_) => "explain",
             Verb::Migrate(_) => "migrate",
@@ -82,6 +109,14 @@ impl Cli {
             Verb::Run(opts) => run::run(opts, context).await,
             Verb::Status(opts) => status::run(opts, context).await,
             Verb::Dead(opts) => dead::run(opts, context).await,
+            Verb::Audit(opts) => audit::run(opts, context).await,
+            Verb::Pause(opts) => pause::pause(opts, context).await,
+            Verb::Resume(opts) => pause::resume(opts, context).await,
+            Verb::Wait(opts) => wait::run(opts, context).await,
+            Verb::Pending(opts) => pending::run(opts, context).await,
+            Verb::Tap(opts) => tap::run(opts, context).await,
+            Verb::Trim(opts) => trim::run(opts, context).await,
+            Verb::Group(opts) => group::run(opts, context).await,
             Verb::Doctor(opts) => doctor::run(opts, context).await,
             Verb::Explain(opts) => explain::run(opts, context),
             Verb::Migrate(opts) => migrate::run(opts, context).await,

@@ -2,6 +2,7 @@
 //!
 //! Data goes to stdout, as a table or as JSON ([`context`]); talk goes to stderr. [`cli`] has the command line.
 
+pub mod audit;
 pub mod bench;
 pub mod check;
 pub mod cli;
@@ -12,8 +13,11 @@ pub mod demo;
 pub mod doctor;
 pub mod explain;
 pub mod failure;
+pub mod group;
 pub mod migrate;
 pub mod observe;
+pub mod pause;
+pub mod pending;
 pub mod produce;
 pub mod replay;
 pub mod run;
@@ -22,6 +26,9 @@ pub mod sandbox;
 mod schemas;
 pub mod stage;
 pub mod status;
+pub mod tap;
+pub mod trim;
+pub mod wait;
 
 pub use self::context::Context;
 pub use self::failure::Failure;

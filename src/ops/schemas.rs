@@ -6,7 +6,7 @@ use std::path::Path;
 
 use schemars::{JsonSchema, generate::SchemaSettings};
 
-use super::{dead, doctor, explain, status};
+use super::{audit, dead, doctor, explain, group, pause, pending, status, tap, trim, wait};
 
 fn schema<T: JsonSchema>() -> serde_json::Value {
     SchemaSettings::draft2020_12().for_serialize().into_generator().into_root_schema_for::<T>().to_value()
@@ -14,13 +14,21 @@ fn schema<T: JsonSchema>() -> serde_json::Value {
 
 fn schemas() -> Vec<(&'static str, serde_json::Value)> {
     vec![
+        ("audit", schema::<audit::Audit>()),
         ("dead-list", schema::<dead::list::DeadLetters>()),
         ("dead-mark", schema::<dead::discard::Marked>()),
         ("dead-redrive", schema::<dead::redrive::Redriven>()),
         ("dead-show", schema::<dead::show::LetterDetails>()),
         ("doctor", schema::<doctor::Diagnosis>()),
         ("explain", schema::<explain::Explanation>()),
+        ("group-list", schema::<group::Groups>()),
+        ("group-repair", schema::<group::Repaired>()),
+        ("pause", schema::<pause::Pauses>()),
+        ("pending", schema::<pending::Pending>()),
         ("status", schema::<status::report::Status>()),
+        ("tap", schema::<tap::Tapped>()),
+        ("trim", schema::<trim::Trim>()),
+        ("wait", schema::<wait::Waited>()),
     ]
 }
 

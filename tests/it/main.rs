@@ -2,14 +2,18 @@
 
 use tidegate_lab::{harness, proxy};
 
+mod audit;
 mod contract;
 mod crash;
 mod dead;
+mod doctor;
 mod entries;
 mod exclusive;
 mod failover;
+mod looking;
 mod memory;
 mod outage;
+mod pausing;
 mod permissions;
 mod poison;
 mod pooler;
