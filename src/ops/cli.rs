@@ -10,8 +10,8 @@ use clap::{Parser, Subcommand};
 use super::context::Format;
 use super::{Context, Exit, Failure};
 use super::{
-    audit, bench, check, dead, demo, doctor, explain, group, migrate, pause, pending, produce, replay, run, status,
-    tap, trim, wait,
+    audit, bench, check, config, dead, demo, doctor, explain, group, migrate, pages, pause, pending, produce, replay,
+    run, status, tap, top, trim, wait,
 };
 
 /// Write-behind for Valkey and PostgreSQL: every counter delta lands exactly once, whatever crashes.
@@ -34,6 +34,8 @@ enum Verb {
     Run(run::Opts),
     /// Say whether it is flushing, how far behind, what is at risk, and why
     Status(status::Opts),
+    /// The same and more on a terminal, again and again
+    Top(top::Opts),
     /// See entries that could not be applied; apply them again, or give them up
     Dead(dead::Opts),
     /// Compare every counter in Valkey with its row and what is on the way; set Valkey right
@@ -66,6 +68,12 @@ enum Verb {
     Demo(demo::Opts),
     /// Measure how fast, how soon and at what cost deltas land on given servers, and whether exactly
     Bench(bench::Opts),
+    /// Show the configuration as it took effect, and where each value comes from
+    Config(config::Opts),
+    /// Print completions for a shell
+    Completions(pages::CompletionsOpts),
+    /// Print the manual page, or write the pages of all commands
+    Man(pages::ManOpts),
     /// Check the configuration and list every error in it
     Check(check::Opts),
 }
@@ -75,6 +83,7 @@ impl Verb {
         match self {
             Verb::Run(_) => "run",
             Verb::Status(_) => "status",
+            Verb::Top(_) => "top",
             Verb::Dead(_) => "dead",
             Verb::Audit(_) => "audit",
             Verb::Pause(_) => "pause",
@@ -91,6 +100,9 @@ impl Verb {
             Verb::Replay(_) => "replay",
             Verb::Demo(_) => "demo",
             Verb::Bench(_) => "bench",
+            Verb::Config(_) => "config",
+            Verb::Completions(_) => "completions",
+            Verb::Man(_) => "man",
             Verb::Check(_) => "check",
         }
     }
@@ -107,6 +119,7 @@ impl Cli {
         let context = &Context::of_process(self.config, self.output);
         match self.verb {
             Verb::Run(opts) => run::run(opts, context).await,
+            Verb::Top(opts) => top::run(opts, context).await,
             Verb::Status(opts) => status::run(opts, context).await,
             Verb::Dead(opts) => dead::run(opts, context).await,
             Verb::Audit(opts) => audit::run(opts, context).await,
@@ -124,6 +137,9 @@ impl Cli {
             Verb::Replay(opts) => replay::run(opts, context).await,
             Verb::Demo(opts) => demo::run(opts, context).await,
             Verb::Bench(opts) => bench::run(opts, context).await,
+            Verb::Config(opts) => config::run(opts, context),
+            Verb::Completions(opts) => pages::completions(opts, context),
+            Verb::Man(opts) => pages::man(opts, context),
             Verb::Check(opts) => check::run(opts, context),
         }
     }

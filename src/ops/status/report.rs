@@ -220,7 +220,7 @@ impl Flow {
     }
 
     /// Of streams that were all seen.
-    fn sum(flows: &[Flow]) -> Flow {
+    pub fn sum(flows: &[Flow]) -> Flow {
         let total = |of: fn(&Flow) -> Option<f64>| flows.iter().map(of).sum::<Option<f64>>();
         let sum = Flow {
             backlog: flows.iter().map(|flow| flow.backlog).sum(),
