@@ -26,6 +26,13 @@ pub struct Presence {
     pub process: String,
     /// Its version.
     pub version: String,
+    /// The connection over which it speaks, 0 where the server does not tell, and the life of the server that this number is of: when
+    /// that connection has gone, so has the process.
+    #[serde(default)]
+    pub connection: u64,
+    /// See the connection.
+    #[serde(default)]
+    pub run_id: String,
     /// How it is.
     pub state: State,
     /// Why it does not flush, where it does not.

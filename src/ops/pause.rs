@@ -144,11 +144,13 @@ async fn confirm(
             let said: Vec<State> =
                 streams.flat_map(|stream| stream.processes.iter().flatten()).map(|process| process.state).collect();
             // One that waits for a server, or for somebody, reads nothing either, and does not say whether it is paused.
-            let obeys = |state: &&State| match is_pause {
-                true => **state != State::Flowing,
-                false => **state != State::Paused,
-            };
             let pause = now.iter().find(|pause| pause.pipeline == pipeline.name);
+            let obeys = |state: &&State| match (is_pause, pause) {
+                (true, Some(_)) => **state != State::Flowing,
+                // A short one may be over by now.
+                (true, None) => true,
+                (false, _) => **state != State::Paused,
+            };
             Paused {
                 pipeline: pipeline.name.clone(),
                 paused: pause.is_some(),

@@ -14,6 +14,7 @@ use tokio::process::{Child, Command};
 
 use super::sandbox::{Postgres, Valkey};
 use crate::config::{Config, Needs, Sources, load};
+use crate::model::names;
 use crate::model::pipeline::{Delivery, Identifier, Pipeline, Table};
 use crate::postgres::Database;
 use crate::postgres::schema;
@@ -144,7 +145,9 @@ impl Stage {
     /// Takes away what was made on borrowed servers: the stream, these keys, the table, its rows in the ledger.
     pub async fn clear(&self, keys: impl IntoIterator<Item = String>) -> Result<(), Trouble> {
         let connection = valkey::Connection::open(&self.valkey, "tidegate:clear").await?;
-        connection.call(valkey::Command::new("UNLINK").arg(&*self.pipeline.stream).args(keys)).await?;
+        // What a worker that was killed has said of itself.
+        let presence = names::presence(&self.pipeline.stream, &self.pipeline.name);
+        connection.call(valkey::Command::new("UNLINK").arg(&*self.pipeline.stream).arg(presence).args(keys)).await?;
         let of_lane = "lane in (select lane from tidegate.lanes where pipeline =";
         // The name is one of our own making: letters, digits, underscores.
         let name = &self.pipeline.name;

@@ -30,6 +30,8 @@ pub(super) struct Herald {
     said: Vec<Option<(State, Instant)>>,
     /// Kept from one look to the next; none after a fault.
     link: Option<Link>,
+    /// The number of the link's connection.
+    connection: u64,
     /// Whether it was told that the user may not write.
     refused: bool,
 }
@@ -37,7 +39,15 @@ pub(super) struct Herald {
 impl Herald {
     pub(super) fn new(valkey: &valkey::Endpoint, flows: &[Flow], workers: usize) -> Herald {
         let process = format!("{}-{}", names::host(), std::process::id());
-        Herald { valkey: valkey.clone(), process, workers, said: vec![None; flows.len()], link: None, refused: false }
+        Herald {
+            valkey: valkey.clone(),
+            process,
+            workers,
+            said: vec![None; flows.len()],
+            link: None,
+            connection: 0,
+            refused: false,
+        }
     }
 
     /// Speaks for as long as it is polled.
@@ -46,14 +56,18 @@ impl Herald {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
+            if self.link.as_ref().is_none_or(Link::is_lost) {
+                // Who speaks over another connection is to be known by that one.
+                self.said.fill(None);
+            }
             for (n, flow) in flows.iter().enumerate() {
-                let presence = self.presence(flow);
+                let mut presence = self.presence(flow);
                 let is_known =
                     self.said[n].is_some_and(|(state, at)| state == presence.state && at.elapsed() < RENEWED_EVERY);
                 if is_known {
                     continue;
                 }
-                match self.say(flow, &presence).await {
+                match self.say(flow, &mut presence).await {
                     Ok(()) => self.said[n] = Some((presence.state, Instant::now())),
                     Err(fault) => {
                         self.failed(&fault);
@@ -77,12 +91,19 @@ impl Herald {
         let _ = tokio::time::timeout(LEAVE_WITHIN, leave).await;
     }
 
-    async fn say(&mut self, flow: &Flow, presence: &Presence) -> Result<(), Fault> {
+    async fn say(&mut self, flow: &Flow, presence: &mut Presence) -> Result<(), Fault> {
         let link = match self.link.take().filter(|link| !link.is_lost()) {
             Some(link) => link,
-            None => Link::open(&self.valkey, "tidegate:presence").await?,
+            None => {
+                let name = |_: &str, number| {
+                    self.connection = number;
+                    "tidegate:presence".to_owned()
+                };
+                Link::open_as(&self.valkey, name).await?
+            }
         };
         let pipeline = flow.lane.pipeline();
+        (presence.connection, presence.run_id) = (self.connection, link.generation().run_id.clone());
         let said = presence::say(link.commands(), &pipeline.stream, &pipeline.name, presence).await;
         self.link = Some(link);
         said
@@ -128,6 +149,8 @@ impl Herald {
         Presence {
             process: self.process.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
+            connection: 0,
+            run_id: String::new(),
             state,
             fault: fault.map(|fault| fault.to_string()),
             advice: advice.map(str::to_owned),

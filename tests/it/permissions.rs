@@ -41,7 +41,8 @@ async fn create_role(url: &str, sql: &str) {
     let mut connection = PgConnection::connect(url).await.expect("connected");
     for statement in sql.split(';').map(str::trim).filter(|statement| !statement.is_empty()) {
         let done = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut connection).await;
-        let exists = matches!(&done, Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("42710"));
+        let exists =
+            matches!(&done, Err(sqlx::Error::Database(e)) if matches!(e.code().as_deref(), Some("42710" | "23505")));
         assert!(exists || done.is_ok(), "{statement}: {done:?}");
     }
 }
@@ -139,7 +140,7 @@ async fn operate(lab: &Lab) {
         ("observer", &["doctor"], &[0, 4]),
         ("observer", &["audit", "--full"], &[3]),
         ("observer", &["dead", "list"], &[0]),
-        ("observer", &["pause", "counters", "--for", "1s"], &[0]),
+        ("observer", &["pause", "counters", "--for", "1m"], &[0]),
         ("observer", &["resume", "counters"], &[0]),
         ("operator", &["audit", "--key", "a", "--repair", "--yes"], &[0]),
         ("operator", &["group", "repair", "--group", "foreign", "--yes"], &[0]),

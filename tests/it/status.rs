@@ -202,3 +202,15 @@ async fn a_daemon_that_may_not_say_how_it_is_flushes_all_the_same() {
     lab.await_value("a", 1).await;
     assert_eq!(daemon.count("this process cannot say how it is"), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_was_killed_is_seen_no_more_at_once() {
+    let lab = Lab::new().await;
+    let mut daemon = lab.daemon();
+    daemon.wait_for("created the consumer group").await;
+    await_reason(&lab, "no_daemon", false).await;
+    daemon.kill().await;
+    await_reason(&lab, "no_daemon", true).await;
+    let (_, now) = status(&lab).await;
+    assert_eq!(now["pipelines"][0]["streams"][0]["processes"], serde_json::json!([]), "{now}");
+}

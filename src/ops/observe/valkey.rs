@@ -183,7 +183,10 @@ pub async fn look(servers: &mut Servers, shard: &Shard, dead_after: Duration) ->
         stream.consumers = consumers(connection, &link.generation().run_id, shard, dead_after).await?;
     }
     let heard = presence::heard(connection, &shard.stream, &shard.pipeline.name, stream.now_ms).await;
-    stream.processes = allowed(heard)?;
+    stream.processes = match allowed(heard)? {
+        Some(heard) => Some(alive(connection, &link.generation().run_id, heard).await?),
+        None => None,
+    };
     Ok(stream)
 }
 
@@ -332,6 +335,16 @@ pub async fn consumers(
         Consumer { name: told.name, entries: told.pending, idle_ms: told.idle.as_millis() as u64, alive }
     };
     Ok(told.into_iter().map(consumer).collect())
+}
+
+/// Those whose connection exists. Who was killed does not take leave.
+async fn alive(connection: &Connection, run_id: &str, heard: Vec<Presence>) -> Result<Vec<Presence>, Fault> {
+    let numbers: Vec<u64> = heard.iter().map(|presence| presence.connection).filter(|number| *number > 0).collect();
+    let Some(connected) = connected(connection, &numbers).await? else { return Ok(heard) };
+    let is_alive = |presence: &Presence| {
+        presence.connection == 0 || (presence.run_id == run_id && connected.contains(&presence.connection))
+    };
+    Ok(heard.into_iter().filter(is_alive).collect())
 }
 
 /// Which of these connections exist; none where that may not be asked.

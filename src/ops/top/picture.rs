@@ -195,18 +195,18 @@ impl Picture {
                     _ => Color::Red,
                 };
                 lines.push(Line::from(vec![
-                    Span::raw(format!("{:<20} ", cut(&printable(&process.process), 20))),
+                    Span::raw(format!("{:<16} ", cut(&printable(&process.process), 16))),
                     Span::styled(format!("{:<11} ", process.state), self.style(color)),
-                    Span::raw(format!("{} applied", count(process.applied))),
+                    Span::raw(count(process.applied)),
                 ]));
             }
             for consumer in stream.consumers.iter().filter(|consumer| consumer.entries > 0) {
                 let gone = if consumer.alive { "" } else { " GONE" };
-                let name = cut(&printable(&consumer.name), 20);
-                lines.push(Line::raw(format!("{name:<20} holds {}{gone}", count(consumer.entries))));
+                let name = cut(&printable(&consumer.name), 16);
+                lines.push(Line::raw(format!("{name:<16} holds {}{gone}", count(consumer.entries))));
             }
         }
-        let block = Block::new().borders(Borders::TOP).title("daemons and what workers hold");
+        let block = Block::new().borders(Borders::TOP).title("daemons, entries applied, held");
         frame.render_widget(Paragraph::new(lines).block(block), area);
     }
 
@@ -339,7 +339,7 @@ mod tests {
             "oldest 70ms",
             "host-17",
             "halted",
-            "1,234,567 applied",
+            "1,234,567",
             "run `tidegate migrate`",
             "q quit",
             "█",
