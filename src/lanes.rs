@@ -42,6 +42,11 @@ impl Identity {
         }
     }
 
+    /// What a flush names once for all lanes of a pipeline: source, pipeline, target.
+    pub fn of_pipeline(&self) -> Vec<&str> {
+        vec![&self.source, &self.pipeline, &self.target]
+    }
+
     /// What [`verify_lane`](../../migrations/0002_verify.sql) compares: source, pipeline, stream, target.
     pub fn names(&self) -> [&str; 4] {
         [&self.source, &self.pipeline, &self.stream, &self.target]

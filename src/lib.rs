@@ -73,6 +73,10 @@ pub mod model;
 pub mod flow;
 #[cfg(feature = "daemon")]
 pub mod lanes;
+#[cfg(feature = "daemon")]
+pub mod pauses;
+#[cfg(feature = "daemon")]
+pub mod presence;
 pub mod retry;
 #[cfg(feature = "daemon")]
 pub mod target;

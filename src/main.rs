@@ -1,168 +1,38 @@
-//! The command line: parse the verb, load the configuration, start telemetry, run, exit.
+//! The program: parse the command line, start telemetry, run the verb, say what failed, exit.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
-use tidegate::config::{Config, Needs, Sources, load};
-use tidegate::ops::{Exit, bench, check, demo, health, migrate, produce, replay, run};
-use tidegate::telemetry::{self, Telemetry};
-use tokio::runtime::Runtime;
-
-/// Write-behind for Valkey and PostgreSQL: every counter delta lands exactly once, whatever crashes.
-#[derive(Debug, Parser)]
-#[command(version, arg_required_else_help = true)]
-struct Cli {
-    /// The configuration file; without it the one that TIDEGATE_CONFIG names, if any
-    #[arg(long, global = true, value_name = "FILE")]
-    config: Option<PathBuf>,
-    #[command(subcommand)]
-    verb: Verb,
-}
-
-#[derive(Debug, Subcommand)]
-enum Verb {
-    /// Flush deltas from Valkey into PostgreSQL until told to stop (the daemon)
-    Run {
-        #[command(flatten)]
-        args: run::Args,
-        /// How many workers a pipeline has; default: run.workers of the configuration
-        #[arg(long, value_name = "N")]
-        workers: Option<String>,
-    },
-    /// Bring the database to the schema this program needs
-    Migrate(migrate::Args),
-    /// Turn lines `id` or `id amount` into atomic increments with their deltas
-    Produce(produce::Args),
-    /// Have the stream delivered once more from a moment on: what PostgreSQL lost, by a restore or a failover, lands again
-    Replay(replay::Args),
-    /// Show the main job on private throw-away servers, with workers killed again and again, and prove the result
-    Demo(demo::Args),
-    /// Measure how fast, how soon and at what cost deltas land on given servers, and whether exactly
-    Bench(bench::Args),
-    /// Ask a running daemon whether it is ready, live or started: exit code 0 if so, 1 if not
-    Health(health::Args),
-    /// Check the configuration and list every error in it
-    Check(check::Args),
-}
+use clap::Parser;
+use tidegate::ops::cli::Cli;
+use tidegate::ops::{Exit, Failure};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    let (verb, context) = (cli.verb(), cli.context());
     // The one provider of cryptography; it is not set yet.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return failed(&error),
+        Err(error) => return failed(verb, &error.into()),
     };
-    let (outcome, telemetry) = run(cli, &runtime);
+    let telemetry = match cli.telemetry(&context) {
+        Ok(telemetry) => telemetry,
+        Err(failure) => return failed(verb, &failure),
+    };
+    let outcome = runtime.block_on(cli.run(&context, telemetry.as_ref()));
     // What is still running was told to stop and is not waited for: it may be stuck in a server's silence.
     runtime.shutdown_background();
-    let code = outcome.map_or_else(|error| failed(&error), ExitCode::from);
-    // Last of all: it sends what was told up to now, after an error too.
+    let code = outcome.map_or_else(|failure| failed(verb, &failure), Exit::into);
+    // Last of all: it sends what was told up to now, after a failure too.
     drop(telemetry);
     code
 }
 
-/// Runs the verb; gives how it ended, and what has telemetry still to send.
-fn run(cli: Cli, runtime: &Runtime) -> (std::io::Result<Exit>, Option<Telemetry>) {
-    let (args, workers) = match cli.verb {
-        Verb::Run { args, workers } => (args, workers),
-        verb => return (runtime.block_on(command(verb, cli.config)), None),
-    };
-    let flags: Vec<_> = workers.map(|workers| ("run.workers".to_owned(), workers)).into_iter().collect();
-    let read = || load(&Sources::from_process(cli.config.clone(), flags.clone()), Needs::BOTH);
-    let loaded = match read() {
-        Ok(loaded) => loaded,
-        Err(problems) => {
-            tell(&problems);
-            return (Ok(Exit::from(&problems)), None);
-        }
-    };
-    let telemetry = match Telemetry::start(&loaded.config) {
-        Ok(telemetry) => telemetry,
-        Err(refused) => {
-            tell(&refused);
-            return (Ok(Exit::Config), None);
-        }
-    };
-    let outcome = runtime.block_on(run::run(args, loaded, telemetry.pages(), read));
-    (outcome, Some(telemetry))
-}
-
-fn failed(error: &std::io::Error) -> ExitCode {
-    // Whoever closed the pipe has read enough.
-    if error.kind() == std::io::ErrorKind::BrokenPipe {
-        return Exit::Ok.into();
+fn failed(verb: &str, failure: &Failure) -> ExitCode {
+    if let Some(words) = failure.told_by(verb) {
+        // If stderr is closed there is nobody to tell.
+        let _ = writeln!(std::io::stderr(), "{words}");
     }
-    tell(error);
-    Exit::Error.into()
-}
-
-/// Every verb but the daemon's.
-async fn command(verb: Verb, file: Option<PathBuf>) -> std::io::Result<Exit> {
-    match verb {
-        Verb::Run { .. } => Ok(Exit::Usage),
-        Verb::Health(args) => match configured(file, Vec::new(), Needs::NONE) {
-            Ok(config) => health::run(args, &config, &mut std::io::stdout()).await,
-            Err(exit) => Ok(exit),
-        },
-        Verb::Migrate(args) => match configured(file, Vec::new(), Needs::POSTGRES) {
-            Ok(config) => migrate::run(&args, &config, &mut std::io::stdout()).await,
-            Err(exit) => Ok(exit),
-        },
-        Verb::Produce(args) => match configured(file, Vec::new(), Needs::VALKEY) {
-            Ok(config) => produce(args, &config).await,
-            Err(exit) => Ok(exit),
-        },
-        Verb::Replay(args) => match configured(file, Vec::new(), Needs::BOTH) {
-            Ok(config) => replay::run(&args, &config, &mut std::io::stdout()).await,
-            Err(exit) => Ok(exit),
-        },
-        Verb::Demo(args) => demo::run(&args).await,
-        Verb::Bench(args) if args.sandbox => bench::run(&args, None).await,
-        Verb::Bench(args) => match configured(file, Vec::new(), Needs::BOTH) {
-            Ok(config) => bench::run(&args, Some(&config)).await,
-            Err(exit) => Ok(exit),
-        },
-        Verb::Check(args) => {
-            let sources = Sources::from_process(file, Vec::new());
-            check::run(args, &sources, &mut std::io::stdout(), &mut std::io::stderr())
-        }
-    }
-}
-
-async fn produce(args: produce::Args, config: &Config) -> std::io::Result<Exit> {
-    let Some(pipeline) = config.pipelines.iter().find(|pipeline| pipeline.name == args.pipeline) else {
-        let names: Vec<&str> = config.pipelines.iter().map(|pipeline| pipeline.name.as_str()).collect();
-        tell(&format!("there is no pipeline {:?}: name one of {}", args.pipeline, names.join(", ")));
-        return Ok(Exit::Config);
-    };
-    let address = match config.valkey.address() {
-        Ok(address) => address,
-        Err(problems) => {
-            tell(&problems);
-            return Ok(Exit::from(&problems));
-        }
-    };
-    Ok(produce::run(args, address, pipeline.clone()).await)
-}
-
-/// The configuration, with telemetry started as it says. Otherwise its problems are printed.
-fn configured(file: Option<PathBuf>, flags: Vec<(String, String)>, needs: Needs) -> Result<Config, Exit> {
-    match load(&Sources::from_process(file, flags), needs) {
-        Ok(loaded) => {
-            telemetry::log::start(&loaded.config.log, None);
-            Ok(loaded.config)
-        }
-        Err(problems) => {
-            tell(&problems);
-            Err(Exit::from(&problems))
-        }
-    }
-}
-
-fn tell(what: &dyn std::fmt::Display) {
-    // If stderr is closed there is nobody to tell.
-    let _ = writeln!(std::io::stderr(), "{what}");
+    failure.exit().into()
 }

@@ -285,7 +285,7 @@ async fn apply(
         .bind(DIGEST_VERSION)
         .bind(coalesced.keys)
         .bind(coalesced.amounts)
-        .bind(vec![&*identity.source, &*identity.pipeline, &*identity.target])
+        .bind(identity.of_pipeline())
         .bind(&identity.mapping);
     let query = letters.bind(query);
     let query = query.bind(of_batch.iter().map(|lane| lane.id()).collect::<Vec<LaneId>>());

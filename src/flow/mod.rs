@@ -1,9 +1,9 @@
 //! The life of a delta, in order. [`worker`] wires three actors: [`taker`] takes batches from Valkey ([`session`], [`read`],
 //! [`reclaim`], [`liveness`]), [`settler`] settles them in PostgreSQL ([`batch`], [`coalesce`], [`bisect`], [`judge`], [`ledger`],
 //! [`statement`], [`turn`], [`flush`], [`bury`], [`causes`]), [`acker`]
-//! acknowledges ([`ack`]); [`handoff`] is what they pass on to each other. Where one process reads streams alone, [`lease`]
-//! says which, [`holder`] reads all of them in [`rounds`], each once a [`member`] of its group has settled what was given out, and
-//! [`tenure`] moves each group's [`position`] instead of acknowledging.
+//! acknowledges ([`ack`]); [`pause`] keeps them from reading; [`handoff`] is what they pass on to each other. Where one process reads streams
+//! alone, [`lease`] says which, [`holder`] reads all of them in [`rounds`], each once a [`member`] of its group has settled what was given out, and
+//! [`tenure`] moves each group's [`position`] instead of acknowledging. [`redrive`] is for an operator: dead letters, again.
 
 pub mod ack;
 pub mod acker;
@@ -20,9 +20,11 @@ pub mod lease;
 pub mod ledger;
 pub mod liveness;
 pub mod member;
+pub mod pause;
 pub mod position;
 pub mod read;
 pub mod reclaim;
+pub mod redrive;
 pub mod rounds;
 pub mod session;
 pub mod settler;

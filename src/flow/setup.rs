@@ -9,6 +9,7 @@ use tracing::{error, info, warn};
 use super::bisect::Refusals;
 use super::flush::Lane;
 use super::lease::Shares;
+use super::pause::Pause;
 use super::read::Limits;
 use super::reclaim::Patience;
 use crate::model::pipeline::{Delivery, Pipeline};
@@ -51,6 +52,8 @@ pub struct WorkerSetup {
     pub shares: Arc<Shares>,
     /// What the pipeline's table has refused lately; all workers of the pipeline share it.
     pub refusals: Arc<Mutex<Refusals>>,
+    /// Whether it is to read nothing for now; all workers of the pipeline share it.
+    pub pause: Pause,
     /// Where it counts.
     pub metrics: Arc<Metrics>,
     /// Rung when the group had to be created: somebody should look for what is lost.

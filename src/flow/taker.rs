@@ -10,8 +10,8 @@ use tracing::{debug, info};
 
 use super::batch::Batch;
 use super::handoff::{Held, Outlets, Shared};
-use super::member::Membership;
 use super::liveness::{Met, Silence};
+use super::member::Membership;
 use super::read::Reader;
 use super::reclaim::{self, Claimed, Patience, Reclaimer};
 use super::session::{Identity, Session};
@@ -171,8 +171,16 @@ impl Taker {
                     Wait::ReceiverGone => return Ok(Ended::ReceiverGone),
                 }
             }
+            if self.setup.pause.is_on() && session.is_quiet() && !stop.is_asked() {
+                // Before anything is claimed: what a paused worker holds nobody flushes.
+                if self.wait_for_room(session, stop).await? == Room::ReceiverGone {
+                    return Ok(Ended::ReceiverGone);
+                }
+                continue;
+            }
             let claimed = if !session.is_quiet() || !(plan.own || plan.dead) {
-                let only_asked = plan.own || plan.dead || stop.is_asked() || self.may_read_alone(plan);
+                let only_asked =
+                    plan.own || plan.dead || stop.is_asked() || self.setup.pause.is_on() || self.may_read_alone(plan);
                 let (to, batch) = match self.wait_for_room(session, stop).await? {
                     Room::Free(to) => {
                         let _step = self.setup.metrics.steps.begin("read", Instant::now());
@@ -268,10 +276,17 @@ impl Taker {
         }
     }
 
-    /// Waits until a batch can be handed over, showing signs of life.
+    /// Waits until a batch can be handed over, showing signs of life. While the pipeline is paused nothing can; what was asked for is still
+    /// taken.
     pub(super) async fn wait_for_room(&self, session: &mut Session, stop: &Stop) -> Result<Room, Fault> {
         let Some(outlets) = &self.outlets else { return Ok(Room::ReceiverGone) };
-        let mut room = std::pin::pin!(outlets.room());
+        let (pause, is_quiet) = (self.setup.pause.clone(), session.is_quiet());
+        let mut room = std::pin::pin!(async {
+            if is_quiet {
+                pause.over().await;
+            }
+            outlets.room().await
+        });
         loop {
             tokio::select! {
                 room = &mut room => return Ok(room.map_or(Room::ReceiverGone, Room::Free)),

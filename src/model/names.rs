@@ -38,6 +38,11 @@ pub fn lease(stream: &str, pipeline: &str) -> String {
     format!("tidegate:lease:{{{}}}:{stream}:{pipeline}", tag_beside(stream))
 }
 
+/// The key in which each process says how it is, for one stream of a pipeline. It hashes to the stream's slot in a cluster.
+pub fn presence(stream: &str, pipeline: &str) -> String {
+    format!("tidegate:state:{{{}}}:{stream}:{pipeline}", tag_beside(stream))
+}
+
 /// This machine's name.
 #[cfg(feature = "daemon")]
 pub fn host() -> String {
@@ -107,6 +112,11 @@ pub fn printable(name: &str) -> String {
 mod tests {
     use super::*;
     use crate::model::slot::Slot;
+
+    #[test]
+    fn a_presence_lies_in_the_slot_of_its_stream() {
+        assert_eq!(presence("flush:counters", "counters"), "tidegate:state:{flush:counters}:flush:counters:counters");
+    }
 
     #[test]
     fn a_lease_lies_in_the_slot_of_its_stream() {

@@ -24,9 +24,10 @@ use self::load::{LONGEST_ID, Load};
 use self::recovery::Recovery;
 use self::watch::Watch;
 use self::workers::Workers;
-use super::Exit;
+use super::context::Format;
 use super::stage::{Servers, Stage, Trouble};
-use crate::config::Config;
+use super::{Context, Exit, Failure};
+use crate::config::{Config, Needs};
 use crate::flow::read;
 use crate::model::entry::EntryId;
 use crate::model::pipeline::{Delivery, Pipeline};
@@ -77,7 +78,7 @@ pub enum Shape {
 
 /// What can be said on the command line.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Args {
+pub struct Opts {
     /// Use private throw-away servers, whose commits wait for the disk, instead of the configured ones
     #[arg(long)]
     pub sandbox: bool,
@@ -135,12 +136,12 @@ pub struct Args {
     /// Where the load begins; default: anywhere
     #[arg(long)]
     pub seed: Option<u64>,
-    /// One JSON object instead of a table
+    /// One JSON object instead of a table; the same as --output json
     #[arg(long)]
     pub json: bool,
 }
 
-impl Args {
+impl Opts {
     /// How many worker processes run: a killed one needs a peer.
     fn processes(&self) -> u8 {
         if self.phase == Phase::Recovery { self.processes.max(2) } else { self.processes }
@@ -183,98 +184,102 @@ fn id_bytes(text: &str) -> Result<RangeInclusive<usize>, String> {
     range(text).filter(fits).ok_or(format!("say two lengths from 6 to {LONGEST_ID}, such as 6-40"))
 }
 
-/// Runs the verb. `config` is needed unless it is about private servers.
-pub async fn run(args: &Args, config: Option<&Config>) -> std::io::Result<Exit> {
-    if args.shards > 1 && args.phase != Phase::Drain {
-        eprintln!("tidegate bench: --shards is about --phase drain");
-        return Ok(Exit::Usage);
+/// Runs the verb.
+pub async fn run(mut opts: Opts, context: &Context) -> Result<Exit, Failure> {
+    if opts.shards > 1 && opts.phase != Phase::Drain {
+        return Err(Failure::usage("--shards is about --phase drain"));
     }
-    let mut signals = Signals::listen()?;
-    let (servers, stage) = match set(args, config).await {
-        Ok(Ok(set)) => set,
-        Ok(Err(exit)) => return Ok(exit),
-        Err(trouble) => return Ok(failed(&trouble)),
+    opts.json |= context.format == Format::Json;
+    let config = match opts.sandbox {
+        true => None,
+        false => Some(context.configured(Vec::new(), Needs::BOTH)?),
     };
-    let exit = tokio::select! {
-        measured = measure(args, &stage) => measured.unwrap_or_else(|trouble| failed(&trouble)),
+    let mut signals = Signals::listen()?;
+    let failed = |trouble: Trouble| Failure::new(Exit::Error, trouble.to_string());
+    let servers = servers(&opts, config.as_ref()).await?;
+    let stage = set(&opts, &servers, config.as_ref()).await.map_err(failed)?;
+    let measured = tokio::select! {
+        measured = measure(&opts, &stage) => measured.map_err(failed),
         // Dropping the measurement ends its processes.
         signal = signals.next() => {
-            eprintln!("{signal}: cleaning up");
-            Exit::Interrupted
+            context.say(&format!("{signal}: cleaning up"));
+            Ok(Exit::Interrupted)
         }
     };
     if servers.are_borrowed()
         && let Err(trouble) = stage.clear([]).await
     {
         let (stream, table) = (&stage.pipeline.stream, stage.table());
-        eprintln!(
-            "tidegate bench: could not take away stream {stream}, table {table} and its rows in schema tidegate: {trouble}"
-        );
-        return Ok(Exit::Error);
+        if let Some(words) = measured.err().and_then(|failure| failure.told_by("bench")) {
+            context.say(&words);
+        }
+        return Err(Failure::new(
+            Exit::Error,
+            format!("could not take away stream {stream}, table {table} and its rows in schema tidegate: {trouble}"),
+        ));
     }
-    Ok(exit)
+    measured
 }
 
-fn failed(trouble: &Trouble) -> Exit {
-    eprintln!("tidegate bench: {trouble}");
-    Exit::Error
-}
-
-async fn set(args: &Args, config: Option<&Config>) -> Result<Result<(Servers, Stage), Exit>, Trouble> {
-    let servers = match config {
+/// The servers that are measured: the configured ones, or private ones.
+async fn servers(opts: &Opts, config: Option<&Config>) -> Result<Servers, Failure> {
+    match config {
         Some(config) => {
             let missing = schema::missing(&config.postgres.address()?).await?.len();
             if missing > 0 {
-                eprintln!(
-                    "tidegate bench: the database lacks {missing} migrations: run `tidegate migrate`, or bench with --sandbox"
-                );
-                return Ok(Err(Exit::Config));
+                let words =
+                    format!("the database lacks {missing} migrations: run `tidegate migrate`, or bench with --sandbox");
+                return Err(Failure::new(Exit::Config, words));
             }
-            Servers::borrowed(config.valkey.address()?.url().clone(), config.postgres.address()?.url)
+            Ok(Servers::borrowed(config.valkey.address()?.url().clone(), config.postgres.address()?.url))
         }
         None => {
             let durable = ["--appendonly", "yes", "--appendfsync", "everysec"];
-            let arguments = if args.no_aof { &[][..] } else { &durable[..] };
-            Servers::private(arguments, &["fsync=on", "full_page_writes=on", "max_wal_size=4GB"]).await?
+            let arguments = if opts.no_aof { &[][..] } else { &durable[..] };
+            let private = Servers::private(arguments, &["fsync=on", "full_page_writes=on", "max_wal_size=4GB"]).await;
+            private.map_err(|trouble| Failure::new(Exit::Error, trouble.to_string()))
         }
-    };
-    let workers = args.workers.map(|n| n.to_string()).or(config.map(|config| config.run.workers.to_string()));
-    let batch = args.batch.map(|n| n.to_string()).or(config.map(|config| config.batch.max_entries.to_string()));
-    let shards = args.shards.to_string();
+    }
+}
+
+/// A stage for the load, on these servers.
+async fn set(opts: &Opts, servers: &Servers, config: Option<&Config>) -> Result<Stage, Trouble> {
+    let workers = opts.workers.map(|n| n.to_string()).or(config.map(|config| config.run.workers.to_string()));
+    let batch = opts.batch.map(|n| n.to_string()).or(config.map(|config| config.batch.max_entries.to_string()));
+    let shards = opts.shards.to_string();
     let mut settings: Vec<(&str, &str)> = vec![("TIDEGATE__TRIM__RETENTION", "24h")];
     settings.extend(workers.as_deref().map(|workers| ("TIDEGATE__RUN__WORKERS", workers)));
     settings.extend(batch.as_deref().map(|batch| ("TIDEGATE__BATCH__MAX_ENTRIES", batch)));
     let small = batch.as_deref().filter(|batch| batch.parse().is_ok_and(|batch: u64| batch < 1_000));
     settings.extend(small.map(|batch| ("TIDEGATE__BATCH__READ_COUNT", batch)));
-    let stage = Stage::set("bench", &servers, (args.delivery, &shards), &settings).await?;
-    Ok(Ok((servers, stage)))
+    Stage::set("bench", servers, (opts.delivery, &shards), &settings).await
 }
 
-async fn measure(args: &Args, stage: &Stage) -> Result<Exit, Trouble> {
+async fn measure(opts: &Opts, stage: &Stage) -> Result<Exit, Trouble> {
     let load = Load {
-        keys: args.keys,
-        skew: (args.distribution == Shape::Zipf).then_some(args.skew),
-        amounts: args.amounts.clone(),
-        id_bytes: args.id_bytes.clone(),
-        seed: args.seed.unwrap_or_else(|| rand::random::<u64>() >> 12),
+        keys: opts.keys,
+        skew: (opts.distribution == Shape::Zipf).then_some(opts.skew),
+        amounts: opts.amounts.clone(),
+        id_bytes: opts.id_bytes.clone(),
+        seed: opts.seed.unwrap_or_else(|| rand::random::<u64>() >> 12),
     };
     let (mut drains, mut steady, mut recovery) = (Vec::new(), None, None);
-    if matches!(args.phase, Phase::Drain | Phase::Both) {
-        for _ in 0..args.runs {
-            drains.push(drain(args, stage, &load).await?);
+    if matches!(opts.phase, Phase::Drain | Phase::Both) {
+        for _ in 0..opts.runs {
+            drains.push(drain(opts, stage, &load).await?);
         }
     }
-    if matches!(args.phase, Phase::Steady | Phase::Both) {
-        steady = Some(hold(args, stage, &load).await?);
+    if matches!(opts.phase, Phase::Steady | Phase::Both) {
+        steady = Some(hold(opts, stage, &load).await?);
     }
-    if args.phase == Phase::Recovery {
-        recovery = Some(recovery::recover(args, stage, &load).await?);
+    if opts.phase == Phase::Recovery {
+        recovery = Some(recovery::recover(opts, stage, &load).await?);
     }
     let exact = drains.iter().all(|drain| drain.exact)
         && steady.as_ref().is_none_or(|steady| steady.exact)
         && recovery.as_ref().is_none_or(|recovery| recovery.exact);
     let measured = Measured { drains, steady, recovery, exact };
-    report::tell(args, stage, &load, &measured).await?;
+    report::tell(opts, stage, &load, &measured).await?;
     Ok(if exact { Exit::Ok } else { Exit::Drift })
 }
 
@@ -300,22 +305,22 @@ struct Drain {
     exact: bool,
 }
 
-async fn drain(args: &Args, stage: &Stage, load: &Load) -> Result<Drain, Trouble> {
+async fn drain(opts: &Opts, stage: &Stage, load: &Load) -> Result<Drain, Trouble> {
     start_anew(stage).await?;
     let link = Link::open(&stage.valkey, "tidegate:bench").await?;
     let pipeline = &stage.pipeline;
-    add_all(link.commands(), pipeline, load, args.entries).await?;
+    add_all(link.commands(), pipeline, load, opts.entries).await?;
     let streams = stage.streams();
     let mut memory = 0;
     for stream in &streams {
         let used = Command::new("MEMORY").arg("USAGE").arg(stream).arg("SAMPLES").arg(0);
         memory += link.commands().call(used).await?.as_int().unwrap_or(0);
     }
-    let bytes_per_entry = memory as f64 / args.entries as f64;
+    let bytes_per_entry = memory as f64 / opts.entries as f64;
 
     let valkey_before = info::cpu_seconds(link.commands()).await?;
     let started = Instant::now();
-    let mut workers = Workers::start(args.processes, stage)?;
+    let mut workers = Workers::start(opts.processes, stage)?;
     let mut look = tokio::time::interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -330,7 +335,7 @@ async fn drain(args: &Args, stage: &Stage, load: &Load) -> Result<Drain, Trouble
         info::cpu_seconds(link.commands()).await?.zip(valkey_before).map(|(after, before)| after - before);
     let (cpu_seconds, peak_memory_bytes) = workers.cost();
     let rows = workers.stop().await?;
-    let exact = is_exact(stage, load, args.entries).await?;
+    let exact = is_exact(stage, load, opts.entries).await?;
     Ok(Drain { seconds, rows, cpu_seconds, peak_memory_bytes, bytes_per_entry, valkey_seconds, exact })
 }
 
@@ -343,11 +348,11 @@ struct Steady {
 }
 
 /// Sends entries at a steady rate and looks when each of them becomes visible.
-async fn hold(args: &Args, stage: &Stage, load: &Load) -> Result<Steady, Trouble> {
+async fn hold(opts: &Opts, stage: &Stage, load: &Load) -> Result<Steady, Trouble> {
     start_anew(stage).await?;
     let (connection, stream) = (Connection::open(&stage.valkey, "tidegate:bench").await?, &stage.pipeline.stream);
-    let mut workers = Workers::start(args.processes, stage)?;
-    let (mut watch, total) = (Watch::begin(stage).await?, args.rate * args.seconds);
+    let mut workers = Workers::start(opts.processes, stage)?;
+    let (mut watch, total) = (Watch::begin(stage).await?, opts.rate * opts.seconds);
     let (mut deltas, mut sent, mut under_way) = (load.deltas(), 0, FuturesUnordered::new());
     // The first entry finds a worker that is still connecting.
     let warmed = add_one(&connection, stream, deltas.next().ok_or("no load")?).await?;
@@ -365,7 +370,7 @@ async fn hold(args: &Args, stage: &Stage, load: &Load) -> Result<Steady, Trouble
     while sent < total || !under_way.is_empty() || watch.is_waiting() {
         tokio::select! {
             _ = send.tick(), if sent < total => {
-                let due = (started.elapsed().as_secs_f64() * args.rate as f64) as u64;
+                let due = (started.elapsed().as_secs_f64() * opts.rate as f64) as u64;
                 while sent < due.min(total) {
                     under_way.push(add_one(&connection, stream, deltas.next().ok_or("no load")?));
                     sent += 1;

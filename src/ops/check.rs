@@ -1,25 +1,30 @@
 //! `tidegate check`: checks the configuration without connecting to a server.
 //!
-//! Takes the sources that `run` would take; writes one line, or every problem there is. Fails only when it cannot write.
+//! Takes the sources that `run` would take; writes one line, or every problem there is.
 
 use std::io::{self, Write};
 
-use super::Exit;
+use super::{Context, Exit, Failure};
 use crate::config::{Loaded, Needs, Sources, load};
 
 /// The verb's arguments.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
-pub struct Args {
+pub struct Opts {
     /// Show every key with its value and where that is written; secrets are hidden
     #[arg(long)]
     pub print: bool,
 }
 
-/// Runs the verb. The answer goes to `out`, problems go to `err`.
-pub fn run(args: Args, sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
+/// Runs the verb.
+pub fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
+    Ok(answer(opts, &context.sources(Vec::new()), &mut io::stdout(), &mut io::stderr())?)
+}
+
+/// The answer goes to `out`, problems go to `err`.
+fn answer(opts: Opts, sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
     match load(sources, Needs::BOTH) {
         Ok(loaded) => {
-            if args.print {
+            if opts.print {
                 print(&loaded, out)?;
             }
             writeln!(out, "configuration is valid")?;
@@ -50,9 +55,13 @@ mod tests {
     fn check(print: bool, file: Option<&std::path::Path>, env: &[(&str, &str)]) -> (Exit, String, String) {
         let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let code =
-            run(Args { print }, &Sources { env, file: file.map(Into::into), ..Sources::default() }, &mut out, &mut err)
-                .expect("a vector takes everything");
+        let code = answer(
+            Opts { print },
+            &Sources { env, file: file.map(Into::into), ..Sources::default() },
+            &mut out,
+            &mut err,
+        )
+        .expect("a vector takes everything");
         (code, String::from_utf8(out).expect("text"), String::from_utf8(err).expect("text"))
     }
 

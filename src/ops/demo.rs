@@ -16,8 +16,8 @@ use sqlx::AssertSqlSafe;
 use tokio::process::Child;
 use tokio::task::JoinSet;
 
-use super::Exit;
 use super::stage::{Servers, Stage, Trouble, say};
+use super::{Context, Exit, Failure};
 use crate::client::{NotAdded, Producer};
 use crate::flow::read;
 use crate::model::pipeline::Delivery;
@@ -47,7 +47,7 @@ const FRAMES: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 
 /// What can be said on the command line.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Args {
+pub struct Opts {
     /// For how long producers are at work, in seconds
     #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub seconds: u64,
@@ -69,13 +69,10 @@ pub struct Args {
 }
 
 /// Runs the verb.
-pub async fn run(args: &Args) -> std::io::Result<Exit> {
+pub async fn run(opts: Opts, _: &Context) -> Result<Exit, Failure> {
     let mut signals = Signals::listen()?;
     tokio::select! {
-        shown = show(args) => shown.or_else(|trouble| {
-            say(&format!("tidegate demo: {trouble}"));
-            Ok(Exit::Error)
-        }),
+        shown = show(&opts) => shown.map_err(|trouble| Failure::new(Exit::Error, trouble.to_string())),
         // Dropping the show ends its processes and servers.
         signal = signals.next() => {
             say(&format!("{signal}: cleaning up"));
@@ -84,8 +81,8 @@ pub async fn run(args: &Args) -> std::io::Result<Exit> {
     }
 }
 
-async fn show(args: &Args) -> Result<Exit, Trouble> {
-    let servers = match (&args.valkey_url, &args.database_url) {
+async fn show(opts: &Opts) -> Result<Exit, Trouble> {
+    let servers = match (&opts.valkey_url, &opts.database_url) {
         (Some(valkey), Some(database)) => Servers::borrowed(valkey.clone().into(), database.clone().into()),
         _ => {
             say("starting a private Valkey and a private PostgreSQL");
@@ -97,9 +94,9 @@ async fn show(args: &Args) -> Result<Exit, Trouble> {
     let stage = Stage::set("demo", &servers, (Delivery::Group, "1"), &SETTINGS).await?;
     say(&format!(
         "{PRODUCERS} producers add to {COUNTERS} counters for {} s; {} worker processes flush; one of them is killed (SIGKILL) every {} ms",
-        args.seconds, args.processes, args.kill_every
+        opts.seconds, opts.processes, opts.kill_every
     ));
-    let result = play(args, &stage).await;
+    let result = play(opts, &stage).await;
     if servers.are_borrowed() {
         let counters = (0..COUNTERS).map(|n| stage.pipeline.counter_of(&demo_id(n)));
         stage.clear(counters).await?;
@@ -107,22 +104,22 @@ async fn show(args: &Args) -> Result<Exit, Trouble> {
     result
 }
 
-async fn play(args: &Args, stage: &Stage) -> Result<Exit, Trouble> {
+async fn play(opts: &Opts, stage: &Stage) -> Result<Exit, Trouble> {
     let seen = Arc::new(Seen::default());
-    let mut cast: Vec<Child> = (0..args.processes).map(|_| worker(stage, &seen)).collect::<Result<_, _>>()?;
+    let mut cast: Vec<Child> = (0..opts.processes).map(|_| worker(stage, &seen)).collect::<Result<_, _>>()?;
     let mut producers = JoinSet::new();
     let producing = Arc::new(AtomicBool::new(true));
     for _ in 0..PRODUCERS {
         let producer = Producer::connect(&stage.valkey, &stage.pipeline).await?;
-        producers.spawn(produce(producer, args.rate / PRODUCERS as u32, producing.clone(), seen.clone()));
+        producers.spawn(produce(producer, opts.rate / PRODUCERS as u32, producing.clone(), seen.clone()));
     }
 
     let (started, mut picture) = (Instant::now(), Picture::new());
     let link = Link::open(&stage.valkey, "tidegate:demo").await?;
     let mut frame = tokio::time::interval(picture.every());
-    let kill_every = Duration::from_millis(if args.kill_every == 0 { u64::MAX >> 20 } else { args.kill_every });
+    let kill_every = Duration::from_millis(if opts.kill_every == 0 { u64::MAX >> 20 } else { opts.kill_every });
     let mut kill = tokio::time::interval_at(tokio::time::Instant::now() + kill_every, kill_every);
-    let run_time = Duration::from_secs(args.seconds);
+    let run_time = Duration::from_secs(opts.seconds);
     let drained = loop {
         tokio::select! {
             _ = kill.tick(), if started.elapsed() < run_time => {

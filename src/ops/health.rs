@@ -2,15 +2,15 @@
 //!
 //! Takes the configuration that the daemon has, and asks its admin port. Writes the answer. Fails only when it cannot write.
 
-use std::io::{self, Write};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::Exit;
-use crate::config::Config;
+use super::{Context, Exit, Failure};
+use crate::config::Needs;
 use crate::telemetry::health::Question;
 
 /// The longest answer that is read: one with the health of a few thousand pipelines.
@@ -18,7 +18,7 @@ const MAX_ANSWER_BYTES: u64 = 4 << 20;
 
 /// What can be said on the command line. Without a question: is it ready?
 #[derive(Debug, Clone, Copy, clap::Args)]
-pub struct Args {
+pub struct Opts {
     /// Is any of its actors stuck? For a liveness probe: an outage of a server does not change it
     #[arg(long, group = "question")]
     pub live: bool,
@@ -34,36 +34,31 @@ pub struct Args {
 }
 
 /// Runs the verb; gives 0 where the answer is yes, 1 where it is no or where nobody answers, 78 where nobody is to be asked.
-pub async fn run(args: Args, config: &Config, out: &mut dyn Write) -> io::Result<Exit> {
-    let question = match args {
-        Args { live: true, .. } => Question::Live,
-        Args { startup: true, .. } => Question::Startup,
+pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
+    let config = context.configured(Vec::new(), Needs::NONE)?;
+    let question = match opts {
+        Opts { live: true, .. } => Question::Live,
+        Opts { startup: true, .. } => Question::Startup,
         _ => Question::Ready,
     };
     let Some(listen) = config.admin.listen else {
-        writeln!(
-            io::stderr(),
-            "tidegate health: admin.listen is empty, so the daemon cannot be asked; set it to an address"
-        )?;
-        return Ok(Exit::Config);
+        let words = "admin.listen is empty, so the daemon cannot be asked; set it to an address";
+        return Err(Failure::new(Exit::Config, words));
     };
     let address = reachable(listen);
-    let answer = match tokio::time::timeout(args.timeout, ask(address, question)).await {
+    let answer = match tokio::time::timeout(opts.timeout, ask(address, question)).await {
         Ok(answer) => answer,
         Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in time")),
     };
     match answer {
         Ok((is_yes, body)) => {
-            writeln!(out, "{}", body.trim_end())?;
+            context.write(&format!("{}\n", body.trim_end()))?;
             Ok(if is_yes { Exit::Ok } else { Exit::Error })
         }
         Err(error) => {
             let words = crate::retry::socket_words(&error);
-            writeln!(
-                io::stderr(),
-                "tidegate health: no daemon answers at {address}: {words}; is it running, with this admin.listen?"
-            )?;
-            Ok(Exit::Error)
+            let words = format!("no daemon answers at {address}: {words}; is it running, with this admin.listen?");
+            Err(Failure::new(Exit::Error, words))
         }
     }
 }

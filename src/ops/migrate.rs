@@ -1,11 +1,9 @@
 //! `tidegate migrate`: brings the database to the schema this program was built with.
 //!
-//! Takes the configuration; writes what was done, or with `--dry-run` what would be, to `out`.
+//! Takes the configuration; prints what was done, or with `--dry-run` what would be.
 
-use std::io::Write;
-
-use super::Exit;
-use crate::config::Config;
+use super::{Context, Exit, Failure};
+use crate::config::{Config, Needs};
 use crate::lanes;
 use crate::model::names;
 use crate::model::pipeline::Pipeline;
@@ -14,7 +12,7 @@ use crate::postgres::{Database, Endpoint};
 
 /// What can be said on the command line.
 #[derive(Debug, Clone, Default, clap::Args)]
-pub struct Args {
+pub struct Opts {
     /// Print the SQL that would run, and change nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -34,48 +32,38 @@ fn parse_rename(text: &str) -> Result<(String, String), String> {
 }
 
 /// Runs the verb.
-pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::Result<Exit> {
-    let address = match config.postgres.address() {
-        Ok(address) => address,
-        Err(problems) => {
-            writeln!(std::io::stderr(), "{problems}")?;
-            return Ok(Exit::from(&problems));
-        }
-    };
-    let result = if let Some((old, new)) = &args.rename_pipeline {
-        rename(&address, config, old, new).await
-    } else if let Some(name) = &args.retarget {
+pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
+    let config = context.configured(Vec::new(), Needs::POSTGRES)?;
+    let address = config.postgres.address()?;
+    let text = if let Some((old, new)) = &opts.rename_pipeline {
+        rename(&address, &config, old, new).await?
+    } else if let Some(name) = &opts.retarget {
         let Some(pipeline) = config.pipelines.iter().find(|pipeline| pipeline.name == *name) else {
-            writeln!(std::io::stderr(), "tidegate migrate: there is no pipeline {name:?} in the configuration")?;
-            return Ok(Exit::Config);
+            return Err(Failure::new(Exit::Config, format!("there is no pipeline {name:?} in the configuration")));
         };
-        retarget(&address, config, pipeline).await
-    } else if args.dry_run {
-        schema::missing(&address).await.map(|migrations| {
-            let sql: String = migrations
-                .iter()
-                .map(|m| format!("-- {:04} {}\n{}\n", m.version, m.description, m.sql.as_str()))
-                .collect();
-            if sql.is_empty() { "-- nothing to do\n".into() } else { sql }
-        })
+        retarget(&address, &config, pipeline).await?
+    } else if opts.dry_run {
+        let migrations = schema::missing(&address).await?;
+        let sql: String =
+            migrations.iter().map(|m| format!("-- {:04} {}\n{}\n", m.version, m.description, m.sql.as_str())).collect();
+        if sql.is_empty() { "-- nothing to do\n".into() } else { sql }
     } else {
-        schema::apply(&address).await.map(|applied| match applied {
+        match schema::apply(&address).await? {
             0 => "the database is up to date\n".into(),
+            1 => "1 migration applied\n".into(),
             n => format!("{n} migrations applied\n"),
-        })
-    };
-    match result {
-        Ok(text) => {
-            out.write_all(text.as_bytes())?;
-            Ok(Exit::Ok)
         }
-        Err(error) => {
-            writeln!(std::io::stderr(), "tidegate migrate: {error}")?;
-            Ok(match &error {
-                Error::Fault(fault) => fault.into(),
-                Error::Migration(_) => Exit::Error,
-                Error::Pooler => Exit::Config,
-            })
+    };
+    context.write(&text)?;
+    Ok(Exit::Ok)
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Failure {
+        match error {
+            Error::Fault(fault) => fault.into(),
+            Error::Migration(_) => Failure::new(Exit::Error, error.to_string()),
+            Error::Pooler => Failure::new(Exit::Config, error.to_string()),
         }
     }
 }
@@ -88,7 +76,10 @@ async fn rename(address: &Endpoint, config: &Config, old: &str, new: &str) -> Re
     let mut text = format!("{} ledgers carried over from {old} to {new}\n", streams.len());
     for stream in streams {
         // Until then the old group, which nobody reads with any more, holds back trimming.
-        text += &format!("when the daemon runs under its new name: XGROUP DESTROY {stream} {}\n", names::group(old));
+        text += &format!(
+            "when the daemon runs under its new name: `tidegate group repair`, which removes group {} from {stream}\n",
+            names::group(old)
+        );
     }
     Ok(text)
 }

@@ -1,16 +1,41 @@
-//! What an operator types, one file a verb.
+//! What an operator types, one file a verb, all of one shape: `Opts`, and `run(opts, context) -> Result<Exit, Failure>`.
+//!
+//! Data goes to stdout, as a table or as JSON ([`context`]); talk goes to stderr. [`cli`] has the command line.
 
+pub mod audit;
 pub mod bench;
 pub mod check;
+pub mod cli;
+pub mod columns;
+pub mod config;
+pub mod context;
+pub mod dead;
 pub mod demo;
+pub mod doctor;
+pub mod explain;
+pub mod failure;
+pub mod group;
 pub mod health;
 pub mod migrate;
+pub mod observe;
+pub mod pages;
+pub mod pause;
+pub mod pending;
 pub mod produce;
 pub mod replay;
 pub mod run;
 pub mod sandbox;
+#[cfg(test)]
+mod schemas;
 pub mod stage;
+pub mod status;
+pub mod tap;
+pub mod top;
+pub mod trim;
+pub mod wait;
 
+pub use self::context::Context;
+pub use self::failure::Failure;
 use crate::config::{ProblemKind, Problems};
 use crate::retry::{Fault, FaultKind, kind};
 
@@ -26,6 +51,8 @@ pub enum Exit {
     Usage = 2,
     /// What must be equal is not.
     Drift = 3,
+    /// It works, and not as it should: somebody is to look.
+    Degraded = 4,
     /// Some of the input was bad; the rest was done.
     BadInput = 65,
     /// A file cannot be read.

@@ -20,8 +20,10 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::Exit;
+use super::context::one;
+use super::{Context, Exit, Failure};
 use crate::client::{Added, NotAdded, Producer};
+use crate::config::Needs;
 use crate::merge::sum::parse_amount;
 use crate::model::entry::Malformed;
 use crate::model::pipeline::Pipeline;
@@ -49,7 +51,7 @@ const SHOWN_CHARACTERS: usize = 60;
 
 /// Adds to counters, a line each: `id`, or `id amount` (a whole number, 1 if left out).
 #[derive(Debug, Clone, Default, clap::Args)]
-pub struct Args {
+pub struct Opts {
     /// Files to read, in this order; `-`, or none at all, is standard input
     #[arg(value_name = "FILES")]
     pub files: Vec<PathBuf>,
@@ -79,12 +81,19 @@ fn traceparent(text: &str) -> Result<String, &'static str> {
         .ok_or("write 00-<32 hexadecimal digits>-<16>-<2>, in lower case, neither id all zeros")
 }
 
-/// Runs the verb; gives the exit code.
+/// Runs the verb.
+pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
+    let config = context.configured(Vec::new(), Needs::VALKEY)?;
+    let pipeline = one(&config, Some(&opts.pipeline))?.clone();
+    Ok(produce(opts, config.valkey.address()?, pipeline).await)
+}
+
+/// Adds what the files have to this pipeline's counters; gives the exit code.
 ///
 /// 0: every line was added. 65: some lines are bad or were refused. 66: a file cannot be read. 75: Valkey was out of
 /// reach, or some lines may or may not have been added. 78: Valkey refuses the credentials. 130: Ctrl-C.
-pub async fn run(args: Args, address: Endpoint, pipeline: Pipeline) -> Exit {
-    let sources = match args.files.iter().map(|path| Source::find(path)).collect::<Result<Vec<_>, _>>() {
+pub async fn produce(opts: Opts, address: Endpoint, pipeline: Pipeline) -> Exit {
+    let sources = match opts.files.iter().map(|path| Source::find(path)).collect::<Result<Vec<_>, _>>() {
         Ok(sources) if sources.is_empty() => vec![Source::stdin()],
         Ok(sources) => sources,
         Err(why) => {
@@ -99,17 +108,17 @@ pub async fn run(args: Args, address: Endpoint, pipeline: Pipeline) -> Exit {
             return Exit::from(&fault);
         }
     };
-    let producer = args.traceparent.as_deref().map_or(producer.clone(), |context| producer.traced(context));
-    let progress = Progress::new(!args.quiet && io::stderr().is_terminal(), &sources);
+    let producer = opts.traceparent.as_deref().map_or(producer.clone(), |context| producer.traced(context));
+    let progress = Progress::new(!opts.quiet && io::stderr().is_terminal(), &sources);
     // For people: with several shards, the stream of each.
     let streams = match pipeline.shards {
         0 | 1 => pipeline.stream.clone(),
         shards => format!("{}:{{0…{}}}", pipeline.stream, shards - 1),
     };
-    let summary = feed(&producer, &streams, sources, args.rate, &progress).await;
+    let summary = feed(&producer, &streams, sources, opts.rate, &progress).await;
     progress.clear();
     let code = summary.exit_code();
-    if !args.quiet || code != Exit::Ok {
+    if !opts.quiet || code != Exit::Ok {
         eprint!("{summary}");
     }
     code

@@ -9,14 +9,14 @@
 //! what is in the restored database.
 
 use std::collections::HashSet;
-use std::io::Write;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
-use super::Exit;
+use super::context::one;
+use super::{Context, Exit, Failure};
 use crate::care::session::Session;
 use crate::care::trim;
-use crate::config::Config;
+use crate::config::{Config, Needs};
 use crate::flow::judge;
 use crate::flow::ledger;
 use crate::lanes::{self, Identity, LaneId};
@@ -24,7 +24,7 @@ use crate::model::entry::EntryId;
 use crate::model::names;
 use crate::model::pipeline::{Delivery, Pipeline, Shard};
 use crate::postgres::Database;
-use crate::retry::{Fault, advised};
+use crate::retry::Fault;
 use crate::valkey::{Command, Link, Reply, info, unexpected};
 
 /// Entries compared with the ledger in one step.
@@ -32,7 +32,7 @@ const STEP: usize = 1_000;
 
 /// What can be said on the command line.
 #[derive(Debug, Clone, clap::Args)]
-pub struct Args {
+pub struct Opts {
     /// From where on: an entry's id (1700000000000-0), a time (2026-01-31T12:00:00Z), or how long ago (30m)
     #[arg(long, value_name = "WHEN")]
     pub since: Since,
@@ -84,54 +84,31 @@ impl Since {
 }
 
 /// Runs the verb.
-pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::Result<Exit> {
-    let pipeline = match chosen(config, args.pipeline.as_deref()) {
-        Ok(pipeline) => pipeline,
-        Err(words) => return refused(Exit::Config, &words),
-    };
-    let (valkey, postgres) = match (config.valkey.address(), config.postgres.address()) {
-        (Ok(valkey), Ok(postgres)) => (valkey, postgres),
-        (Err(faults), _) | (_, Err(faults)) => return refused(Exit::Config, &faults.to_string()),
-    };
-    let database = Database::new(postgres, 1);
+pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
+    let config = context.configured(Vec::new(), Needs::BOTH)?;
+    let pipeline = one(&config, opts.pipeline.as_deref())?;
+    let valkey = config.valkey.address()?;
+    let database = Database::new(config.postgres.address()?, 1);
     let outcome = async {
         let shards = database.run(async |c| lanes::shards(c, &config.valkey.source, pipeline).await).await?;
         // Each shard has a stream, a group and a past of its own; one that cannot be replayed keeps no other one from it.
-        let mut worst = Exit::Ok;
+        let (mut worst, is_one) = (Exit::Ok, shards.len() == 1);
         for shard in &shards {
             let mut session = Session::open(&valkey.of_stream(&shard.stream), "tidegate:replay").await?;
-            match replay(args, config, shard, &mut session, &database, out).await? {
-                Ok(Exit::Ok) => {}
-                Ok(exit) => worst = exit,
-                Err(error) => return Ok(Err(error)),
+            match replay(&opts, context, &config, shard, &mut session, &database).await {
+                Ok(_) => {}
+                Err(failure) if failure.exit() == Exit::BadInput && !is_one => {
+                    context.say(&failure.told_by("replay").unwrap_or_default());
+                    worst = Exit::BadInput;
+                }
+                Err(failure) => return Err(failure),
             }
         }
-        Ok(Ok(worst))
+        Ok(worst)
     };
     let outcome = outcome.await;
     database.close().await;
-    match outcome {
-        Ok(Ok(exit)) => Ok(exit),
-        Ok(Err(error)) => Err(error),
-        Err(fault) => refused(Exit::from(&fault), &advised(&fault)),
-    }
-}
-
-fn refused(exit: Exit, words: &str) -> std::io::Result<Exit> {
-    writeln!(std::io::stderr(), "tidegate replay: {words}")?;
-    Ok(exit)
-}
-
-fn chosen<'a>(config: &'a Config, name: Option<&str>) -> Result<&'a Pipeline, String> {
-    let names = || config.pipelines.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
-    match (name, &config.pipelines[..]) {
-        (Some(name), pipelines) => pipelines
-            .iter()
-            .find(|pipeline| pipeline.name == name)
-            .ok_or_else(|| format!("there is no pipeline {name:?}: name one of {}", names())),
-        (None, [only]) => Ok(only),
-        (None, _) => Err(format!("there are several pipelines: add --pipeline and one of {}", names())),
-    }
+    outcome
 }
 
 /// How far back a stream and its group reach.
@@ -145,32 +122,31 @@ struct Reach {
     delivered: Option<EntryId>,
 }
 
-type Outcome = Result<std::io::Result<Exit>, Fault>;
-
 async fn replay(
-    args: &Args,
+    opts: &Opts,
+    context: &Context,
     config: &Config,
     shard: &Shard,
     session: &mut Session,
     database: &Database,
-    out: &mut dyn Write,
-) -> Outcome {
+) -> Result<Exit, Failure> {
+    let refused = |words: &str| Err(Failure::new(Exit::BadInput, words));
     let pipeline = &*shard.pipeline;
     let (stream, group) = (&pipeline.stream, pipeline.group());
     let Some(reach) = reach(&session.link, stream, &group).await? else {
-        return Ok(refused(Exit::BadInput, &format!("there is no stream {stream}: nothing to replay")));
+        return refused(&format!("there is no stream {stream}: nothing to replay"));
     };
     let Some(delivered) = reach.delivered else {
         let words =
             format!("there is no group {group}: the daemon creates it at the stream's start, and reads everything");
-        return Ok(refused(Exit::BadInput, &words));
+        return refused(&words);
     };
-    let since = args.since.id(reach.now_ms);
+    let since = opts.since.id(reach.now_ms);
     // Who reads alone moves the group after its commits: what was settled and not yet moved over comes again, whenever it was added.
     let is_ahead = since > delivered;
     if is_ahead && pipeline.delivery == Delivery::Group {
         let words = format!("nothing has been delivered since {}: nothing to replay", show(since));
-        return Ok(refused(Exit::BadInput, &words));
+        return refused(&words);
     }
     let since = if is_ahead { delivered.next().unwrap_or(delivered) } else { since };
     let retained_ms = reach.now_ms.saturating_sub(config.trim.retention.as_millis() as u64);
@@ -183,22 +159,21 @@ async fn replay(
              again. Say --since and that id to replay what there is",
             show(since)
         );
-        return Ok(refused(Exit::BadInput, &words));
+        return refused(&words);
     }
     let source = &config.valkey.source;
     let identity = Identity::of(source, shard);
     // None: PostgreSQL was restored to a time before the pipeline, and its ledger lacks everything.
     let lane = database.run(async |c| lanes::find(c, &identity).await).await?;
     let account = account(session, database, lane, stream, since, delivered).await?;
-    let written = writeln!(
-        out,
+    context.write(&format!(
         "pipeline {}: stream {stream}, group {group}\n\
          since           {}\n\
          up to           {}, the last that was delivered\n\
          read again      {} entries, of which\n  \
            {:>12}  the ledger has: recognised, nothing changes\n  \
            {:>12}  the ledger lacks: applied\n  \
-           {:>12}  the ledger cannot judge: kept as dead letters",
+           {:>12}  the ledger cannot judge: kept as dead letters\n",
         pipeline.name,
         show(since),
         show(delivered),
@@ -206,16 +181,14 @@ async fn replay(
         account.known,
         account.new,
         account.unjudgeable
-    );
-    if let Err(error) = written {
-        return Ok(Err(error));
-    }
-    if !args.yes {
-        return Ok(writeln!(out, "nothing was changed; add --yes to do it").map(|()| Exit::Ok));
+    ))?;
+    if !opts.yes {
+        context.write("nothing was changed; add --yes to do it\n")?;
+        return Ok(Exit::Ok);
     }
     let closed = rewind(&session.link, source, pipeline, since).await?;
-    Ok(writeln!(out, "rewound; {closed} connections of workers were closed, and they read on from there")
-        .map(|()| Exit::Ok))
+    context.write(&format!("rewound; {closed} connections of workers were closed, and they read on from there\n"))?;
+    Ok(Exit::Ok)
 }
 
 /// An id and its moment.

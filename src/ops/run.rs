@@ -1,17 +1,16 @@
 //! `tidegate run`: the daemon.
 
-use std::io::Write;
 use std::time::Duration;
 
-use super::Exit;
-use crate::config::{Loaded, Problems};
+use super::{Context, Exit, Failure};
+use crate::config::{Needs, load};
 use crate::postgres::schema;
 use crate::service::{self, Ending, Options, Refusal};
-use crate::telemetry::admin::Pages;
+use crate::telemetry::Telemetry;
 
 /// What can be said on the command line.
-#[derive(Debug, Clone, Copy, Default, clap::Args)]
-pub struct Args {
+#[derive(Debug, Clone, Default, clap::Args)]
+pub struct Opts {
     /// Settle everything that is in the streams, then exit
     #[arg(long)]
     pub until_empty: bool,
@@ -24,43 +23,54 @@ pub struct Args {
     /// Start although Valkey may evict the stream when its memory is full
     #[arg(long)]
     pub accept_eviction: bool,
+    /// How many workers a pipeline has; default: run.workers of the configuration
+    #[arg(long, value_name = "N")]
+    pub workers: Option<String>,
 }
 
-/// Runs the verb.
-pub async fn run(
-    args: Args,
-    loaded: Loaded,
-    pages: Pages,
-    reload: impl Fn() -> Result<Loaded, Problems>,
-) -> std::io::Result<Exit> {
-    let Args { until_empty, timeout, migrate, accept_eviction } = args;
+impl Opts {
+    /// The keys that are set on the command line.
+    fn flags(&self) -> Vec<(String, String)> {
+        self.workers.iter().map(|workers| ("run.workers".to_owned(), workers.clone())).collect()
+    }
+}
+
+/// Starts what the daemon tells of itself, the log among it.
+pub fn telemetry(opts: &Opts, context: &Context) -> Result<Telemetry, Failure> {
+    let config = context.load(opts.flags(), Needs::BOTH)?.config;
+    Telemetry::start(&config).map_err(|refused| Failure::new(Exit::Config, refused.to_string()))
+}
+
+/// Runs the verb. `telemetry`: as [`telemetry`] has started it.
+pub async fn run(opts: Opts, context: &Context, telemetry: Option<&Telemetry>) -> Result<Exit, Failure> {
+    let Some(telemetry) = telemetry else { return Err(Failure::new(Exit::Error, "telemetry was not started")) };
+    let loaded = context.load(opts.flags(), Needs::BOTH)?;
+    let again = || load(&context.sources(opts.flags()), Needs::BOTH);
+    let Opts { until_empty, timeout, migrate, accept_eviction, .. } = opts;
     let options = Options { until_empty, timeout, migrate, accept_eviction };
-    match service::run(loaded, options, pages, reload).await {
+    match service::run(loaded, options, telemetry.pages(), again).await {
         Ok(Ending::Settled) => Ok(Exit::Ok),
         Ok(Ending::LeftPending) => Ok(Exit::Retry),
         Ok(Ending::NoWorkers) => Ok(Exit::Error),
-        Ok(Ending::Lost(entries)) => {
-            writeln!(
-                std::io::stderr(),
-                "tidegate run: Valkey lost {entries} entries before they were flushed: see the log for which"
-            )?;
-            Ok(Exit::Drift)
-        }
+        Ok(Ending::Lost(entries)) => Err(Failure::new(
+            Exit::Drift,
+            format!("Valkey lost {entries} entries before they were flushed: see the log for which"),
+        )),
         Ok(Ending::Buried(entries)) => {
-            writeln!(std::io::stderr(), "tidegate run: {entries} entries are dead letters: see tidegate.dead_letters")?;
-            Ok(Exit::BadInput)
+            Err(Failure::new(Exit::BadInput, format!("{entries} entries are dead letters: see `tidegate dead list`")))
         }
         Ok(Ending::Stuck(fault)) => Ok(fault.as_ref().map_or(Exit::Retry, Exit::from)),
-        Err(refusal) => {
-            writeln!(std::io::stderr(), "tidegate run: {refusal}")?;
-            Ok(match &refusal {
-                Refusal::NotMigrated(_) | Refusal::Table(_) | Refusal::Unregistered(_) | Refusal::Evicting(_) => {
-                    Exit::Config
-                }
-                Refusal::Config(problems) => problems.into(),
-                Refusal::Fault(fault) | Refusal::Migration(schema::Error::Fault(fault)) => fault.into(),
-                Refusal::Migration(_) | Refusal::Io(_) => Exit::Error,
-            })
+        Err(refusal) => Err(refused(refusal)),
+    }
+}
+
+fn refused(refusal: Refusal) -> Failure {
+    match refusal {
+        Refusal::Config(problems) => problems.into(),
+        Refusal::Fault(fault) | Refusal::Migration(schema::Error::Fault(fault)) => fault.into(),
+        Refusal::NotMigrated(_) | Refusal::Table(_) | Refusal::Unregistered(_) | Refusal::Evicting(_) => {
+            Failure::new(Exit::Config, refusal.to_string())
         }
+        Refusal::Migration(_) | Refusal::Io(_) => Failure::new(Exit::Error, refusal.to_string()),
     }
 }

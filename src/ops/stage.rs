@@ -14,6 +14,7 @@ use tokio::process::{Child, Command};
 
 use super::sandbox::{Postgres, Valkey};
 use crate::config::{Config, Needs, Sources, load};
+use crate::model::names;
 use crate::model::pipeline::{Delivery, Identifier, Pipeline, Table};
 use crate::postgres::Database;
 use crate::postgres::schema;
@@ -162,7 +163,10 @@ impl Stage {
     /// Takes away what was made on borrowed servers: the stream, these keys, the table, its rows in the ledger.
     pub async fn clear(&self, keys: impl IntoIterator<Item = String>) -> Result<(), Trouble> {
         let connection = valkey::Connection::open(&self.valkey, "tidegate:clear").await?;
-        connection.call(valkey::Command::new("UNLINK").args(self.streams()).args(keys)).await?;
+        // What a worker that was killed has said of itself.
+        let (streams, name) = (self.streams(), &self.pipeline.name);
+        let presence: Vec<String> = streams.iter().map(|stream| names::presence(stream, name)).collect();
+        connection.call(valkey::Command::new("UNLINK").args(streams).args(presence).args(keys)).await?;
         let of_lane = "lane in (select lane from tidegate.lanes where pipeline =";
         // The name is one of our own making: letters, digits, underscores.
         let name = &self.pipeline.name;

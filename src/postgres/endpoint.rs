@@ -8,6 +8,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
+use sqlx::error::DatabaseError;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgDatabaseError};
 use sqlx::{ConnectOptions, Connection, Row};
 
@@ -136,16 +137,7 @@ impl Endpoint {
     pub(super) fn fault(&self, error: sqlx::Error) -> Fault {
         let place = self.place();
         match error {
-            sqlx::Error::Database(error) => {
-                let constraint = error.constraint().map(str::to_owned);
-                let schema = error.try_downcast_ref::<PgDatabaseError>().and_then(|e| e.schema()).map(str::to_owned);
-                Fault::Postgres {
-                    sqlstate: error.code().unwrap_or_default().into_owned(),
-                    message: error.message().to_owned(),
-                    schema,
-                    constraint,
-                }
-            }
+            sqlx::Error::Database(error) => refusal(&*error),
             sqlx::Error::Io(error) => match tls_error(&error) {
                 Some(tls) => Fault::PostgresProtocol(tls_in_plain_words(&place, &tls.to_string())),
                 None => Fault::PostgresLost(format!("the connection to {place} broke: {}", socket_words(&error))),
@@ -153,6 +145,16 @@ impl Endpoint {
             sqlx::Error::Tls(error) => Fault::PostgresProtocol(tls_in_plain_words(&place, &error.to_string())),
             other => Fault::PostgresProtocol(format!("{place} answered what cannot be understood: {other}")),
         }
+    }
+}
+
+/// What the server refused, in its own words.
+pub fn refusal(error: &dyn DatabaseError) -> Fault {
+    Fault::Postgres {
+        sqlstate: error.code().unwrap_or_default().into_owned(),
+        message: error.message().to_owned(),
+        schema: error.try_downcast_ref::<PgDatabaseError>().and_then(|e| e.schema()).map(str::to_owned),
+        constraint: error.constraint().map(str::to_owned),
     }
 }
 

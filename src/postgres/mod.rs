@@ -6,5 +6,5 @@ pub mod schema;
 mod session;
 
 pub use connections::Database;
-pub use endpoint::Endpoint;
+pub use endpoint::{Endpoint, refusal};
 pub use session::{Session, Transaction};

@@ -60,6 +60,19 @@ struct Told {
     since: Option<Instant>,
     /// When each verdict was told last.
     said: Vec<(Verdict, Instant)>,
+    /// What was met last.
+    last: Option<(Fault, Judgement)>,
+}
+
+/// A fault that lasts, as it is told to somebody who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lasting {
+    /// What was met last.
+    pub fault: Fault,
+    /// What it means.
+    pub judgement: Judgement,
+    /// How long ago the first worker met one.
+    pub lasted: Duration,
 }
 
 impl Incidents {
@@ -81,6 +94,14 @@ impl Incidents {
             Some(count) => *count += 1,
             None => drop(counts.insert(code.to_owned(), 1)),
         }
+    }
+
+    /// What lasts, if some worker has met a fault and not overcome it.
+    pub fn lasting(&self, now: Instant) -> Option<Lasting> {
+        let told = self.lock();
+        let (fault, judgement) = told.last.clone().filter(|_| told.failing > 0)?;
+        let lasted = told.since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        Some(Lasting { fault, judgement, lasted })
     }
 
     fn lock(&self) -> MutexGuard<'_, Told> {
@@ -126,6 +147,7 @@ impl Incident {
         told.attempts += 1;
         let since = *told.since.get_or_insert(now);
         let judgement = judge(fault, self.attempts);
+        told.last = Some((fault.clone(), judgement));
         let wait = self.waits.next().unwrap_or(BACKOFF_MAX);
         Response { judgement, wait, lasted: now.saturating_duration_since(since) }
     }
@@ -245,6 +267,20 @@ mod tests {
         let counts = incidents.counts();
         assert_eq!(counts.len(), MAX_CODES + 1);
         assert_eq!(counts.iter().map(|(_, count)| count).sum::<u64>(), 1_003);
+    }
+
+    #[test]
+    fn what_lasts_is_told_until_the_last_worker_has_overcome_it() {
+        let (incidents, start) = (Incidents::default(), Instant::now());
+        let (mut one, mut other) = (incidents.incident(), incidents.incident());
+        assert_eq!(incidents.lasting(start), None);
+        one.met(&Fault::PostgresLost("reset".into()), start);
+        other.met(&postgres("42P01"), start);
+        one.over(start);
+        let lasting = incidents.lasting(start + Duration::from_secs(3)).expect("one fails");
+        assert_eq!((lasting.judgement.verdict, lasting.lasted), (Verdict::Halt, Duration::from_secs(3)));
+        other.over(start);
+        assert_eq!(incidents.lasting(start), None);
     }
 
     #[test]

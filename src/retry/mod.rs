@@ -8,5 +8,5 @@ pub mod incident;
 pub mod table;
 
 pub use self::fault::{Fault, socket_words};
-pub use self::incident::{BACKOFF_MAX, Backoff, Incident, Incidents, Response, backoff};
+pub use self::incident::{BACKOFF_MAX, Backoff, Incident, Incidents, Lasting, Response, backoff};
 pub use self::table::{A_FEW, FaultKind, Judgement, Verdict, advised, judge, kind};

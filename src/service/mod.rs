@@ -3,7 +3,9 @@
 mod admin;
 mod drain;
 mod notify;
+mod pauses;
 mod prepare;
+mod presence;
 mod report;
 mod supervise;
 
@@ -21,6 +23,7 @@ use self::drain::{Drain, Drained, Emptied, drain, until_empty};
 use self::notify::Notifier;
 use self::prepare::{Flow, Places, caretaker_setup, labels, prepare, raise_file_limit, try_prepare, worker_setup};
 pub use self::prepare::{Options, Refusal};
+use self::presence::Herald;
 use self::report::Reporter;
 use self::supervise::{supervise, supervise_soloist};
 use crate::care::caretaker::Caretaker;
@@ -150,6 +153,7 @@ struct Running {
     flows: Vec<Flow>,
     registry: Registry,
     reporter: Reporter,
+    herald: Herald,
     stop: Stop,
     workers: JoinSet<()>,
     caretakers: JoinSet<()>,
@@ -171,7 +175,8 @@ impl Running {
             let regrouped = Arc::new(Notify::new());
             let streams = by_stream(&flows);
             let valkey = places.valkey.of_stream(&flows[0].lanes[0].pipeline().stream);
-            let care = |(stream, lanes): (&str, Vec<_>)| Caretaker::new(caretaker_setup(config, &places, stream, &lanes));
+            let care =
+                |(stream, lanes): (&str, Vec<_>)| Caretaker::new(caretaker_setup(config, &places, stream, &lanes));
             let streams = streams.into_iter().map(care).collect();
             caretakers.spawn(Schedule::new(valkey, streams, regrouped.clone()).run(stop.clone()));
             for flow in flows {
@@ -201,12 +206,16 @@ impl Running {
             postgres = %shown(&config.postgres.url), version = env!("CARGO_PKG_VERSION"), "running"
         );
         let reporter = Reporter::new(&places.valkey, &places.database, registry, &flows);
-        Running { places, flows, registry: registry.clone(), reporter, stop, workers, caretakers, loaded }
+        let herald = Herald::new(&places.valkey, &flows, config.run.workers);
+        Running { places, flows, registry: registry.clone(), reporter, herald, stop, workers, caretakers, loaded }
     }
 
     /// Watches until there is something to be done.
     async fn watch(&mut self, options: Options, signals: &mut Signals, hangups: &mut Hangups) -> Watched {
         let mut reports = std::pin::pin!(self.reporter.run(&self.flows));
+        let mut presence = std::pin::pin!(self.herald.run(&self.flows));
+        let source = &self.loaded.config.valkey.source;
+        let mut pauses = std::pin::pin!(pauses::watch(&self.places.database, source, &self.flows));
         let empty = until_empty(&self.places.valkey, &self.flows, options);
         let mut empty = std::pin::pin!(empty);
         loop {
@@ -218,6 +227,8 @@ impl Running {
                     Emptied::Stuck(fault) => Watched::Stuck(fault),
                 },
                 never = &mut reports => match never {},
+                never = &mut presence => match never {},
+                never = &mut pauses => match never {},
                 ended = self.workers.join_next() => if ended.is_none() {
                     return Watched::NoWorkers;
                 },
@@ -279,6 +290,7 @@ impl Running {
         let grace = self.loaded.config.stop.grace;
         let drained = drain(grace, signals, reason, &self.stop, &mut self.workers, &mut self.caretakers).await;
         self.places.database.close().await;
+        self.herald.finish(&self.flows).await;
         self.reporter.finish(&self.flows).await;
         drained
     }

@@ -11,11 +11,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
+use super::pauses;
 use crate::care::setup::CaretakerSetup;
 use crate::config::{Config, Problems};
 use crate::flow::bisect::Refusals;
 use crate::flow::flush::{Lane, Statements};
 use crate::flow::lease::Shares;
+use crate::flow::pause::Pause;
 use crate::flow::read::{self, Limits};
 use crate::flow::reclaim::Patience;
 use crate::flow::setup::WorkerSetup;
@@ -103,14 +105,16 @@ pub(super) struct Flow {
     pub(super) metrics: Arc<Metrics>,
     pub(super) refusals: Arc<Mutex<Refusals>>,
     pub(super) shares: Arc<Shares>,
+    pub(super) pause: Pause,
 }
 
 impl Flow {
-    fn new(pipeline: &Pipeline, lanes: Vec<Lane>, metrics: Arc<Metrics>) -> Flow {
+    fn new(pipeline: &Pipeline, lanes: Vec<Lane>, metrics: Arc<Metrics>, pause: Pause) -> Flow {
         Flow {
             pipeline: Arc::new(pipeline.clone()),
             metrics,
             refusals: Arc::default(),
+            pause,
             shares: Arc::new(Shares::of(lanes.len())),
             lanes: lanes.into(),
         }
@@ -180,7 +184,7 @@ pub(super) async fn try_prepare(
         let order = database.run(async |c| target::check_table(c, pipeline).await).await.map_err(Refusal::Fault)??;
         let source = &config.valkey.source;
         let shards = database.run(async |c| lanes::shards(c, source, pipeline).await).await.map_err(Refusal::Fault)?;
-        let statements = Statements::of(pipeline, &order);
+        let (statements, pause) = (Statements::of(pipeline, &order), Pause::default());
         // What one worker reads of many streams it counts together. In a cluster each stream may be on another server.
         let is_together = pipeline.delivery == Delivery::Exclusive && !places.valkey.is_cluster();
         let (mut lanes, per_stream) = (Vec::new(), config.telemetry.per_stream);
@@ -202,13 +206,15 @@ pub(super) async fn try_prepare(
             let lane = Lane::new(pipeline, statements.clone(), id, identity, turn, letter_bytes);
             match &together {
                 Some(_) => lanes.push(lane),
-                None => flows.push(Flow::new(&lane.pipeline().clone(), vec![lane], metrics)),
+                None => flows.push(Flow::new(&lane.pipeline().clone(), vec![lane], metrics, pause.clone())),
             }
         }
         if let Some(metrics) = together {
-            flows.push(Flow::new(pipeline, lanes, metrics));
+            flows.push(Flow::new(pipeline, lanes, metrics, pause));
         }
     }
+    // Before a worker reads: it may have been paused while no daemon was there.
+    pauses::look(database, &config.valkey.source, &flows).await;
     Ok(flows)
 }
 
@@ -250,6 +256,7 @@ pub(super) fn worker_setup(config: &Config, places: &Places, flow: &Flow, regrou
         settlers: config.run.workers,
         lease: config.exclusive.lease,
         shares: flow.shares.clone(),
+        pause: flow.pause.clone(),
         refusals: flow.refusals.clone(),
         metrics: flow.metrics.clone(),
         regrouped,

@@ -421,6 +421,8 @@ pub const EVENTS: &[Event] = &[
     ),
     event("halted", "pipeline, stream, fault, advice", "reading or flushing waits for an operator; again every 30 s"),
     event("resumed", "pipeline, stream, lasted_ms", "what was interrupted or halted works again"),
+    event("paused", "pipeline", "an operator has paused the pipeline: its workers read nothing"),
+    event("unpaused", "pipeline", "the pipeline was resumed, or its pause has run out"),
     event(
         "reloaded",
         "changes, after_restart",

@@ -28,8 +28,7 @@ static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 /// Starts writing; and exporting, where there is something to export by. Does nothing where a subscriber is set already, as in tests.
 pub fn start(log: &LogSection, exported: Option<&SdkLoggerProvider>) {
     let (filter, handle) = reload::Layer::new(filter(&log.level));
-    let variable = |name| std::env::var_os(name);
-    let colours = wants_colours(std::io::stderr().is_terminal(), variable("NO_COLOR"), variable("TERM"));
+    let colours = colours_for(std::io::stderr().is_terminal());
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
     let lines = match log.format {
         LogFormat::Text => lines.with_ansi(colours).boxed(),
@@ -53,6 +52,12 @@ pub fn set_level(level: &str) {
 /// Libraries speak when something is wrong.
 fn filter(level: &str) -> EnvFilter {
     EnvFilter::try_new(format!("{LIBRARIES},{level}")).unwrap_or_else(|_| EnvFilter::new("info"))
+}
+
+/// Whether to write colours, on a terminal or elsewhere.
+pub fn colours_for(is_terminal: bool) -> bool {
+    let variable = |name| std::env::var_os(name);
+    wants_colours(is_terminal, variable("NO_COLOR"), variable("TERM"))
 }
 
 /// Colours are for a terminal that can show them, and for people who have not set `NO_COLOR` (<https://no-color.org>).

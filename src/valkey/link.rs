@@ -29,6 +29,8 @@ pub struct Link {
     server: Server,
     is_cluster: bool,
     is_asking: bool,
+    /// The connection's number on the server; 0 where that does not tell it.
+    number: u64,
     generation: Arc<Generation>,
 }
 
@@ -69,7 +71,7 @@ impl Link {
             epoch: EPOCH.fetch_add(1, Ordering::Relaxed),
         });
         let Route { is_cluster, asking: is_asking, .. } = route;
-        Ok(Link { commands, endpoint: endpoint.clone(), server, is_cluster, is_asking, generation })
+        Ok(Link { commands, endpoint: endpoint.clone(), server, is_cluster, is_asking, number, generation })
     }
 
     /// Opens a second connection to the very same server, to read streams on; gives its id, too, which ends its waits.
@@ -90,6 +92,11 @@ impl Link {
     /// The connection that never waits for entries.
     pub fn commands(&self) -> &Connection {
         &self.commands
+    }
+
+    /// The connection's number on the server, by which others can ask whether it still exists; 0 where the server does not tell it.
+    pub fn number(&self) -> u64 {
+        self.number
     }
 
     /// Which life of which server this is.

@@ -36,6 +36,11 @@ impl Links {
         }
     }
 
+    /// Whether any that was open is lost, or none is open yet.
+    pub fn have_changed(&self) -> bool {
+        self.open.is_empty() || self.open.values().any(Link::is_lost)
+    }
+
     async fn of_stream(&mut self, stream: &str) -> Result<&Link, Fault> {
         let home = self.endpoint.home_of(stream).await?;
         self.open.retain(|_, link| !link.is_lost());

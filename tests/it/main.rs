@@ -2,17 +2,23 @@
 
 use tidegate_lab::{admin, harness, proxy, sink};
 
+mod audit;
 mod cluster;
+mod contract;
 mod crash;
+mod dead;
+mod doctor;
 mod entries;
 mod exclusive;
 mod failover;
 mod health;
 mod load;
+mod looking;
 mod memory;
 mod metrics;
 mod otlp;
 mod outage;
+mod pausing;
 mod permissions;
 mod poison;
 mod pooler;
@@ -24,10 +30,14 @@ mod replay;
 mod repository;
 mod security;
 mod sentinel;
+mod settings;
 mod shards;
+mod status;
 mod streams;
 mod tables;
 mod telemetry;
+mod top;
 mod trimming;
 mod turn;
 mod verbs;
+mod walkthrough;

@@ -43,7 +43,8 @@ async fn create_role(url: &str, sql: &str) {
     let mut connection = PgConnection::connect(url).await.expect("connected");
     for statement in sql.split(';').map(str::trim).filter(|statement| !statement.is_empty()) {
         let done = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut connection).await;
-        let exists = matches!(&done, Err(sqlx::Error::Database(e)) if e.code().as_deref() == Some("42710"));
+        let exists =
+            matches!(&done, Err(sqlx::Error::Database(e)) if matches!(e.code().as_deref(), Some("42710" | "23505")));
         assert!(exists || done.is_ok(), "{statement}: {done:?}");
     }
 }
@@ -62,16 +63,21 @@ async fn run_with_the_documented_rights(delivery: &str) {
     let lab = Lab { database: database(false).await, ..Lab::new().await };
     create_users(&lab, delivery).await;
     let sql = blocks("sql");
-    let [migrator, grants, worker] = sql[..] else { panic!("three blocks of SQL: {sql:?}") };
+    let [migrator, grants, worker, operator_grants, operator, redrive_grants] = sql[..] else {
+        panic!("six blocks of SQL: {sql:?}")
+    };
     let name = lab.database.rsplit('/').next().and_then(|rest| rest.split('?').next()).expect("a name");
     create_role(&lab.database, worker).await;
+    create_role(&lab.database, operator).await;
     create_role(&lab.database, &migrator.replace("database app", &format!("database {name}"))).await;
 
     let mut migrate = lab.program(&["migrate"]);
     migrate.env("DATABASE_URL", as_role(&lab.database, "tidegate_migrator"));
     let (code, _, stderr) = output(&mut migrate).await;
     assert_eq!(code, 0, "{stderr}");
-    execute(&as_role(&lab.database, "tidegate_migrator"), grants).await;
+    for grants in [grants, operator_grants, redrive_grants] {
+        execute(&as_role(&lab.database, "tidegate_migrator"), grants).await;
+    }
 
     let program = |arguments: &[&str], user: &str| {
         let mut command = lab.program(arguments);
@@ -114,9 +120,42 @@ async fn run_with_the_documented_rights(delivery: &str) {
     assert_eq!(code, 0, "{stdout}{stderr}");
     client.add("a", 1).await;
     lab.await_value("a", 2).await;
+    operate(&lab).await;
     daemon.signal(rustix::process::Signal::TERM);
     assert!(daemon.exit().await.success(), "{}", daemon.last_lines());
     let refused = |line: &str| line.contains("NOPERM") || line.contains("permission denied");
     let lines = daemon.all_lines();
     assert!(!lines.iter().any(|line| refused(line)), "{lines:?}");
+}
+
+/// Everything that somebody looks at, and repairs, as the documented users.
+async fn operate(lab: &Lab) {
+    lab.client().await.call(&["XGROUP", "CREATE", STREAM, "foreign", "0"]).await;
+    lab.client().await.call(&["INCRBY", "counter:a", "1"]).await;
+    for (user, arguments, exits) in [
+        ("observer", &["status"][..], &[0, 4][..]),
+        ("observer", &["pending", "--entries"], &[0]),
+        ("observer", &["tap", "--after", "0-0", "--limit", "1"], &[0]),
+        ("observer", &["wait"], &[0]),
+        ("observer", &["trim", "--dry-run"], &[0]),
+        ("observer", &["group", "list"], &[0]),
+        ("observer", &["doctor"], &[0, 4]),
+        ("observer", &["audit", "--full"], &[3]),
+        ("observer", &["dead", "list"], &[0]),
+        ("observer", &["pause", "counters", "--for", "1m"], &[0]),
+        ("observer", &["resume", "counters"], &[0]),
+        ("operator", &["audit", "--key", "a", "--repair", "--yes"], &[0]),
+        ("operator", &["group", "repair", "--group", "foreign", "--yes"], &[0]),
+        ("observer", &["dead", "redrive", "--all", "--yes"], &[0, 65]),
+        ("observer", &["dead", "discard", "--all", "--yes"], &[0]),
+    ] {
+        let mut command = lab.program(arguments);
+        command.env("VALKEY_URL", as_user(&lab.valkey.url(), user));
+        command.env("DATABASE_URL", as_role(&lab.database, "tidegate_operator"));
+        let (code, stdout, stderr) = output(&mut command).await;
+        assert!(exits.contains(&code), "{arguments:?} ended with {code}: {stdout}{stderr}");
+        for refused in ["NOPERM", "permission denied", "may not be read"] {
+            assert!(!format!("{stdout}{stderr}").contains(refused), "{arguments:?}: {stdout}{stderr}");
+        }
+    }
 }

@@ -75,8 +75,8 @@ impl Corner {
     async fn produce(&self, url: &str, bytes: &[u8]) -> Exit {
         let mut file = tempfile::NamedTempFile::new().expect("a file");
         file.write_all(bytes).expect("written");
-        let args = ops::produce::Args { files: vec![file.path().to_owned()], quiet: true, ..Default::default() };
-        ops::produce::run(args, address(url), self.pipeline.clone()).await
+        let args = ops::produce::Opts { files: vec![file.path().to_owned()], quiet: true, ..Default::default() };
+        ops::produce::produce(args, address(url), self.pipeline.clone()).await
     }
 }
 
@@ -372,8 +372,8 @@ async fn a_server_out_of_reach_ends_with_69_and_a_missing_file_with_66() {
     let url = &server.url();
     let corner = Corner::new(url).await;
     assert_eq!(corner.produce("valkey://127.0.0.1:1", b"a\n").await, Exit::Unavailable);
-    let args = ops::produce::Args { files: vec!["no/such/file".into()], ..Default::default() };
-    assert_eq!(ops::produce::run(args, address(url), corner.pipeline.clone()).await, Exit::NoInput);
+    let args = ops::produce::Opts { files: vec!["no/such/file".into()], ..Default::default() };
+    assert_eq!(ops::produce::produce(args, address(url), corner.pipeline.clone()).await, Exit::NoInput);
 }
 
 /// As a user types it: lines through a pipe, and from there into PostgreSQL.

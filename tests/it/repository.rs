@@ -76,6 +76,8 @@ fn only_the_postgresql_side_imports_its_client_library() {
         "care/merge",
         "target",
         "lanes",
+        "pauses",
+        "flow/redrive",
         "ops",
     ];
     for (name, text) in sources() {

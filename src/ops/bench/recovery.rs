@@ -13,7 +13,7 @@ use tokio::time::MissedTickBehavior;
 use super::load::Load;
 use super::watch::Watch;
 use super::workers::Workers;
-use super::{Args, LANDED_WITHIN, POLL_EVERY, SEND_EVERY, add_one, is_exact, start_anew};
+use super::{LANDED_WITHIN, Opts, POLL_EVERY, SEND_EVERY, add_one, is_exact, start_anew};
 use crate::ops::stage::{Stage, Trouble};
 use crate::valkey::{Command, Connection, Reply};
 
@@ -35,20 +35,20 @@ pub(super) struct Recovery {
 }
 
 /// Kills a process in each round.
-pub(super) async fn recover(args: &Args, stage: &Stage, load: &Load) -> Result<Recovery, Trouble> {
+pub(super) async fn recover(opts: &Opts, stage: &Stage, load: &Load) -> Result<Recovery, Trouble> {
     start_anew(stage).await?;
     let (connection, stream) = (Connection::open(&stage.valkey, "tidegate:bench").await?, &stage.pipeline.stream);
-    let mut workers = Workers::start(args.processes(), stage)?;
+    let mut workers = Workers::start(opts.processes(), stage)?;
     let mut watch = Watch::begin(stage).await?;
     let (mut deltas, mut under_way, mut sent) = (load.deltas(), FuturesUnordered::new(), 0);
     let (mut send, mut poll) = (tokio::time::interval(SEND_EVERY), tokio::time::interval(POLL_EVERY));
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut times, mut held, mut empty_kills) = (Histogram::new_with_bounds(1, LONGEST_RECOVERY, 3)?, 0, 0);
     let (started, mut kill_at, mut killed) = (Instant::now(), Instant::now() + BETWEEN_KILLS, None);
-    while times.len() < u64::from(args.rounds) {
+    while times.len() < u64::from(opts.rounds) {
         tokio::select! {
             _ = send.tick() => {
-                let due = (started.elapsed().as_secs_f64() * args.rate as f64) as u64;
+                let due = (started.elapsed().as_secs_f64() * opts.rate as f64) as u64;
                 while sent < due {
                     under_way.push(add_one(&connection, stream, deltas.next().ok_or("no load")?));
                     sent += 1;

@@ -3,25 +3,25 @@
 use serde_json::{Value, json};
 
 use super::load::Load;
-use super::{Args, Drain, Measured};
+use super::{Drain, Measured, Opts};
 use crate::ops::stage::{Stage, Trouble, say};
 use crate::valkey::{Command, Connection};
 
 /// Tells it, in a table or as JSON.
-pub(super) async fn tell(args: &Args, stage: &Stage, load: &Load, measured: &Measured) -> Result<(), Trouble> {
-    let report = report(args, stage, load, measured).await?;
-    if args.json {
+pub(super) async fn tell(opts: &Opts, stage: &Stage, load: &Load, measured: &Measured) -> Result<(), Trouble> {
+    let report = report(opts, stage, load, measured).await?;
+    if opts.json {
         say(&report.to_string());
         return Ok(());
     }
     let (seed, versions) = (&report["load"]["seed"], &report["versions"]);
     say(&format!(
         "{} keys in {} stream(s), {}; delivery {}, {} process(es) with {} worker(s), batches of {}; seed {seed}",
-        args.keys,
-        args.shards,
+        opts.keys,
+        opts.shards,
         report["load"]["distribution"].as_str().unwrap_or_default(),
         stage.pipeline.delivery.word(),
-        args.processes(),
+        opts.processes(),
         stage.config.run.workers,
         stage.config.batch.max_entries
     ));
@@ -44,7 +44,7 @@ pub(super) async fn tell(args: &Args, stage: &Stage, load: &Load, measured: &Mea
         say(&format!("  {name:<34}{figure:>14} {unit}"));
     };
     if let Some(drain) = report.get("drain").filter(|drain| !drain.is_null()) {
-        say(&format!("\ndrain of {} entries, median of {} runs", indicatif::HumanCount(args.entries), args.runs));
+        say(&format!("\ndrain of {} entries, median of {} runs", indicatif::HumanCount(opts.entries), opts.runs));
         line("entries", &drain["entries_per_second"], "/s");
         line("  slowest run", &drain["slowest_entries_per_second"], "/s");
         line("  fastest run", &drain["fastest_entries_per_second"], "/s");
@@ -57,7 +57,7 @@ pub(super) async fn tell(args: &Args, stage: &Stage, load: &Load, measured: &Mea
     if let Some(steady) = report.get("steady").filter(|steady| !steady.is_null()) {
         say(&format!(
             "\nsteady {} entries/s for {} s, from XADD to visible in PostgreSQL (seen by a poll every ms)",
-            args.rate, args.seconds
+            opts.rate, opts.seconds
         ));
         for percentile in ["p50", "p95", "p99", "p99.9", "max"] {
             line(percentile, &steady["latency_ms"][percentile], "ms");
@@ -67,7 +67,7 @@ pub(super) async fn tell(args: &Args, stage: &Stage, load: &Load, measured: &Mea
     if let Some(recovery) = report.get("recovery").filter(|recovery| !recovery.is_null()) {
         say(&format!(
             "\nrecovery at {} entries/s: a worker process is killed (SIGKILL) {} times; from the kill until everything added before is settled",
-            args.rate, args.rounds
+            opts.rate, opts.rounds
         ));
         for figure in ["median", "p95", "max"] {
             line(figure, &recovery["seconds"][figure], "s");
@@ -82,9 +82,9 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or("unknown")
 }
 
-async fn report(args: &Args, stage: &Stage, load: &Load, measured: &Measured) -> Result<Value, Trouble> {
+async fn report(opts: &Opts, stage: &Stage, load: &Load, measured: &Measured) -> Result<Value, Trouble> {
     let Measured { drains, steady, recovery, .. } = measured;
-    let entries = args.entries as f64;
+    let entries = opts.entries as f64;
     let of = |figure: &dyn Fn(&Drain) -> Option<f64>| {
         let mut figures: Vec<f64> = drains.iter().filter_map(figure).collect();
         figures.sort_by(f64::total_cmp);
@@ -94,8 +94,8 @@ async fn report(args: &Args, stage: &Stage, load: &Load, measured: &Measured) ->
     let rate = |drain: &Drain| Some(entries / drain.seconds);
     let drain = (!drains.is_empty()).then(|| {
         json!({
-            "entries": args.entries,
-            "runs": args.runs,
+            "entries": opts.entries,
+            "runs": opts.runs,
             "entries_per_second": median(&rate),
             "slowest_entries_per_second": of(&rate).first(),
             "fastest_entries_per_second": of(&rate).last(),
@@ -109,8 +109,8 @@ async fn report(args: &Args, stage: &Stage, load: &Load, measured: &Measured) ->
     let steady = steady.as_ref().map(|steady| {
         let at = |percentile| steady.latency.value_at_quantile(percentile) as f64 / 1_000.0;
         json!({
-            "rate": args.rate,
-            "seconds": args.seconds,
+            "rate": opts.rate,
+            "seconds": opts.seconds,
             "latency_ms": {
                 "p50": at(0.5), "p95": at(0.95), "p99": at(0.99), "p99.9": at(0.999),
                 "max": steady.latency.max() as f64 / 1_000.0,
@@ -122,7 +122,7 @@ async fn report(args: &Args, stage: &Stage, load: &Load, measured: &Measured) ->
         let at = |percentile| recovery.times.value_at_quantile(percentile) as f64 / 1_000_000.0;
         json!({
             "rounds": recovery.times.len(),
-            "rate": args.rate,
+            "rate": opts.rate,
             "entries_held": recovery.held,
             "seconds": { "median": at(0.5), "p95": at(0.95), "max": recovery.times.max() as f64 / 1_000_000.0 },
         })
@@ -142,8 +142,8 @@ async fn report(args: &Args, stage: &Stage, load: &Load, measured: &Measured) ->
             "seed": load.seed,
         },
         "delivery": stage.pipeline.delivery.word(),
-        "shards": args.shards,
-        "processes": args.processes(),
+        "shards": opts.shards,
+        "processes": opts.processes(),
         "workers": stage.config.run.workers,
         "batch_max_entries": stage.config.batch.max_entries,
         "drain": drain,

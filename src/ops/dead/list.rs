@@ -1,0 +1,140 @@
+//! `tidegate dead list`: how many letters there are, by reason, and the latest of them.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::key_fields;
+use super::select::{Filter, Letter, Search, State};
+use crate::config::Config;
+use crate::ops::columns::{Page, Tone, count, cut, lasting_ms, plural, printable, printable_bytes};
+use crate::ops::context::Report;
+use crate::ops::{Context, Exit, Failure};
+use crate::postgres::Database;
+
+/// How many characters of a sentence or of fields a line shows.
+const SHOWN: usize = 60;
+
+/// What can be said on the command line.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Opts {
+    #[command(flatten)]
+    filter: Filter,
+    /// Letters in which state
+    #[arg(long, value_enum, default_value_t = State::Open)]
+    state: State,
+    /// Show so many at the most; all are counted
+    #[arg(long, default_value_t = 50, value_name = "N")]
+    limit: u32,
+}
+
+/// Dead letters, counted and listed.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct DeadLetters {
+    /// How many match.
+    pub total: u64,
+    /// How many of them have each reason.
+    pub by_reason: BTreeMap<String, u64>,
+    /// The latest of them.
+    pub letters: Vec<LetterLine>,
+}
+
+/// A letter, in short.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct LetterLine {
+    /// The entry's id, a slash, and its digest: as the other commands take it.
+    pub letter: String,
+    /// The pipeline that buried it.
+    pub pipeline: String,
+    /// The stream it came from.
+    pub stream: String,
+    /// Why, in one word.
+    pub reason: String,
+    /// Why, in one sentence.
+    pub detail: String,
+    /// When it was buried, in RFC 3339.
+    pub buried_at: String,
+    /// When it was resolved; null while it is open.
+    pub resolved_at: Option<String>,
+    /// How it was resolved; null while it is open.
+    pub resolution: Option<String>,
+    #[serde(skip)]
+    age_ms: u64,
+    #[serde(skip)]
+    fields: String,
+}
+
+impl LetterLine {
+    fn of(letter: &Letter) -> LetterLine {
+        let fields = letter.fields.chunks(2).map(|pair| {
+            let value = pair.get(1).map(|value| printable_bytes(value)).unwrap_or_default();
+            format!("{}={value}", printable_bytes(&pair[0]))
+        });
+        LetterLine {
+            letter: letter.name(),
+            pipeline: letter.pipeline.clone(),
+            stream: letter.stream.clone(),
+            reason: letter.reason.clone(),
+            detail: letter.detail.clone(),
+            buried_at: letter.buried_at.clone(),
+            resolved_at: letter.resolved_at.clone(),
+            resolution: letter.resolution.clone(),
+            age_ms: letter.buried_ms_ago,
+            fields: fields.collect::<Vec<_>>().join(" "),
+        }
+    }
+}
+
+pub(super) async fn run(opts: &Opts, context: &Context, config: &Config, database: &Database) -> Result<Exit, Failure> {
+    let key_fields = key_fields(config);
+    let search =
+        Search { source: &config.valkey.source, filter: &opts.filter, state: opts.state, key_fields: &key_fields };
+    let counts = database.run(async |c| search.counts(c).await).await?;
+    let letters = database.run(async |c| search.letters(c, opts.limit).await).await?;
+    let mut by_reason = BTreeMap::new();
+    for (_, reason, count) in &counts {
+        *by_reason.entry(reason.clone()).or_default() += count;
+    }
+    let total = by_reason.values().sum();
+    context.print(&DeadLetters { total, by_reason, letters: letters.iter().map(LetterLine::of).collect() })?;
+    Ok(Exit::Ok)
+}
+
+/// Counts in one line: `3 dead letters: 2 bad_amount, 1 refused_by_table`.
+pub(super) fn summary(total: u64, by_reason: &BTreeMap<String, u64>) -> String {
+    let reasons: Vec<String> =
+        by_reason.iter().map(|(reason, number)| format!("{} {reason}", count(*number))).collect();
+    let colon = if reasons.is_empty() { "" } else { ": " };
+    format!("{}{colon}{}", plural(total, "dead letter", "dead letters"), reasons.join(", "))
+}
+
+impl Report for DeadLetters {
+    fn show(&self, page: &mut Page) {
+        page.toned(if self.total == 0 { Tone::Good } else { Tone::Warn }, summary(self.total, &self.by_reason));
+        if self.letters.is_empty() {
+            return;
+        }
+        let rows: Vec<Vec<String>> = self
+            .letters
+            .iter()
+            .map(|letter| {
+                let why = letter.resolution.as_ref().unwrap_or(&letter.detail);
+                vec![
+                    letter.letter.clone(),
+                    letter.pipeline.clone(),
+                    letter.reason.clone(),
+                    lasting_ms(letter.age_ms),
+                    cut(&letter.fields, SHOWN),
+                    cut(&printable(why), SHOWN),
+                ]
+            })
+            .collect();
+        page.table(&["letter", "pipeline", "reason", ">age", "fields", "why"], &rows);
+        let hidden = self.total.saturating_sub(self.letters.len() as u64);
+        if hidden > 0 {
+            page.line(format!("and {} more: narrow the search, or raise --limit", count(hidden)));
+        }
+    }
+}

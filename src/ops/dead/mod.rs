@@ -1,0 +1,62 @@
+//! `tidegate dead`: the dead letters: see them, apply them again, or let them be.
+//!
+//! Takes what to look for; gives lists, accounts, and changes after the count was shown and agreed to. A letter is never deleted: resolved
+//! ones stay as tombstones, so that the same entry is neither buried nor counted twice.
+
+pub mod discard;
+pub mod list;
+pub mod redrive;
+pub mod select;
+pub mod show;
+
+use super::{Context, Exit, Failure};
+use crate::config::{Config, Needs};
+use crate::postgres::Database;
+
+/// What can be said on the command line.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Opts {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Clone, clap::Subcommand)]
+enum Action {
+    /// Count and list letters, the open ones unless said otherwise
+    List(list::Opts),
+    /// Show every byte of letters, and why they are here
+    Show(show::Opts),
+    /// Apply letters again, after the table or the mapping was corrected; each counts once
+    Redrive(redrive::Opts),
+    /// Give letters up: they stay as they are, and count no more
+    Discard(discard::Opts),
+    /// Open letters again that were discarded
+    Reopen(discard::ReopenOpts),
+}
+
+/// Runs the verb.
+pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
+    let config = context.configured(Vec::new(), Needs::POSTGRES)?;
+    let database = Database::new(config.postgres.address()?, 1);
+    let outcome = match opts.action {
+        Action::List(opts) => list::run(&opts, context, &config, &database).await,
+        Action::Show(opts) => show::run(&opts, context, &config, &database).await,
+        Action::Redrive(opts) => redrive::run(&opts, context, &config, &database).await,
+        Action::Discard(opts) => discard::run(&opts, context, &config, &database).await,
+        Action::Reopen(opts) => discard::reopen(&opts, context, &config, &database).await,
+    };
+    database.close().await;
+    outcome
+}
+
+/// Who does it, for the letter's tombstone.
+fn operator() -> String {
+    let named =
+        ["TIDEGATE_OPERATOR", "SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
+    super::columns::cut(&super::columns::printable(&named.unwrap_or_else(|| "somebody".into())), 60)
+}
+
+/// The configuration's field for keys, of every pipeline: what `--key` is looked for in.
+fn key_fields(config: &Config) -> Vec<Vec<u8>> {
+    config.pipelines.iter().map(|pipeline| pipeline.key_field.clone().into_bytes()).collect()
+}

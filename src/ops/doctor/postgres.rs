@@ -1,0 +1,324 @@
+//! PostgreSQL: what the doctor asks of it, of the ledger and of the pipelines' tables.
+//!
+//! Takes the database and what was seen; puts findings. Fails in no way: what cannot be asked is a finding.
+
+use sqlx::{AssertSqlSafe, Row};
+
+use super::{Findings, Severity};
+use crate::config::Config;
+use crate::model::pipeline::Pipeline;
+use crate::ops::columns::{lasting, plural};
+use crate::ops::observe::{Look, Servers};
+use crate::postgres::Session;
+use crate::retry::Fault;
+use crate::target::{self, KeyOrder};
+
+/// The oldest version that is tested.
+const TESTED_FROM: i32 = 150_000;
+/// How near a value may be to the end of its type.
+const HEADROOM: f64 = 0.9;
+
+pub(super) async fn examine(
+    config: &Config,
+    pipelines: &[&Pipeline],
+    servers: &Servers,
+    look: &Look,
+    findings: &mut Findings,
+) {
+    let books = match &look.books {
+        Ok(books) => books,
+        Err(fault) => return findings.unknown("D26", fault),
+    };
+    if let Err(fault) = server(servers, findings).await {
+        findings.unknown("D22", &fault);
+    }
+    if books.missing_migrations > 0 {
+        let evidence =
+            format!("the database lacks {}", plural(books.missing_migrations as u64, "migration", "migrations"));
+        return findings.of_server("D26", Severity::Error, evidence, "tidegate migrate");
+    }
+    findings.well("D26", "the schema is the one that this version needs");
+    if let Err(fault) = ledger(servers, findings).await {
+        findings.unknown("D14", &fault);
+    }
+    margin(config, findings);
+    for pipeline in pipelines {
+        if let Err(fault) = table(servers, pipeline, findings).await {
+            findings.unknown("D19", &fault);
+        }
+        registered(config, pipeline, servers, findings).await;
+        let open: u64 = books
+            .lanes
+            .iter()
+            .filter(|lane| lane.pipeline == pipeline.name)
+            .flat_map(|lane| lane.letters.values())
+            .sum();
+        if open > 0 {
+            let fix = format!("tidegate dead list --pipeline {}", pipeline.name);
+            findings.of(
+                pipeline,
+                "D23",
+                Severity::Warning,
+                format!("{} open", plural(open, "dead letter is", "dead letters are")),
+                fix,
+            );
+        }
+        if let Some(pause) = books.pause_of(&pipeline.name) {
+            let evidence = format!("paused for {}", lasting(pause.lasted));
+            findings.of(pipeline, "D24", Severity::Warning, evidence, format!("tidegate resume {}", pipeline.name));
+        }
+    }
+}
+
+async fn server(servers: &Servers, findings: &mut Findings) -> Result<(), Fault> {
+    let row = servers
+        .database
+        .run(async |c| {
+            sqlx::query(
+                "select current_setting('server_version_num')::int, current_setting('server_version'),
+                        pg_is_in_recovery() or current_setting('transaction_read_only') = 'on',
+                        (select count(*) from pg_stat_replication), current_setting('synchronous_standby_names'),
+                        current_setting('idle_session_timeout', true)",
+            )
+            .fetch_one(c)
+            .await
+        })
+        .await?;
+    let get = |error: sqlx::Error| Fault::PostgresProtocol(error.to_string());
+    let (number, version): (i32, String) = (row.try_get(0).map_err(get)?, row.try_get(1).map_err(get)?);
+    let is_read_only: bool = row.try_get(2).map_err(get)?;
+    let (standbys, names): (i64, String) = (row.try_get(3).map_err(get)?, row.try_get(4).map_err(get)?);
+    let idle: Option<String> = row.try_get(5).map_err(get)?;
+    if number < TESTED_FROM {
+        findings.of_server(
+            "D6",
+            Severity::Warning,
+            format!("this is PostgreSQL {version}"),
+            "use PostgreSQL 15 or newer",
+        );
+    } else {
+        findings.well("D6", format!("PostgreSQL {version}"));
+    }
+    if is_read_only {
+        let fix = "name the primary in postgres.url, or add target_session_attrs=read-write";
+        findings.of_server(
+            "D22",
+            Severity::Error,
+            "this PostgreSQL takes no writes: it is a standby, or read-only",
+            fix,
+        );
+    } else if standbys > 0 && names.is_empty() {
+        let evidence = format!(
+            "{} connected, and synchronous_standby_names is empty",
+            plural(standbys as u64, "standby is", "standbys are")
+        );
+        findings.of_server(
+            "D22",
+            Severity::Warning,
+            evidence,
+            "alter system set synchronous_standby_names = 'ANY 1 (*)', and reload",
+        );
+    } else {
+        let waits = if names.is_empty() { "there are no standbys" } else { "a commit waits for a standby" };
+        findings.well("D22", waits);
+    }
+    if idle.as_deref().is_some_and(|idle| idle != "0" && !idle.is_empty()) {
+        let evidence = format!("idle_session_timeout is {}", idle.unwrap_or_default());
+        findings.of_server(
+            "D11",
+            Severity::Info,
+            evidence,
+            "nothing: idle sessions are asked for a sign of life before they are used",
+        );
+    }
+    let is_pooled = servers.database.transact(async |session: &mut Session| Ok(session.is_pooled())).await?;
+    if is_pooled {
+        let fix = "nothing for the daemon; name PostgreSQL itself for `tidegate migrate`";
+        findings.of_server("D18", Severity::Info, "a connection pooler stands between", fix);
+    } else {
+        findings.well("D18", "no pooler stands between");
+    }
+    Ok(())
+}
+
+async fn ledger(servers: &Servers, findings: &mut Findings) -> Result<(), Fault> {
+    let row = servers
+        .database
+        .run(async |c| {
+            sqlx::query(
+                "select exists (select from pg_constraint k join pg_index i on i.indexrelid = k.conindid
+                                where k.conname = 'ledger_no_overlap' and k.conrelid = 'tidegate.ledger'::regclass
+                                  and k.contype = 'x' and not k.condeferrable and i.indisvalid),
+                        coalesce((select 'autovacuum_enabled=false' = any(reloptions) from pg_class where oid = 'tidegate.ledger'::regclass), false),
+                        current_setting('autovacuum'),
+                        (select n_dead_tup from pg_stat_user_tables where relid = 'tidegate.ledger'::regclass),
+                        (select n_live_tup from pg_stat_user_tables where relid = 'tidegate.ledger'::regclass),
+                        array(select p from unnest(array['tidegate.lanes', 'tidegate.ledger', 'tidegate.dead_letters']) t,
+                              unnest(array['select', 'insert', 'update']) p where not has_table_privilege(t, p))",
+            )
+            .fetch_one(c)
+            .await
+        })
+        .await?;
+    let get = |error: sqlx::Error| Fault::PostgresProtocol(error.to_string());
+    let has_constraint: bool = row.try_get(0).map_err(get)?;
+    let (is_off, everywhere): (bool, String) = (row.try_get(1).map_err(get)?, row.try_get(2).map_err(get)?);
+    let dead: i64 = row.try_get::<Option<i64>, _>(3).map_err(get)?.unwrap_or(0);
+    let live: i64 = row.try_get::<Option<i64>, _>(4).map_err(get)?.unwrap_or(0);
+    let lacks: Vec<String> = row.try_get(5).map_err(get)?;
+    if has_constraint {
+        findings.well("D14", "the constraint ledger_no_overlap is there and valid");
+    } else {
+        let fix = "alter table tidegate.ledger add constraint ledger_no_overlap exclude using gist (lane with =, ids with &&)";
+        findings.of_server(
+            "D14",
+            Severity::Error,
+            "the constraint ledger_no_overlap is missing, deferrable or not valid",
+            fix,
+        );
+    }
+    if !lacks.is_empty() {
+        let evidence = format!("this role lacks the right to {} on tables of the schema tidegate", lacks.join(", "));
+        findings.of_server("D14", Severity::Error, evidence, "grant it with the statements of docs/permissions.md");
+    }
+    if is_off || everywhere == "off" {
+        let fix = "alter system set autovacuum = on; alter table tidegate.ledger reset (autovacuum_enabled)";
+        findings.of_server("D15", Severity::Warning, "autovacuum does not run on tidegate.ledger", fix);
+    } else if dead > 100_000 && dead > live {
+        let evidence = format!("tidegate.ledger has {dead} dead rows beside {live} live ones");
+        findings.of_server(
+            "D15",
+            Severity::Warning,
+            evidence,
+            "vacuum tidegate.ledger, and look for a transaction that is open for long",
+        );
+    } else {
+        findings.well("D15", "autovacuum keeps up on tidegate.ledger");
+    }
+    Ok(())
+}
+
+fn margin(config: &Config, findings: &mut Findings) {
+    if config.compact.margin < config.reclaim.dead_after {
+        let evidence = "compact.margin is shorter than reclaim.dead_after";
+        findings.of_server(
+            "D15",
+            Severity::Warning,
+            evidence,
+            "raise compact.margin above the longest time a worker can be suspended",
+        );
+    }
+}
+
+/// Whether this configuration is the one that the ledger knows.
+async fn registered(config: &Config, pipeline: &Pipeline, servers: &Servers, findings: &mut Findings) {
+    let (source, name) = (&config.valkey.source, &pipeline.name);
+    let query = "select distinct target, mapping from tidegate.lanes where source = $1 and pipeline = $2";
+    let rows: Result<Vec<(String, Option<String>)>, Fault> =
+        servers.database.run(async |c| sqlx::query_as(query).bind(source).bind(name).fetch_all(c).await).await;
+    let rows = match rows {
+        Ok(rows) => rows,
+        Err(fault) => return findings.unknown("D17", &fault),
+    };
+    let (table, mapping) = (pipeline.table.to_string(), pipeline.mapping());
+    match rows
+        .iter()
+        .find(|(target, registered)| *target != table || registered.as_ref().is_some_and(|r| *r != mapping))
+    {
+        Some((target, registered)) => {
+            let evidence = format!(
+                "registered with table {target} and {}; this configuration has table {table} and {mapping}",
+                registered.as_deref().unwrap_or("no mapping")
+            );
+            let fix =
+                "give all daemons the same configuration; after a table was renamed: `tidegate migrate --retarget`";
+            findings.of(pipeline, "D17", Severity::Error, evidence, fix);
+        }
+        None => findings.well("D17", format!("{name} is registered as it is configured")),
+    }
+}
+
+async fn table(servers: &Servers, pipeline: &Pipeline, findings: &mut Findings) -> Result<(), Fault> {
+    let checked = servers.database.run(async |c| target::check_table(c, pipeline).await).await?;
+    match checked {
+        Err(unfit) => {
+            findings.of(
+                pipeline,
+                "D19",
+                Severity::Error,
+                unfit.to_string(),
+                "each finding names the statement that corrects it",
+            );
+            return Ok(());
+        }
+        Ok(KeyOrder::Bytes) => findings.well("D19", format!("{} fits", pipeline.table)),
+        Ok(KeyOrder::Typed(kind)) => {
+            let evidence = format!("the key is compared as {kind}: PostgreSQL sorts and joins the keys of each batch");
+            findings.of(pipeline, "D19", Severity::Info, evidence, "nothing; a key of type text is a little faster");
+        }
+    }
+    let (schema, name, value) = (pipeline.table.schema.as_str(), pipeline.table.name.as_str(), pipeline.value.as_str());
+    let checks: Vec<String> = servers
+        .database
+        .run(async |c| {
+            sqlx::query_scalar(
+                "select k.conname || ' ' || pg_get_constraintdef(k.oid) from pg_constraint k
+                 join pg_class t on t.oid = k.conrelid join pg_namespace n on n.oid = t.relnamespace
+                 join pg_attribute a on a.attrelid = t.oid and a.attnum = any(k.conkey)
+                 where k.contype = 'c' and n.nspname = $1 and t.relname = $2 and a.attname = $3",
+            )
+            .bind(schema)
+            .bind(name)
+            .bind(value)
+            .fetch_all(c)
+            .await
+        })
+        .await?;
+    for check in checks {
+        let evidence = format!("column {value} has the constraint {check}");
+        findings.of(
+            pipeline,
+            "D20",
+            Severity::Warning,
+            evidence,
+            "docs/guarantees.md, \"constraints on the value\", says how to keep it",
+        );
+    }
+    headroom(servers, pipeline, findings).await
+}
+
+/// How near the largest values are to the end of their type.
+async fn headroom(servers: &Servers, pipeline: &Pipeline, findings: &mut Findings) -> Result<(), Fault> {
+    let kind: Option<String> = servers
+        .database
+        .run(async |c| {
+            sqlx::query_scalar(
+                "select a.atttypid::regtype::text from pg_attribute a
+                 where a.attrelid = format('%I.%I', $1::text, $2::text)::regclass and a.attname = $3 and not a.attisdropped",
+            )
+            .bind(pipeline.table.schema.as_str())
+            .bind(pipeline.table.name.as_str())
+            .bind(pipeline.value.as_str())
+            .fetch_optional(c)
+            .await
+        })
+        .await?;
+    let end = match kind.as_deref() {
+        Some("smallint") => f64::from(i16::MAX),
+        Some("integer") => f64::from(i32::MAX),
+        Some("bigint") => i64::MAX as f64,
+        _ => return Ok(()),
+    };
+    let table = format!("{}.{}", pipeline.table.schema.quoted(), pipeline.table.name.quoted());
+    // Every name is validated and quoted. A sample: a table of millions of rows is not read for this.
+    let sql =
+        format!("select max(abs({0}::float8)) from (select {0} from {table} limit 100000) s", pipeline.value.quoted());
+    let largest: Option<f64> =
+        servers.database.run(async |c| sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(c).await).await?;
+    if largest.is_some_and(|largest| largest > end * HEADROOM) {
+        let evidence = format!("values of {} are near the end of {}", pipeline.value, kind.unwrap_or_default());
+        let fix = format!("alter table {} alter column {} type bigint, or numeric", pipeline.table, pipeline.value);
+        findings.of(pipeline, "D15", Severity::Warning, evidence, fix);
+    }
+    Ok(())
+}

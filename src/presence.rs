@@ -1,0 +1,127 @@
+//! Presence: what each process says of itself in Valkey, for whoever looks from outside.
+//!
+//! Takes a [`Presence`]; keeps it in a small hash beside the stream, a field for each process, which expires when nobody renews it. Gives
+//! what all processes have said lately. Fails with what Valkey says.
+//!
+//! In Valkey, because the question is asked when PostgreSQL is away: then the workers know why nothing is flushed, and can tell. Nothing
+//! depends on it: a daemon that may not write it, or whose Valkey is away, goes on unseen.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::names;
+use crate::retry::Fault;
+use crate::valkey::{Command, Connection, Reply, unexpected};
+
+/// How often a process says that it is still the same.
+pub const RENEWED_EVERY: Duration = Duration::from_secs(5);
+/// Who has been silent for longer is not there any more.
+pub const SILENT_AFTER: Duration = Duration::from_secs(20);
+
+/// What one process says of one stream of a pipeline.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Presence {
+    /// Its machine and process id.
+    pub process: String,
+    /// Its version.
+    pub version: String,
+    /// The connection over which it speaks, 0 where the server does not tell, and the life of the server that this number is of: when
+    /// that connection has gone, so has the process.
+    #[serde(default)]
+    pub connection: u64,
+    /// See the connection.
+    #[serde(default)]
+    pub run_id: String,
+    /// How it is.
+    pub state: State,
+    /// Why it does not flush, where it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fault: Option<String>,
+    /// What to do about that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
+    /// For how long it has been so, in milliseconds; 0 while it flows.
+    #[serde(default)]
+    pub lasted_ms: u64,
+    /// How many workers it has.
+    #[serde(default)]
+    pub workers: usize,
+    /// Whether it reads the stream alone; none where the delivery is to a group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reads_alone: Option<bool>,
+    /// Entries that it applied since it started.
+    #[serde(default)]
+    pub applied: u64,
+    /// Entries that it buried since it started.
+    #[serde(default)]
+    pub buried: u64,
+    /// Entries that it found in the ledger since it started.
+    #[serde(default)]
+    pub recognised: u64,
+    /// Entries that Valkey lost, as far as it has seen.
+    #[serde(default)]
+    pub lost: u64,
+    /// How long ago it said so, in milliseconds, by Valkey's clock. Filled by who reads it.
+    #[serde(skip)]
+    pub said_ms_ago: u64,
+}
+
+/// How a process is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// It reads and flushes what there is.
+    Flowing,
+    /// An operator has paused the pipeline.
+    Paused,
+    /// It waits for a server.
+    Interrupted,
+    /// It waits for an operator.
+    Halted,
+}
+
+/// Keeps a field, drops those of who has long been silent, and renews the expiry. A server whose memory is full would refuse the key, and
+/// its state is wanted most then: hence the flag.
+const SAY: &str = "#!lua flags=allow-oom
+local time = server.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local said = server.call('HGETALL', KEYS[1])
+for i = 2, #said, 2 do
+    local at = tonumber(string.match(said[i], '^%d+'))
+    if not at or now - at > tonumber(ARGV[3]) then server.call('HDEL', KEYS[1], said[i - 1]) end
+end
+server.call('HSET', KEYS[1], ARGV[1], string.format('%.0f', now) .. ' ' .. ARGV[2])
+server.call('PEXPIRE', KEYS[1], ARGV[3])
+return 1";
+
+/// Says how this process is.
+pub async fn say(connection: &Connection, stream: &str, pipeline: &str, presence: &Presence) -> Result<(), Fault> {
+    let text = serde_json::to_string(presence).unwrap_or_default();
+    let say = Command::new("EVAL").arg(SAY).arg(1).arg(names::presence(stream, pipeline));
+    let kept = (SILENT_AFTER * 3).as_millis();
+    connection.call(say.arg(&presence.process).arg(text).arg(kept)).await.map(|_| ())
+}
+
+/// Takes leave: this process is gone.
+pub async fn leave(connection: &Connection, stream: &str, pipeline: &str, process: &str) -> Result<(), Fault> {
+    let command = Command::new("HDEL").arg(names::presence(stream, pipeline)).arg(process);
+    connection.call(command).await.map(|_| ())
+}
+
+/// What has been said lately, by process. `now_ms` is Valkey's time.
+pub async fn heard(connection: &Connection, stream: &str, pipeline: &str, now_ms: u64) -> Result<Vec<Presence>, Fault> {
+    let reply = connection.call(Command::new("HGETALL").arg(names::presence(stream, pipeline))).await?;
+    let fields = reply.into_map().ok_or_else(|| unexpected("HGETALL"))?;
+    // What another version has written, and this one cannot read, is passed over.
+    let mut heard: Vec<Presence> = fields.filter_map(|(_, value)| read(&value, now_ms)).collect();
+    heard.retain(|presence| presence.said_ms_ago <= SILENT_AFTER.as_millis() as u64);
+    heard.sort_by(|a, b| a.process.cmp(&b.process));
+    Ok(heard)
+}
+
+fn read(value: &Reply, now_ms: u64) -> Option<Presence> {
+    let (at, text) = value.as_text()?.split_once(' ')?;
+    let presence: Presence = serde_json::from_str(text).ok()?;
+    Some(Presence { said_ms_ago: now_ms.saturating_sub(at.parse().ok()?), ..presence })
+}

@@ -1,0 +1,171 @@
+//! Presence: this process says in Valkey how it is, for `tidegate status` and its like.
+//!
+//! Takes the flows; says of each what [`crate::presence`] keeps, at once when something has changed, and every few seconds. It cannot fail:
+//! what Valkey does not take is said again later.
+
+use std::convert::Infallible;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use futures_util::future::try_join_all;
+use tokio::time::MissedTickBehavior;
+use tracing::info;
+
+use super::prepare::Flow;
+use crate::model::names;
+use crate::presence::{self, Presence, RENEWED_EVERY, State};
+use crate::retry::{Fault, Verdict, judge};
+use crate::valkey::{self, Link, Links};
+
+/// How often it is looked whether something has changed.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// How many streams it is said of at once.
+const SAID_AT_ONCE: usize = 64;
+/// What is left at the least between two renewals for each stream: with very many this must not become Valkey's work.
+const RENEWED_EVERY_OF_MANY: Duration = Duration::from_millis(1);
+/// How long a stop waits for the leave to be taken.
+const LEAVE_WITHIN: Duration = Duration::from_millis(500);
+
+fn renewed_every(flow: &Flow) -> Duration {
+    RENEWED_EVERY.max(RENEWED_EVERY_OF_MANY * flow.lanes.len() as u32)
+}
+
+/// What this process says.
+pub(super) struct Herald {
+    process: String,
+    workers: usize,
+    /// Of each flow: what was said last, and when.
+    said: Vec<Option<(State, Instant)>>,
+    /// Kept from one look to the next; new ones after a fault.
+    links: Links,
+    /// Whether it was told that the user may not write.
+    refused: bool,
+}
+
+impl Herald {
+    pub(super) fn new(valkey: &valkey::Endpoint, flows: &[Flow], workers: usize) -> Herald {
+        let process = format!("{}-{}", names::host(), std::process::id());
+        Herald {
+            process,
+            workers,
+            said: vec![None; flows.len()],
+            links: Links::to(valkey, "tidegate:presence"),
+            refused: false,
+        }
+    }
+
+    /// Speaks for as long as it is polled.
+    pub(super) async fn run(&mut self, flows: &[Flow]) -> Infallible {
+        let mut tick = tokio::time::interval(LOOK_EVERY);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            if self.links.have_changed() {
+                // Who speaks over another connection is to be known by that one.
+                self.said.fill(None);
+            }
+            for (n, flow) in flows.iter().enumerate() {
+                let presence = self.presence(flow);
+                let is_known = self.said[n]
+                    .is_some_and(|(state, at)| state == presence.state && at.elapsed() < renewed_every(flow));
+                if is_known {
+                    continue;
+                }
+                match self.say(flow, &presence).await {
+                    Ok(()) => self.said[n] = Some((presence.state, Instant::now())),
+                    Err(fault) => {
+                        self.failed(&fault);
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes leave of every flow.
+    pub(super) async fn finish(&mut self, flows: &[Flow]) {
+        let (links, process) = (&mut self.links, &self.process);
+        let leave = async {
+            for lane in flows.iter().flat_map(|flow| flow.lanes.iter()) {
+                let (stream, name) = (&lane.pipeline().stream, &lane.pipeline().name);
+                let leave = async |link: &Link| presence::leave(link.commands(), stream, name, process).await;
+                // If it fails, what was said expires.
+                let _ = links.look(stream, leave).await;
+            }
+        };
+        let _ = tokio::time::timeout(LEAVE_WITHIN, leave).await;
+    }
+
+    async fn say(&mut self, flow: &Flow, presence: &Presence) -> Result<(), Fault> {
+        for some in flow.lanes.chunks(SAID_AT_ONCE) {
+            // In a cluster a flow has one stream.
+            let say = async |link: &Link| {
+                let said = some.iter().map(|lane| {
+                    let pipeline = lane.pipeline();
+                    let (connection, run_id) = (link.number(), link.generation().run_id.clone());
+                    let presence = Presence { connection, run_id, ..presence.clone() };
+                    async move { presence::say(link.commands(), &pipeline.stream, &pipeline.name, &presence).await }
+                });
+                try_join_all(said).await
+            };
+            self.links.look(&some[0].pipeline().stream, say).await?;
+        }
+        Ok(())
+    }
+
+    /// The workers meet a server that is away, and tell. A right that only this lacks nobody else meets.
+    fn failed(&mut self, fault: &Fault) {
+        if matches!(fault, Fault::Valkey { code, .. } if code == "NOPERM")
+            && !std::mem::replace(&mut self.refused, true)
+        {
+            info!(%fault, "this process cannot say how it is, and `tidegate status` will not see it: docs/permissions.md has the rights");
+        }
+    }
+
+    fn presence(&self, flow: &Flow) -> Presence {
+        let now = Instant::now();
+        let halted_by = {
+            let refusals = flow.refusals.lock().unwrap_or_else(PoisonError::into_inner);
+            refusals.halted_by().cloned()
+        };
+        let lasting = flow.metrics.flushing.lasting(now).or_else(|| flow.metrics.reading.lasting(now));
+        let lasted_ms = lasting.as_ref().map_or(0, |lasting| lasting.lasted.as_millis() as u64);
+        let (state, fault, advice) = match (halted_by, lasting) {
+            (Some(fault), _) => {
+                let judgement = judge(&fault, u32::MAX);
+                let advice = match judgement.verdict {
+                    Verdict::Halt => judgement.advice,
+                    _ => {
+                        "the table refuses so many different entries that the cause must be the table: correct it, and flushing goes on by itself"
+                    }
+                };
+                (State::Halted, Some(fault), Some(advice))
+            }
+            (None, Some(lasting)) => {
+                let is_halt = lasting.judgement.verdict == Verdict::Halt;
+                let state = if is_halt { State::Halted } else { State::Interrupted };
+                (state, Some(lasting.fault), Some(lasting.judgement.advice))
+            }
+            (None, None) if flow.pause.is_on() => (State::Paused, None, None),
+            (None, None) => (State::Flowing, None, None),
+        };
+        let counted = flow.metrics.snapshot();
+        Presence {
+            process: self.process.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            connection: 0,
+            run_id: String::new(),
+            state,
+            fault: fault.map(|fault| fault.to_string()),
+            advice: advice.map(str::to_owned),
+            lasted_ms,
+            workers: self.workers,
+            reads_alone: counted.lease.map(|leases| leases > 0),
+            applied: counted.applied,
+            buried: counted.buried,
+            recognised: counted.recognised,
+            lost: counted.lost_unflushed,
+            said_ms_ago: 0,
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! `tidegate config show`, `completions` and `man`.
+
+use crate::contract::assert_fits;
+use crate::harness::{Lab, output};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_value_is_shown_with_its_origin_and_no_secret() {
+    let lab = Lab::new().await;
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), "[batch]\nmax_entries = 5_000\n").expect("written");
+    let show = |arguments: &[&str]| {
+        let mut command = lab.program_by_default(&[&["config", "show"], arguments].concat());
+        command.env("TIDEGATE_CONFIG", file.path()).env("DATABASE_URL", "postgres://me:hunter2@localhost/db");
+        command.env("TIDEGATE__RUN__WORKERS", "3");
+        command
+    };
+    let (code, stdout, stderr) = output(&mut show(&["--origin"])).await;
+    assert_eq!(code, 0, "{stderr}");
+    let line = |key: &str| stdout.lines().find(|line| line.starts_with(key)).unwrap_or_default().to_owned();
+    let words = line("batch.max_entries").split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(words, ["batch.max_entries", "5000", &*format!("{}:2", file.path().display())], "{stdout}");
+    assert!(line("run.workers").ends_with("env TIDEGATE__RUN__WORKERS"), "{stdout}");
+    assert!(line("trim.retention").ends_with("default"), "{stdout}");
+    assert!(
+        line("postgres.url ").contains("postgres://me:***@localhost/db") && !stdout.contains("hunter2"),
+        "{stdout}"
+    );
+    let (_, stdout, _) = output(show(&["--changed", "run", "batch"]).args(["--output", "json"])).await;
+    let settings: serde_json::Value = serde_json::from_str(&stdout).expect("JSON");
+    assert_fits("config-show", &settings);
+    let keys: Vec<_> = settings["settings"].as_array().expect("a list").iter().map(|s| s["key"].clone()).collect();
+    assert_eq!(keys, ["run.workers", "batch.max_entries"]);
+    assert_eq!(output(&mut show(&["nonsense"])).await.0, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn completions_and_manual_pages_know_every_command() {
+    let lab = Lab::new().await;
+    let (_, help, _) = output(&mut lab.program(&["--help"])).await;
+    let verbs: Vec<&str> = help
+        .split("Commands:")
+        .nth(1)
+        .and_then(|rest| rest.split("Options:").next())
+        .expect("a list of commands")
+        .lines()
+        .filter_map(|line| line.strip_prefix("  ")?.split_whitespace().next().filter(|_| !line.starts_with("   ")))
+        .filter(|verb| *verb != "help")
+        .collect();
+    assert!(verbs.len() > 20, "{verbs:?}");
+    for shell in ["bash", "zsh", "fish"] {
+        let (code, stdout, _) = output(&mut lab.program(&["completions", shell])).await;
+        assert_eq!(code, 0);
+        verbs.iter().for_each(|verb| assert!(stdout.contains(verb), "{shell} does not know {verb}"));
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let place = folder.path().join("man");
+    let (code, _, stderr) = output(&mut lab.program(&["man", "--out", place.to_str().expect("text")])).await;
+    assert_eq!(code, 0, "{stderr}");
+    for verb in &verbs {
+        let page = std::fs::read_to_string(place.join(format!("tidegate-{verb}.1"))).unwrap_or_default();
+        assert!(page.contains(".SH NAME"), "{verb} has a page");
+    }
+    let (code, page, _) = output(&mut lab.program(&["man"])).await;
+    assert!(code == 0 && page.contains(".SH SUBCOMMANDS"), "{page}");
+}
