@@ -10,6 +10,7 @@ use tidegate::model::entry::{EntryId, Generation, digest};
 use tidegate::model::pipeline::Pipeline;
 use tidegate::model::row;
 use tidegate::ops::bench::load::Load;
+use tidegate::telemetry::trace::Trace;
 use tidegate::valkey::Command;
 use tidegate::valkey::resp::{Piece, Scan};
 
@@ -47,7 +48,10 @@ fn scan(reply: &[u8], mut take: impl FnMut(EntryId, tidegate::valkey::resp::Stri
 
 fn fill(replies: &[Vec<u8>]) -> Batch {
     let generation = Generation { run_id: "r".into(), replication_id: "p".into(), epoch: 1 };
-    let mut filling = Filling::new(Origin { generation: Arc::new(generation), consumer: "c".into() }, 1 << 20);
+    let mut filling = Filling::new(
+        Origin { generation: Arc::new(generation), consumer: "c".into(), trace: Trace::default() },
+        1 << 20,
+    );
     for reply in replies {
         scan(reply, |id, strings| filling.push(id, strings));
         filling.close_run();

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tidegate::config::{Config, Needs, Sources, load};
-use tidegate::ops::{Exit, bench, check, demo, migrate, produce, replay, run};
-use tidegate::telemetry;
+use tidegate::ops::{Exit, bench, check, demo, health, migrate, produce, replay, run};
+use tidegate::telemetry::{self, Telemetry};
+use tokio::runtime::Runtime;
 
 /// Write-behind for Valkey and PostgreSQL: every counter delta lands exactly once, whatever crashes.
 #[derive(Debug, Parser)]
@@ -40,6 +41,8 @@ enum Verb {
     Demo(demo::Args),
     /// Measure how fast, how soon and at what cost deltas land on given servers, and whether exactly
     Bench(bench::Args),
+    /// Ask a running daemon whether it is ready, live or started: exit code 0 if so, 1 if not
+    Health(health::Args),
     /// Check the configuration and list every error in it
     Check(check::Args),
 }
@@ -52,10 +55,39 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error),
     };
-    let outcome = runtime.block_on(run(cli));
+    let (outcome, telemetry) = run(cli, &runtime);
     // What is still running was told to stop and is not waited for: it may be stuck in a server's silence.
     runtime.shutdown_background();
-    outcome.map_or_else(|error| failed(&error), ExitCode::from)
+    let code = outcome.map_or_else(|error| failed(&error), ExitCode::from);
+    // Last of all: it sends what was told up to now, after an error too.
+    drop(telemetry);
+    code
+}
+
+/// Runs the verb; gives how it ended, and what has telemetry still to send.
+fn run(cli: Cli, runtime: &Runtime) -> (std::io::Result<Exit>, Option<Telemetry>) {
+    let (args, workers) = match cli.verb {
+        Verb::Run { args, workers } => (args, workers),
+        verb => return (runtime.block_on(command(verb, cli.config)), None),
+    };
+    let flags: Vec<_> = workers.map(|workers| ("run.workers".to_owned(), workers)).into_iter().collect();
+    let read = || load(&Sources::from_process(cli.config.clone(), flags.clone()), Needs::BOTH);
+    let loaded = match read() {
+        Ok(loaded) => loaded,
+        Err(problems) => {
+            tell(&problems);
+            return (Ok(Exit::from(&problems)), None);
+        }
+    };
+    let telemetry = match Telemetry::start(&loaded.config) {
+        Ok(telemetry) => telemetry,
+        Err(refused) => {
+            tell(&refused);
+            return (Ok(Exit::Config), None);
+        }
+    };
+    let outcome = runtime.block_on(run::run(args, loaded, telemetry.pages(), read));
+    (outcome, Some(telemetry))
 }
 
 fn failed(error: &std::io::Error) -> ExitCode {
@@ -67,19 +99,14 @@ fn failed(error: &std::io::Error) -> ExitCode {
     Exit::Error.into()
 }
 
-async fn run(cli: Cli) -> std::io::Result<Exit> {
-    let file = cli.config;
-    match cli.verb {
-        Verb::Run { args, workers } => {
-            let flags: Vec<_> = workers.map(|workers| ("run.workers".to_owned(), workers)).into_iter().collect();
-            match configured(file.clone(), flags.clone(), Needs::BOTH) {
-                Ok(config) => {
-                    let again = || load(&Sources::from_process(file.clone(), flags.clone()), Needs::BOTH);
-                    run::run(args, config, || again().map(|loaded| loaded.config)).await
-                }
-                Err(exit) => Ok(exit),
-            }
-        }
+/// Every verb but the daemon's.
+async fn command(verb: Verb, file: Option<PathBuf>) -> std::io::Result<Exit> {
+    match verb {
+        Verb::Run { .. } => Ok(Exit::Usage),
+        Verb::Health(args) => match configured(file, Vec::new(), Needs::NONE) {
+            Ok(config) => health::run(args, &config, &mut std::io::stdout()).await,
+            Err(exit) => Ok(exit),
+        },
         Verb::Migrate(args) => match configured(file, Vec::new(), Needs::POSTGRES) {
             Ok(config) => migrate::run(&args, &config, &mut std::io::stdout()).await,
             Err(exit) => Ok(exit),
@@ -125,7 +152,7 @@ async fn produce(args: produce::Args, config: &Config) -> std::io::Result<Exit> 
 fn configured(file: Option<PathBuf>, flags: Vec<(String, String)>, needs: Needs) -> Result<Config, Exit> {
     match load(&Sources::from_process(file, flags), needs) {
         Ok(loaded) => {
-            telemetry::log::start(&loaded.config.log);
+            telemetry::log::start(&loaded.config.log, None);
             Ok(loaded.config)
         }
         Err(problems) => {

@@ -126,7 +126,7 @@ impl Lab {
         let mut command = Command::new(program());
         command.args(arguments).env_clear().kill_on_drop(true).stdin(Stdio::null());
         command.env("VALKEY_URL", self.valkey.url()).env("DATABASE_URL", &self.database);
-        command.env("TIDEGATE__LOG__FORMAT", "json");
+        command.env("TIDEGATE__LOG__FORMAT", "json").env("TIDEGATE__ADMIN__LISTEN", "127.0.0.1:0");
         if let Some(control) = std::env::var_os(BROKEN) {
             command.env(BROKEN, control);
         }

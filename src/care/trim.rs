@@ -11,6 +11,7 @@ use super::session::Session;
 use crate::flow::batch::{Batch, Filling, Origin};
 use crate::model::entry::{EntryId, digest, write_canonical};
 use crate::retry::Fault;
+use crate::telemetry::trace::Trace;
 use crate::valkey::{Command, Delivered, Link, info, unexpected};
 
 /// Ids are compared as texts, by length and then by digits: they are larger than the numbers of the script's language.
@@ -98,7 +99,8 @@ pub async fn page(
     last: EntryId,
     count: usize,
 ) -> Result<Batch, Fault> {
-    let origin = Origin { generation: session.link.generation().clone(), consumer: "caretaker".into() };
+    let generation = session.link.generation().clone();
+    let origin = Origin { generation, consumer: "caretaker".into(), trace: Trace::default() };
     let (mut filling, mut canonical) = (Filling::new(origin, usize::MAX), Vec::new());
     session.wire.send(&Command::new("XRANGE").arg(stream).arg(first).arg(last).arg("COUNT").arg(count));
     let read = session.wire.run(Duration::ZERO, |delivered| {

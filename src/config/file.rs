@@ -174,7 +174,7 @@ fn in_order<'a, 'i>(table: &'a DeTable<'i>) -> Vec<Entry<'a, 'i>> {
 fn text_of(kind: &Kind, value: &DeValue<'_>) -> Result<String, String> {
     let advice = kind.advice();
     match (value, kind) {
-        (DeValue::String(_), Kind::Count(..)) => Err(format!("is text; {advice}, without quotes")),
+        (DeValue::String(_), Kind::Count(..) | Kind::Switch) => Err(format!("is text; {advice}, without quotes")),
         (DeValue::String(text), Kind::Bytes(_)) if text.parse::<f64>().is_ok() => {
             Err(format!("is text without a unit; {advice}"))
         }
@@ -186,6 +186,7 @@ fn text_of(kind: &Kind, value: &DeValue<'_>) -> Result<String, String> {
         (DeValue::Float(float), Kind::Time(_)) => Ok(float.as_str().into()),
         (DeValue::Float(_), Kind::Count(..) | Kind::Bytes(_)) => Err(format!("is a fraction; {advice}")),
         (DeValue::Integer(_) | DeValue::Float(_), _) => Err(format!("is a number; {advice}, in quotes")),
+        (DeValue::Boolean(switch), Kind::Switch) => Ok(switch.to_string()),
         (DeValue::Boolean(_), _) => Err(format!("is true or false; {advice}")),
         (DeValue::Datetime(_), _) => Err(format!("is a date; {advice}")),
         (DeValue::Array(_), _) => Err(format!("is a list; {advice}")),

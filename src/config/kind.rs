@@ -3,6 +3,7 @@
 //! Takes a text from any source; gives a [`Setting`]. Fails with the end of a sentence that begins with the key's name and
 //! never quotes a secret. Nothing is rounded or converted.
 
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -31,7 +32,15 @@ pub(super) enum Kind {
     OptionalColumn,
     /// One of these words.
     Choice(&'static [&'static str]),
+    /// True or false.
+    Switch,
     Filter,
+    /// An address to listen at, or nothing.
+    Listen,
+    /// Names of hosts, or nothing.
+    Hosts,
+    /// A url of HTTP without secrets, or nothing.
+    HttpUrl,
 }
 
 /// The longest name of a stream or a field.
@@ -56,7 +65,11 @@ impl Kind {
             Kind::Name | Kind::TableName | Kind::Column | Kind::OptionalColumn => "name",
             Kind::Text => "text",
             Kind::Choice(_) => "choice",
+            Kind::Switch => "switch",
             Kind::Filter => "filter",
+            Kind::Listen => "address",
+            Kind::Hosts => "names",
+            Kind::HttpUrl => "url",
         }
     }
 
@@ -82,6 +95,10 @@ impl Kind {
             Kind::Column => "a plain SQL name of at most 63 letters, digits or _".into(),
             Kind::OptionalColumn => "a plain SQL name of at most 63 letters, digits or _, or \"\"".into(),
             Kind::Choice(words) => words.join(" or "),
+            Kind::Switch => "true or false".into(),
+            Kind::Listen => "an IP address and a port, such as \"127.0.0.1:9464\" or \"[::]:9464\" (port 0: any that is free), or \"\"".into(),
+            Kind::Hosts => "names of hosts without ports, separated by commas, or \"\"".into(),
+            Kind::HttpUrl => "http://host:port or https://host:port without a user or a password, or \"\"".into(),
             Kind::Filter => "trace, debug, info, warn, error, off, or target=level, separated by commas".into(),
         }
     }
@@ -117,6 +134,11 @@ impl Kind {
             Kind::ValkeyUrl | Kind::PostgresUrl | Kind::Path | Kind::OptionalColumn if text.is_empty() => {
                 Ok(Setting::Nothing)
             }
+            Kind::Listen | Kind::Hosts | Kind::HttpUrl if text.is_empty() => Ok(Setting::Nothing),
+            Kind::Switch => accept_if(matches!(text, "true" | "false"), Setting::Text(text.into())),
+            Kind::Listen => accept_if(text.parse::<SocketAddr>().is_ok(), Setting::Text(text.into())),
+            Kind::Hosts => accept_if(text.split(',').all(|name| is_host(name.trim())), Setting::Text(text.into())),
+            Kind::HttpUrl => url::check_http(text).map(|()| Setting::Text(text.into())),
             Kind::ValkeyUrl => url::check_valkey(text).map(|()| Setting::Text(text.into())),
             Kind::PostgresUrl => url::check_postgres(text).map(|()| Setting::Text(text.into())),
             // A url in the place of its file would be shown with its secret.
@@ -169,6 +191,14 @@ impl Kind {
             _ => format!("{text:?}"),
         }
     }
+}
+
+/// Whether this is the name of a host, as a request tells it.
+fn is_host(text: &str) -> bool {
+    let is_label = |label: &str| {
+        (1..=63).contains(&label.len()) && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_')
+    };
+    text.len() <= 253 && text.strip_suffix('.').unwrap_or(text).split('.').all(is_label)
 }
 
 /// Whether this may name a pipeline or a source.

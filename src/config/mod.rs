@@ -31,6 +31,10 @@ mod docs;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
+
+use secrecy::ExposeSecret;
+
 pub use self::layers::Sources;
 use self::layers::{Given, defaults};
 use self::pipelines::Named;
@@ -67,6 +71,10 @@ pub struct Config {
     pub stop: StopSection,
     /// `[log]`
     pub log: LogSection,
+    /// `[admin]`
+    pub admin: AdminSection,
+    /// `[telemetry]`
+    pub telemetry: TelemetrySection,
     /// `[pipelines.<name>]`, by name; no two with the same stream and table.
     pub pipelines: Vec<Pipeline>,
 }
@@ -86,6 +94,8 @@ impl Config {
             dead_letters: settings.section()?,
             stop: settings.section()?,
             log: settings.section()?,
+            admin: settings.section()?,
+            telemetry: settings.section()?,
             pipelines: pipelines.keys().map(|name| pipelines::build(settings, name)).collect::<Option<_>>()?,
         })
     }
@@ -103,6 +113,57 @@ impl Loaded {
     /// Every key, in the order of the documentation, pipelines last. Secrets are hidden.
     pub fn describe(&self) -> &[Row] {
         &self.rows
+    }
+}
+
+impl Loaded {
+    /// What is different in another configuration, secrets hidden.
+    pub fn changes(&self, after: &Loaded) -> Vec<Change> {
+        let find = |rows: &[Row], key: &str| rows.iter().find(|row| row.key == key).map(|row| row.value.clone());
+        let keys = self.rows.iter().chain(after.rows.iter().filter(|row| find(&self.rows, &row.key).is_none()));
+        let secrets = |config: &Config, key: &str| match key {
+            "valkey.url" => config.valkey.url.as_ref().map(|url| url.expose_secret().to_owned()),
+            "postgres.url" => config.postgres.url.as_ref().map(|url| url.expose_secret().to_owned()),
+            _ => None,
+        };
+        keys.filter_map(|Row { key, .. }| {
+            let (before, now) = (find(&self.rows, key), find(&after.rows, key));
+            let is_secret_changed = secrets(&self.config, key) != secrets(&after.config, key);
+            let key = key.clone();
+            (before != now || is_secret_changed).then(|| Change { key, before, after: now })
+        })
+        .collect()
+    }
+}
+
+/// A key whose value is another one now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Its full path.
+    pub key: String,
+    /// Its value before, a secret hidden; none if there was no such key.
+    pub before: Option<String>,
+    /// Its value now, a secret hidden; none if there is no such key.
+    pub after: Option<String>,
+}
+
+impl Change {
+    /// Whether it takes effect only when the process is started again.
+    pub fn needs_restart(&self) -> bool {
+        self.key == "log.format" || self.key.starts_with("telemetry.")
+    }
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Change { key, before, after } = self;
+        match (before, after) {
+            (Some(before), Some(after)) if before == after => write!(f, "{key}: another secret in {after}"),
+            (Some(before), Some(after)) => write!(f, "{key}: {before} -> {after}"),
+            (None, Some(after)) => write!(f, "{key}: {after}, new"),
+            (Some(before), None) => write!(f, "{key}: removed, was {before}"),
+            (None, None) => f.write_str(key),
+        }
     }
 }
 

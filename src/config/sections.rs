@@ -3,6 +3,7 @@
 //! To add a key, add its field here, then write the document with `TIDEGATE_UPDATE_DOCS=1 cargo test --lib config::docs`.
 //! A new section is also a field of [`Config`] and a heading in `docs/configuration.md`.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -139,6 +140,43 @@ sections! {
         level: String = "info", Filter;
     }
 
+    /// The port for metrics and health, in plain HTTP.
+    AdminSection at "admin" {
+        /// Where `/metrics`, `/live`, `/ready` and `/startup` are served; empty means nowhere. On another address than the loopback's anybody
+        /// who reaches the port can read them. While another process has the port, the daemon works without and tries again.
+        listen: Option<SocketAddr> = "127.0.0.1:9464", Listen;
+        /// Names, separated by commas, that a request's `Host` may have beside `localhost` and any IP address. Others are refused, so that no web
+        /// page can make a browser ask this port under a name of its own.
+        hosts: Option<String> = "", Hosts;
+        /// An actor that is at one step for so much longer than its time-outs allow is stuck: `/live` fails then. An outage of a server is none.
+        stuck_after: Duration = "5m", Time(Duration::from_secs(1)..=DAY);
+    }
+
+    /// What is told to an OpenTelemetry collector. A key that is left at its default leaves the matter to the standard variable `OTEL_*`, if it
+    /// is set; a key that is set wins over it.
+    TelemetrySection at "telemetry" {
+        /// Where a collector takes OTLP, such as `http://collector:4318`; empty means what `OTEL_EXPORTER_OTLP_ENDPOINT` says, and if that is not set
+        /// either nothing is exported. Over HTTP, `/v1/metrics`, `/v1/traces` and `/v1/logs` are appended.
+        endpoint: Option<String> = "", HttpUrl;
+        /// How OTLP is spoken; `auto` means what `OTEL_EXPORTER_OTLP_PROTOCOL` says, otherwise `http/protobuf`.
+        protocol: OtlpProtocol = "auto", Choice(OtlpProtocol::WORDS);
+        /// A file with headers for the collector, `name=value` a line, for credentials; empty means what `OTEL_EXPORTER_OTLP_HEADERS` says.
+        headers_file: Option<PathBuf> = "", Path;
+        /// A file with certificates (PEM) of authorities to trust for the collector beside the system's; empty means what
+        /// `OTEL_EXPORTER_OTLP_CERTIFICATE` says.
+        certificate_file: Option<PathBuf> = "", Path;
+        /// Whether metrics are exported. `OTEL_METRICS_EXPORTER=none` switches them off, too.
+        metrics: bool = "true", Switch;
+        /// Whether traces are exported. `OTEL_TRACES_EXPORTER=none` switches them off, too.
+        traces: bool = "true", Switch;
+        /// Whether the log is exported, beside stderr. `OTEL_LOGS_EXPORTER=none` switches it off, too.
+        logs: bool = "true", Switch;
+        /// One batch in so many is traced, at random; `0` means what `OTEL_TRACES_SAMPLER` says, otherwise one in 100.
+        trace_one_in: u64 = "0", Count("batches", 0..=1_000_000_000);
+        /// Whether metrics have the label `stream`, too. A pipeline with thousands of shards then has thousands of series of each metric.
+        per_stream: bool = "false", Switch;
+    }
+
     /// Which stream feeds which table.
     PipelineSection at "pipelines.<name>" {
         /// The stream to read.
@@ -175,6 +213,18 @@ pub enum LogFormat {
     Json,
 }
 
+/// How OTLP is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OtlpProtocol {
+    /// As the environment says.
+    Auto,
+    /// Protocol buffers over HTTP.
+    Http,
+    /// gRPC.
+    Grpc,
+}
+
+choice! { OtlpProtocol: "auto" => OtlpProtocol::Auto, "http/protobuf" => OtlpProtocol::Http, "grpc" => OtlpProtocol::Grpc }
 choice! { LogFormat: "text" => LogFormat::Text, "json" => LogFormat::Json }
 choice! { Delivery: "group" => Delivery::Group, "exclusive" => Delivery::Exclusive }
 choice! { Merge: "sum" => Merge::Sum }

@@ -4,6 +4,7 @@
 //! may be a secret.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -82,6 +83,18 @@ impl Field for u64 {
 impl Field for u16 {
     fn from_setting(setting: &Setting) -> Option<u16> {
         setting.number()?.try_into().ok()
+    }
+}
+
+impl Field for bool {
+    fn from_setting(setting: &Setting) -> Option<bool> {
+        setting.text()?.parse().ok()
+    }
+}
+
+impl Field for SocketAddr {
+    fn from_setting(setting: &Setting) -> Option<SocketAddr> {
+        setting.text()?.parse().ok()
     }
 }
 

@@ -81,6 +81,25 @@ pub(super) fn check_postgres(text: &str) -> Result<(), String> {
     Ok(())
 }
 
+/// Accepts the url of a collector: it is shown and logged, so it must not hold a secret. The error ends a sentence that begins with the key's
+/// name.
+pub(super) fn check_http(text: &str) -> Result<(), String> {
+    let url = parse(text)?;
+    if !["http", "https"].contains(&url.scheme()) {
+        return Err("has another scheme; write http://host:port or https://host:port".into());
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err("names no host; write http://host:port".into());
+    }
+    if !url.username().is_empty() || url.password().is_some() || url.query().is_some() {
+        return Err(
+            "holds a user, a password or a query; write http://host:port, and credentials into telemetry.headers_file"
+                .into(),
+        );
+    }
+    Ok(())
+}
+
 /// The url with every secret replaced by `***`. The host stays visible.
 pub(crate) fn hide(text: &str) -> String {
     let Ok(mut url) = Url::parse(text) else { return "***".into() };

@@ -16,6 +16,7 @@ use super::handoff::{Receipt, Shared};
 use super::setup::WorkerSetup;
 use super::tenure::{Place, Tenure};
 use crate::shutdown::Stop;
+use crate::telemetry::trace::Trace;
 use crate::valkey::Link;
 
 /// How often the position is moved at the most; sooner where much is settled meanwhile.
@@ -90,6 +91,7 @@ impl Acker {
 
     async fn move_position(&mut self) {
         if let Some((tenure, _)) = self.to_move.take() {
+            let _acking = self.setup.metrics.ack_begins(&Trace::default(), 0);
             tenure.advance().await;
             self.moved_at = Instant::now();
         }
@@ -97,6 +99,7 @@ impl Acker {
 
     async fn acknowledge(&self, link: &Link, settled: &Settled) {
         let pipeline = self.setup.lane.pipeline();
+        let _acking = self.setup.metrics.ack_begins(settled.trace(), settled.ids().len());
         match ack::ack(link, &pipeline.group(), &pipeline.stream, settled).await {
             Ok(Acked::Removed(_)) => {}
             Ok(Acked::Dropped) => {

@@ -87,7 +87,10 @@ impl Taker {
                 () = stop.asked() => Room::Stopped,
             };
             let (to, batch) = match room {
-                Room::Free(to) => (to, self.reader.fill(session, stop, false).await?),
+                Room::Free(to) => {
+                    let _step = self.setup.metrics.steps.begin("read", Instant::now());
+                    (to, self.reader.fill(session, stop, false).await?)
+                }
                 Room::Stopped => break,
                 Room::ReceiverGone => return Ok(Ended::ReceiverGone),
             };

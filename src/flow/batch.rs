@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use crate::model::entry::{self, Canonical, EntryId, Generation, Malformed};
 use crate::model::shortened::Shortened;
+use crate::telemetry::trace::Trace;
 
 /// Where a batch was read: by whom, and in which life of which server.
 #[derive(Debug, Clone)]
@@ -18,6 +19,8 @@ pub struct Origin {
     pub generation: Arc<Generation>,
     /// The consumer that holds the entries.
     pub consumer: Arc<str>,
+    /// The batch's trace, where it is sampled.
+    pub trace: Trace,
 }
 
 /// Entries held for one transaction.
@@ -309,7 +312,7 @@ pub(crate) mod tests {
 
     pub(crate) fn origin() -> Origin {
         let generation = Generation { run_id: "r".into(), replication_id: "p".into(), epoch: 1 };
-        Origin { generation: Arc::new(generation), consumer: "c".into() }
+        Origin { generation: Arc::new(generation), consumer: "c".into(), trace: Trace::default() }
     }
 
     /// A batch of runs of (id, key, amount).

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnection;
 
-use super::batch::Batch;
+use super::batch::{Batch, Origin};
 use super::bury::{self, Letters};
 use super::coalesce::Coalesced;
 use super::judge::{self, Findings};
@@ -27,6 +27,7 @@ use crate::postgres::{Database, Session};
 use crate::retry::Fault;
 use crate::target::KeyOrder;
 use crate::telemetry::contract::Tally;
+use crate::telemetry::trace::Trace;
 
 /// The code with which `tidegate.verify_lane` ends a statement.
 const LANE_GONE: &str = "TG002";
@@ -98,11 +99,23 @@ impl Lane {
 pub struct Settled {
     generation: Arc<Generation>,
     ids: Vec<EntryId>,
+    trace: Trace,
     /// What happened to them.
     pub tally: Tally,
 }
 
 impl Settled {
+    /// Only for who has committed the effect of these entries of the batch.
+    fn of(batch: &Batch, ids: Vec<EntryId>, tally: Tally) -> Settled {
+        let Origin { generation, trace, .. } = batch.origin();
+        Settled { generation: generation.clone(), ids, trace: trace.clone(), tally }
+    }
+
+    /// The trace of the batch they were read in.
+    pub fn trace(&self) -> &Trace {
+        &self.trace
+    }
+
     /// Where they were read.
     pub fn generation(&self) -> &Generation {
         &self.generation
@@ -167,7 +180,7 @@ async fn flush_fresh(database: &Database, lane: &Lane, batch: &Batch) -> Result<
     match failpoint::during("flush.sent", applied).await {
         Ok(()) => {
             let ids = batch.entries().iter().map(|e| e.id).collect();
-            let settled = Settled { generation: batch.origin().generation.clone(), ids, tally };
+            let settled = Settled::of(batch, ids, tally);
             Ok(Flushed { settled, unjudgeable: None })
         }
         Err(fault) if is_refusal(&fault) => {
@@ -224,7 +237,7 @@ async fn examine_and_apply(
     handled.sort_unstable();
     let ids = handled.iter().map(|&i| batch.entries()[i].id).collect();
     Ok(Ok(Flushed {
-        settled: Settled { generation: batch.origin().generation.clone(), ids, tally },
+        settled: Settled::of(batch, ids, tally),
         unjudgeable: (!findings.unjudgeable.is_empty()).then(|| batch.pick(&findings.unjudgeable)),
     }))
 }
@@ -274,7 +287,7 @@ pub async fn bury_covered(database: &Database, lane: &Lane, batch: Batch) -> Res
         Ok(()) => {
             let tally = Tally { buried: batch.len() as u64, ..Tally::default() };
             let ids = batch.entries().iter().map(|e| e.id).collect();
-            Ok(Settled { generation: batch.origin().generation.clone(), ids, tally })
+            Ok(Settled::of(&batch, ids, tally))
         }
         Err(fault) => Err(Failed { batch, why: why(fault) }),
     }

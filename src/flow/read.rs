@@ -14,6 +14,7 @@ use crate::model::entry::EntryId;
 use crate::model::pipeline::Pipeline;
 use crate::retry::Fault;
 use crate::shutdown::Stop;
+use crate::telemetry::trace::Trace;
 use crate::valkey::resp::Bounds;
 use crate::valkey::{Command, Delivered, Link, Progress, info};
 
@@ -106,11 +107,13 @@ impl Reader {
     /// While there is plenty, reads for the next batch are under way before this one is full. Where `only_asked`, it takes
     /// what has been asked for, and asks for nothing.
     pub async fn fill(&mut self, session: &mut Session, stop: &Stop, only_asked: bool) -> Result<Option<Batch>, Fault> {
-        let origin = Origin { generation: session.link.generation().clone(), consumer: session.consumer.clone() };
+        let (generation, trace) = (session.link.generation().clone(), Trace::of_batch("read"));
+        let origin = Origin { generation, consumer: session.consumer.clone(), trace: trace.clone() };
         let mut filling = Filling::new(origin, self.limits.max_entry_bytes);
         filling.make_room(self.last.0, self.last.1);
         let wait = !(self.more || only_asked) && session.is_quiet();
         let waited = if wait { self.wait(session, &mut filling, stop).await } else { Ok(true) };
+        trace.begins();
         self.more = match waited {
             Ok(true) => self.take(session, &mut filling, only_asked).await,
             waited => waited,
@@ -268,6 +271,8 @@ pub struct Backlog {
     pub is_empty: bool,
     /// How long ago the oldest entry of either kind was added, by the server's clock; none if there is none.
     pub oldest: Option<Duration>,
+    /// The server's time, in milliseconds since 1970.
+    pub now_ms: u64,
 }
 
 /// Asks for a group's backlog. A group that does not exist yet has all the stream before it.
@@ -280,7 +285,24 @@ pub async fn backlog(link: &Link, stream: &str, group: &str) -> Result<Backlog, 
         undelivered: if is_empty { Some(0) } else { standing.undelivered },
         is_empty,
         oldest: oldest.map(|id| Duration::from_millis(standing.now_ms.saturating_sub(id.ms))),
+        now_ms: standing.now_ms,
     })
+}
+
+/// How many undelivered entries are counted one by one; of more the rest is estimated from the ids' times.
+const COUNTED: u64 = 100_000;
+
+/// How many entries a group has not been given, where the server cannot tell (after XDEL, XSETID or the like): counted, and beyond
+/// [`COUNTED`] estimated.
+pub async fn count_undelivered(link: &Link, stream: &str, group: &str) -> Result<u64, Fault> {
+    let Some(told) = info::group(link.commands(), stream, group).await? else { return Ok(0) };
+    let counted = info::count_behind(link.commands(), stream, told.last_delivered, COUNTED).await?;
+    let Some(reached) = counted.more_behind else { return Ok(counted.entries) };
+    let Some(about) = info::stream(link.commands(), stream).await? else { return Ok(0) };
+    let (from, to) = (told.last_delivered.ms.max(about.first.map_or(0, |first| first.ms)), about.last_generated.ms);
+    let part = reached.ms.saturating_sub(from).max(1) as f64 / to.saturating_sub(from).max(1) as f64;
+    let estimate = (counted.entries as f64 / part.clamp(f64::MIN_POSITIVE, 1.0)) as u64;
+    Ok(estimate.clamp(counted.entries, about.length.max(counted.entries)))
 }
 
 /// The id below which a group has settled and acknowledged everything that it was given; none if there is no such group.

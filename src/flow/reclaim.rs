@@ -23,6 +23,7 @@ use crate::model::entry::{EntryId, Malformed};
 use crate::model::names;
 use crate::model::pipeline::Pipeline;
 use crate::retry::Fault;
+use crate::telemetry::trace::Trace;
 use crate::valkey::info::{self, Pending};
 use crate::valkey::{Command, Link, unexpected};
 
@@ -285,8 +286,9 @@ impl Reclaimer {
         kept: &HashSet<EntryId>,
         chosen: &[Pending],
     ) -> Result<(Filling, bool), Fault> {
-        let generation = session.link.generation().clone();
-        let origin = Origin { generation, consumer: session.consumer.clone() };
+        let (generation, trace) = (session.link.generation().clone(), Trace::of_batch("reclaim"));
+        trace.begins();
+        let origin = Origin { generation, consumer: session.consumer.clone(), trace };
         let mut filling = Filling::new(origin, self.limits.max_entry_bytes);
         let mut ids: Vec<EntryId> = chosen.iter().map(|p| p.id).filter(|id| kept.contains(id)).collect();
         ids.sort_unstable();

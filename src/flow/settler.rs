@@ -23,6 +23,7 @@ use crate::model::entry::{EntryId, Malformed, digest};
 use crate::model::row;
 use crate::retry::{Fault, Incident, Judgement, Response, Verdict};
 use crate::shutdown::Stop;
+use crate::telemetry::contract::Side;
 use crate::valkey::Link;
 
 /// How many ids a log line names.
@@ -127,9 +128,13 @@ impl Settler {
 
     /// One attempt to flush a piece, and what follows from it.
     async fn flush(&mut self, Piece { batch, ticket }: Piece, stop: &Stop) -> Result<(), Interrupted> {
+        let oldest_ms = batch.entries().first().map_or(0, |entry| entry.id.ms);
+        let flushing =
+            self.setup.metrics.flush_begins(&batch.origin().trace, batch.len(), oldest_ms, || batch.causes());
         match flush::flush(&self.setup.database, &self.setup.lane, batch).await {
             Ok(flushed) => {
                 failpoint::reached("flush.committed");
+                flushing.committed(&flushed.settled.tally);
                 let Some(handoff) = self.handoffs.get(&ticket.handoff).cloned() else { return Err(Interrupted) };
                 self.landed(Some(flushed.settled.tally.applied));
                 self.tell(&flushed.settled);
@@ -143,6 +148,7 @@ impl Settler {
                 }
             }
             Err(Failed { batch, why: Why::Refused(runs) }) => {
+                flushing.refused();
                 if let Some(place) = self.handoffs.get(&ticket.handoff).and_then(|handoff| handoff.place.as_ref()) {
                     place.tenure.is_in_doubt();
                 }
@@ -150,10 +156,14 @@ impl Settler {
                 self.search.put_back(ticket, [aside, rest].into_iter().filter(|part| !part.is_empty()));
             }
             Err(Failed { batch, why: Why::LaneGone(fault) }) => {
+                drop(flushing);
                 self.search.put_back(ticket, [batch]);
                 self.register_again(&fault, stop).await?;
             }
-            Err(Failed { batch, why: Why::Fault(fault) }) => self.failed(Piece { batch, ticket }, fault, stop).await?,
+            Err(Failed { batch, why: Why::Fault(fault) }) => {
+                drop(flushing);
+                self.failed(Piece { batch, ticket }, fault, stop).await?;
+            }
         }
         Ok(())
     }
@@ -227,6 +237,7 @@ impl Settler {
     /// The pipeline is halted: said once for all its workers, and now and then again.
     fn halted(&self, fault: &Fault, advice: &str) {
         self.begins_to_fail();
+        self.setup.metrics.is_halted(Side::Flushing, true);
         if lock(&self.setup).halted(fault, Instant::now()) {
             let pipeline = self.setup.lane.pipeline();
             error!(
@@ -254,6 +265,9 @@ impl Settler {
                 event = "resumed", pipeline = %pipeline.name, stream = %pipeline.stream, table = %pipeline.table, lasted_ms,
                 "flushing goes on"
             );
+        }
+        if is_well {
+            self.setup.metrics.is_halted(Side::Flushing, false);
         }
         if is_well && self.failing().swap(false, Ordering::Relaxed) {
             self.setup.metrics.works_again();
@@ -372,6 +386,7 @@ impl Settler {
                     error!(consumer = %self.consumer, %fault, %unregistered, "flushing is halted: another daemon runs this pipeline with another configuration");
                 }
                 self.begins_to_fail();
+                self.setup.metrics.is_halted(Side::Flushing, true);
                 pause(response.wait, stop).await
             }
             Err(fault) => self.wait_out(&fault, stop).await,

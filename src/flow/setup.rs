@@ -14,7 +14,7 @@ use super::reclaim::Patience;
 use crate::model::pipeline::Delivery;
 use crate::postgres::Database;
 use crate::retry::{Fault, Incident, Judgement, Verdict};
-use crate::telemetry::contract::Metrics;
+use crate::telemetry::contract::{Metrics, Side};
 use crate::valkey;
 
 /// A worker shows a sign of life this many times in each `reclaim.dead_after`, and in each `reclaim.gone_after`.
@@ -83,6 +83,9 @@ impl WorkerSetup {
         let now = Instant::now();
         let response = incident.met(fault, now);
         let Judgement { verdict, advice } = response.judgement;
+        if verdict == Verdict::Halt {
+            self.metrics.is_halted(Side::Reading, true);
+        }
         if incident.is_news(verdict, now) {
             let (pipeline, lasted_ms) = (self.lane.pipeline(), response.lasted.as_millis() as u64);
             let (name, stream) = (&pipeline.name, &pipeline.stream);
@@ -100,6 +103,7 @@ impl WorkerSetup {
 
     /// Reading works: the last worker that an incident kept waiting says so.
     pub(super) fn reads_again(&self, incident: &mut Incident) {
+        self.metrics.is_halted(Side::Reading, false);
         if let Some((_, lasted)) = incident.over(Instant::now()) {
             let (pipeline, lasted_ms) = (self.lane.pipeline(), lasted.as_millis() as u64);
             info!(event = "resumed", pipeline = %pipeline.name, stream = %pipeline.stream, lasted_ms, "reading goes on");

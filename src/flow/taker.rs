@@ -208,7 +208,10 @@ impl Taker {
             let claimed = if !session.is_quiet() || !(plan.own || plan.dead) {
                 let only_asked = plan.own || plan.dead || stop.is_asked() || self.may_read_alone(plan);
                 let (to, batch) = match self.wait_for_room(session, stop).await? {
-                    Room::Free(to) => (to, self.reader.fill(session, stop, only_asked).await?),
+                    Room::Free(to) => {
+                        let _step = self.setup.metrics.steps.begin("read", Instant::now());
+                        (to, self.reader.fill(session, stop, only_asked).await?)
+                    }
                     Room::Stopped => continue,
                     Room::ReceiverGone => return Ok(Ended::ReceiverGone),
                 };
@@ -294,6 +297,9 @@ impl Taker {
     /// Hands a batch over to the settler that has room.
     pub(super) async fn hand_over(&mut self, to: usize, held: Held) {
         let Some(outlets) = &mut self.outlets else { return };
+        if let Some(batch) = &held.batch {
+            self.setup.metrics.recorder.was_read(&batch.origin().trace, batch.len());
+        }
         self.suspect = held.suspect;
         // Fails only if the settler is gone, which the next wait for room tells.
         if outlets.send(to, held).await {

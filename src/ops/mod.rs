@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod check;
 pub mod demo;
+pub mod health;
 pub mod migrate;
 pub mod produce;
 pub mod replay;

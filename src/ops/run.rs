@@ -4,9 +4,10 @@ use std::io::Write;
 use std::time::Duration;
 
 use super::Exit;
-use crate::config::{Config, Problems};
+use crate::config::{Loaded, Problems};
 use crate::postgres::schema;
 use crate::service::{self, Ending, Options, Refusal};
+use crate::telemetry::admin::Pages;
 
 /// What can be said on the command line.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
@@ -26,10 +27,15 @@ pub struct Args {
 }
 
 /// Runs the verb.
-pub async fn run(args: Args, config: Config, reload: impl Fn() -> Result<Config, Problems>) -> std::io::Result<Exit> {
+pub async fn run(
+    args: Args,
+    loaded: Loaded,
+    pages: Pages,
+    reload: impl Fn() -> Result<Loaded, Problems>,
+) -> std::io::Result<Exit> {
     let Args { until_empty, timeout, migrate, accept_eviction } = args;
     let options = Options { until_empty, timeout, migrate, accept_eviction };
-    match service::run(config, options, reload).await {
+    match service::run(loaded, options, pages, reload).await {
         Ok(Ending::Settled) => Ok(Exit::Ok),
         Ok(Ending::LeftPending) => Ok(Exit::Retry),
         Ok(Ending::NoWorkers) => Ok(Exit::Error),

@@ -75,6 +75,11 @@ pub struct Stage {
     environment: BTreeMap<String, String>,
 }
 
+/// Workers of a stage tell what this process was told to tell, and to whom.
+fn is_about_telemetry(variable: &str) -> bool {
+    ["OTEL_", "TIDEGATE__TELEMETRY__"].iter().any(|prefix| variable.starts_with(prefix))
+}
+
 impl Stage {
     /// Sets one for this purpose. `settings` are variables for its workers.
     pub async fn set(
@@ -91,6 +96,8 @@ impl Stage {
             ("DATABASE_URL", servers.database_url.expose_secret()),
             ("TIDEGATE__LOG__FORMAT", "json"),
             ("TIDEGATE__LOG__LEVEL", "info"),
+            // Several of them on one machine.
+            ("TIDEGATE__ADMIN__LISTEN", "127.0.0.1:0"),
             (&format!("{variable}__STREAM"), &stream),
             (&format!("{variable}__TABLE"), &format!("public.{own}")),
             (&format!("{variable}__DELIVERY"), delivery.word()),
@@ -98,6 +105,7 @@ impl Stage {
         .into_iter()
         .chain(settings.iter().copied())
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .chain(std::env::vars().filter(|(name, _)| is_about_telemetry(name)))
         .collect();
         let sources = Sources { env: environment.clone(), ..Sources::default() };
         let config = load(&sources, Needs::BOTH)?.config;

@@ -26,6 +26,7 @@ pub struct Database {
     address: Endpoint,
     turns: Arc<Semaphore>,
     idle: Arc<Mutex<Vec<Idle>>>,
+    most: usize,
 }
 
 #[derive(Debug)]
@@ -37,12 +38,27 @@ struct Idle {
 impl Database {
     /// Connects at first use, `connections` times at the most.
     pub fn new(address: Endpoint, connections: usize) -> Database {
-        Database { address, turns: Arc::new(Semaphore::new(connections)), idle: Arc::default() }
+        Database { address, turns: Arc::new(Semaphore::new(connections)), idle: Arc::default(), most: connections }
     }
 
     /// Where it connects to.
     pub fn address(&self) -> &Endpoint {
         &self.address
+    }
+
+    /// How many connections are used now, those that are being opened included, and how many are open and idle.
+    pub fn open_connections(&self) -> (usize, usize) {
+        (self.most.saturating_sub(self.turns.available_permits()), self.idle().len())
+    }
+
+    /// How many may be used at once.
+    pub fn most_connections(&self) -> usize {
+        self.most
+    }
+
+    /// How long one exchange may take at the most, once it has its turn: opening a connection, a sign of life, and the answer.
+    pub fn longest_exchange(&self) -> Duration {
+        self.address.connect_timeout + PING_WITHIN + self.address.statement_timeout + ANSWER_MARGIN
     }
 
     /// Runs one exchange of single statements, within the limit for an answer; before that it waits for its turn.

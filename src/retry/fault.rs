@@ -40,6 +40,29 @@ pub enum Fault {
     StillRefused,
 }
 
+impl Fault {
+    /// One word for programs: what the server called it, or what it is called here.
+    pub fn code(&self) -> &str {
+        match self {
+            Fault::Valkey { code, .. } => plain(code),
+            Fault::Postgres { sqlstate, .. } => plain(sqlstate),
+            Fault::ValkeyLost(_) => "valkey_lost",
+            Fault::ValkeyProtocol(_) => "valkey_protocol",
+            Fault::PostgresLost(_) => "postgres_lost",
+            Fault::PostgresProtocol(_) => "postgres_protocol",
+            Fault::SumOverflow => "sum_overflow",
+            Fault::StillRefused => "still_refused",
+        }
+    }
+}
+
+/// A server's code, if it looks like one: it may come from anybody's trigger or script.
+fn plain(code: &str) -> &str {
+    const LONGEST: usize = 32;
+    let is_plain = (1..=LONGEST).contains(&code.len()) && code.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_');
+    if is_plain { code } else { "other" }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -3,6 +3,7 @@
 //! Takes faults as they are met; gives when to try again, and whether the operator is told: once a pipeline and side, however
 //! many workers meet the same, and then now and then. It cannot fail. Time is an argument.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,10 @@ const BACKOFF_MIN: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// How often an operator is reminded of a fault that lasts.
 const REMIND_AFTER: Duration = Duration::from_secs(30);
+/// So many different codes of faults are counted apart.
+pub const MAX_CODES: usize = 64;
+/// The code of all others.
+const OTHER: &str = "other";
 
 /// The waits between attempts: doubled from 50 ms to 5 s. Each is between half of that and all of it, at random, so that a fleet does
 /// not knock in step.
@@ -40,7 +45,11 @@ impl Iterator for Backoff {
 
 /// The faults of one side of a pipeline, told once for all its workers. Its clones are one.
 #[derive(Debug, Clone, Default)]
-pub struct Incidents(Arc<Mutex<Told>>);
+pub struct Incidents {
+    told: Arc<Mutex<Told>>,
+    /// Every fault ever met, by its code.
+    counts: Arc<Mutex<BTreeMap<String, u64>>>,
+}
 
 /// What has been told, since the first worker met a fault.
 #[derive(Debug, Default)]
@@ -59,9 +68,24 @@ impl Incidents {
         Incident { attempts: 0, waits: backoff(), all: self.clone() }
     }
 
+    /// How often each fault was met, by its code. A trigger may raise codes of its own: beyond [`MAX_CODES`] they are `other`.
+    pub fn counts(&self) -> Vec<(String, u64)> {
+        let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.iter().map(|(code, count)| (code.clone(), *count)).collect()
+    }
+
+    fn count(&self, code: &str) {
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
+        let code = if counts.len() < MAX_CODES || counts.contains_key(code) { code } else { OTHER };
+        match counts.get_mut(code) {
+            Some(count) => *count += 1,
+            None => drop(counts.insert(code.to_owned(), 1)),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Told> {
         // Whoever held it did nothing but count.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -93,6 +117,7 @@ impl Default for Incident {
 impl Incident {
     /// A fault was met.
     pub fn met(&mut self, fault: &Fault, now: Instant) -> Response {
+        self.all.count(fault.code());
         let mut told = self.all.lock();
         if self.attempts == 0 {
             told.failing += 1;
@@ -203,6 +228,23 @@ mod tests {
         assert!(over[..6].iter().all(Option::is_none));
         assert_eq!(over[6], Some((16, 2 * REMIND_AFTER)));
         assert!(met(&mut workers[0], &lost, start + 2 * REMIND_AFTER).0, "the next one is a new one");
+    }
+
+    #[test]
+    fn faults_are_counted_by_their_code_and_the_codes_have_a_limit() {
+        let (incidents, now) = (Incidents::default(), Instant::now());
+        let mut incident = incidents.incident();
+        for _ in 0..3 {
+            incident.met(&postgres("23514"), now);
+        }
+        incident.over(now);
+        assert_eq!(incidents.counts(), [("23514".to_owned(), 3)], "what is over still happened");
+        for n in 0..1_000 {
+            incident.met(&postgres(&format!("U{n:04}")), now);
+        }
+        let counts = incidents.counts();
+        assert_eq!(counts.len(), MAX_CODES + 1);
+        assert_eq!(counts.iter().map(|(_, count)| count).sum::<u64>(), 1_003);
     }
 
     #[test]

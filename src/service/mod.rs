@@ -1,30 +1,39 @@
 //! The daemon: configuration, connections, tasks, wait, drain. The only place that spawns.
 
+mod admin;
 mod drain;
+mod notify;
 mod prepare;
 mod report;
 mod supervise;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
+use self::admin::Admin;
 use self::drain::{Drain, Drained, Emptied, drain, until_empty};
+use self::notify::Notifier;
 use self::prepare::{Flow, Places, caretaker_setup, prepare, raise_file_limit, try_prepare, worker_setup};
 pub use self::prepare::{Options, Refusal};
 use self::report::Reporter;
 use self::supervise::supervise;
 use crate::care::caretaker::Caretaker;
-use crate::config::{Config, Problems, hide};
+use crate::config::{Change, Config, Loaded, Problems, hide};
 use crate::failpoint;
 use crate::lanes::Record;
 use crate::retry::Fault;
 use crate::shutdown::{Hangups, Signals, Stop};
+use crate::telemetry::admin::Pages;
 use crate::telemetry::contract::Snapshot;
+use crate::telemetry::health::Phase;
+use crate::telemetry::log;
+use crate::telemetry::registry::{Registry, Shown};
 
 /// How the daemon ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,17 +52,23 @@ pub enum Ending {
     Stuck(Option<Fault>),
 }
 
-/// Runs the daemon until a signal, or until the stream is empty. At SIGHUP it goes on with what `reload` gives.
+/// Runs the daemon until a signal, or until the stream is empty. At SIGHUP it goes on with what `reload` gives. `pages`: what it shows of
+/// itself on the admin port meanwhile.
 pub async fn run(
-    config: Config,
+    loaded: Loaded,
     options: Options,
-    reload: impl Fn() -> Result<Config, Problems>,
+    pages: Pages,
+    reload: impl Fn() -> Result<Loaded, Problems>,
 ) -> Result<Ending, Refusal> {
     raise_file_limit();
     let (mut signals, mut hangups) = (Signals::listen()?, Hangups::listen()?);
-    let places = Places::named_in(&config)?;
+    let places = Places::named_in(&loaded.config)?;
+    let registry = pages.registry.clone();
+    // Before anything else: while it waits for a server it is live, and has not started.
+    let mut admin = Admin::start(&loaded.config.admin, pages);
+    let _notifier = Notifier::start(&registry);
     let flows = {
-        let preparing = prepare(&config, &places, options);
+        let preparing = prepare(&loaded.config, &places, options);
         tokio::select! {
             flows = preparing => flows?,
             signal = signals.next() => {
@@ -62,7 +77,8 @@ pub async fn run(
             }
         }
     };
-    let mut running = Running::start(config, places, flows);
+    let mut running = Running::start(loaded, places, flows, &registry);
+    notify::ready(&registry);
     loop {
         let reason = match running.watch(options, &mut signals, &mut hangups).await {
             Watched::Stop(reason) => reason,
@@ -77,11 +93,14 @@ pub async fn run(
                 return Ok(Ending::Stuck(fault));
             }
             Watched::Hangup => {
-                let Some(config) = running.next(&reload, options).await else { continue };
-                info!(
-                    event = "reloaded",
-                    "the configuration was read again: settling what is held, then going on with it"
-                );
+                notify::reloading();
+                let Some(loaded) = running.next(&reload, options).await else {
+                    notify::ready(&registry);
+                    continue;
+                };
+                tell_changes(&running.loaded, &loaded);
+                log::set_level(&loaded.config.log.level);
+                admin.follow(&loaded.config.admin);
                 failpoint::reached("reload.read");
                 match running.stop(&mut signals, Drain::ToReload).await {
                     // What could not be settled in time stays pending: the new configuration's workers take it up.
@@ -92,7 +111,11 @@ pub async fn run(
                     }
                     Drained::SignalledTwice => return Ok(Ending::LeftPending),
                 }
-                running = running.followed_by(config, options).await?;
+                running = running.followed_by(loaded, options).await?;
+                let Config { admin: section, log: told, .. } = &running.loaded.config;
+                admin.follow(section);
+                log::set_level(&told.level);
+                notify::ready(&registry);
                 failpoint::reached("reload.started");
                 continue;
             }
@@ -118,9 +141,10 @@ pub async fn run(
 
 /// The daemon at work with one configuration.
 struct Running {
-    config: Config,
+    loaded: Loaded,
     places: Places,
     flows: Vec<Flow>,
+    registry: Registry,
     reporter: Reporter,
     stop: Stop,
     workers: JoinSet<()>,
@@ -136,14 +160,15 @@ enum Watched {
 }
 
 impl Running {
-    fn start(config: Config, places: Places, flows: Vec<Flow>) -> Running {
+    fn start(loaded: Loaded, places: Places, flows: Vec<Flow>, registry: &Registry) -> Running {
+        let config = &loaded.config;
         let (stop, mut workers, mut caretakers) = (Stop::default(), JoinSet::new(), JoinSet::new());
         for (stream, flows) in by_stream(&flows) {
             let regrouped = Arc::new(Notify::new());
-            let parts = caretaker_setup(&config, &places, stream, &flows, regrouped.clone());
+            let parts = caretaker_setup(config, &places, stream, &flows, regrouped.clone());
             caretakers.spawn(Caretaker::new(parts).run(stop.clone()));
             for flow in flows {
-                let parts = worker_setup(&config, &places, flow, regrouped.clone());
+                let parts = worker_setup(config, &places, flow, regrouped.clone());
                 // One reads alone, with several settlers.
                 let count = if parts.is_exclusive() { 1 } else { config.run.workers };
                 for slot in 0..count {
@@ -156,8 +181,11 @@ impl Running {
             event = "running", workers = config.run.workers, pipelines = flows.len(), valkey = %shown(&config.valkey.url),
             postgres = %shown(&config.postgres.url), version = env!("CARGO_PKG_VERSION"), "running"
         );
-        let reporter = Reporter::new(&places.valkey, &flows);
-        Running { config, places, flows, reporter, stop, workers, caretakers }
+        let metrics = flows.iter().map(|flow| flow.metrics.clone()).collect();
+        let stuck_after = stuck_after(config, &places, flows.len());
+        registry.at_work(metrics, turns_waiting(&flows), places.database.clone(), stuck_after);
+        let reporter = Reporter::new(&places.valkey, &places.database, registry, &flows);
+        Running { places, flows, registry: registry.clone(), reporter, stop, workers, caretakers, loaded }
     }
 
     /// Watches until there is something to be done.
@@ -182,16 +210,17 @@ impl Running {
     }
 
     /// What to go on with; nothing if that is not fit to be gone on with. Nothing is registered yet: the flows at work still are.
-    async fn next(&self, reload: impl Fn() -> Result<Config, Problems>, options: Options) -> Option<Config> {
+    async fn next(&self, reload: impl Fn() -> Result<Loaded, Problems>, options: Options) -> Option<Loaded> {
         let checked = async {
-            let config = reload()?;
-            let places = Places::named_in(&config)?;
-            try_prepare(&config, &places, Options { migrate: false, ..options }, Record::No).await?;
-            Ok(config)
+            let loaded = reload()?;
+            let places = Places::named_in(&loaded.config)?;
+            try_prepare(&loaded.config, &places, Options { migrate: false, ..options }, Record::No).await?;
+            Ok(loaded)
         };
         match checked.await {
-            Ok(config) => Some(config),
+            Ok(loaded) => Some(loaded),
             Err::<_, Refusal>(refusal) => {
+                self.registry.reloaded(false);
                 error!(event = "reload_refused", %refusal, "the configuration cannot be used: going on with the one before");
                 None
             }
@@ -199,15 +228,19 @@ impl Running {
     }
 
     /// The daemon with another configuration, after this one was stopped; with this one again if the other is refused now.
-    async fn followed_by(self, config: Config, options: Options) -> Result<Running, Refusal> {
+    async fn followed_by(self, loaded: Loaded, options: Options) -> Result<Running, Refusal> {
         let options = Options { migrate: false, ..options };
-        let places = Places::named_in(&config)?;
-        let (config, places, mut flows) = match try_prepare(&config, &places, options, Record::Yes).await {
-            Ok(flows) => (config, places, flows),
+        let places = Places::named_in(&loaded.config)?;
+        let (loaded, places, mut flows) = match try_prepare(&loaded.config, &places, options, Record::Yes).await {
+            Ok(flows) => {
+                self.registry.reloaded(true);
+                (loaded, places, flows)
+            }
             Err(refusal) => {
+                self.registry.reloaded(false);
                 error!(event = "reload_refused", %refusal, "the configuration cannot be used: going on with the one before");
-                let flows = prepare(&self.config, &self.places, options).await?;
-                (self.config, self.places, flows)
+                let flows = prepare(&self.loaded.config, &self.places, options).await?;
+                (self.loaded, self.places, flows)
             }
         };
         for flow in &mut flows {
@@ -217,13 +250,17 @@ impl Running {
                 (flow.metrics, flow.refusals) = (before.metrics.clone(), before.refusals.clone());
             }
         }
-        Ok(Running::start(config, places, flows))
+        Ok(Running::start(loaded, places, flows, &self.registry))
     }
 
     /// Stops in two phases.
     async fn stop(&mut self, signals: &mut Signals, reason: Drain) -> Drained {
         self.stop.ask();
-        let grace = self.config.stop.grace;
+        if reason == Drain::ToStop {
+            self.registry.enter(Phase::Stopping);
+            notify::stopping();
+        }
+        let grace = self.loaded.config.stop.grace;
         let drained = drain(grace, signals, reason, &self.stop, &mut self.workers, &mut self.caretakers).await;
         self.places.database.close().await;
         self.reporter.finish(&self.flows).await;
@@ -248,6 +285,37 @@ fn by_stream(flows: &[Flow]) -> BTreeMap<&str, Vec<&Flow>> {
         streams.entry(&flow.lane.pipeline().stream).or_default().push(flow);
     }
     streams
+}
+
+/// How long one step of an actor may last before it counts as stuck: `admin.stuck_after` on top of what it may rightly wait for, which is
+/// its turn behind all others and the time-outs of its own exchanges.
+fn stuck_after(config: &Config, places: &Places, shards: usize) -> Duration {
+    let actors = shards * config.run.workers;
+    let turns = actors.div_ceil(places.database.most_connections()) + config.run.workers + 1;
+    let exchange = places.database.longest_exchange() + config.valkey.command_timeout;
+    config.admin.stuck_after + exchange * u32::try_from(turns).unwrap_or(u32::MAX)
+}
+
+/// How many flushes wait, of each turn: several lanes may share one.
+fn turns_waiting(flows: &[Flow]) -> Vec<Shown> {
+    let mut turns: Vec<Shown> = Vec::new();
+    for flow in flows {
+        let waiting = flow.lane.turn().waiting();
+        if !turns.iter().any(|known| Arc::ptr_eq(known, waiting)) {
+            turns.push(waiting.clone());
+        }
+    }
+    turns
+}
+
+/// Tells what a reload changes, and what of it only a restart does.
+fn tell_changes(before: &Loaded, after: &Loaded) {
+    let (later, now): (Vec<_>, Vec<_>) = before.changes(after).into_iter().partition(|change| change.needs_restart());
+    let listed = |changes: &[Change]| changes.iter().map(Change::to_string).collect::<Vec<_>>().join("; ");
+    info!(
+        event = "reloaded", changes = %listed(&now), after_restart = %listed(&later),
+        "the configuration was read again: settling what is held, then going on with it"
+    );
 }
 
 /// A url as it may be shown: without its password.

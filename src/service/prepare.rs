@@ -27,6 +27,7 @@ use crate::postgres::{Database, schema};
 use crate::retry::{Fault, Incident, Verdict, advised, judge};
 use crate::target::{self, Unfit};
 use crate::telemetry::contract::Metrics;
+use crate::telemetry::recorder::Labels;
 use crate::valkey::{self, Link, info};
 
 /// What is asked of this run of the daemon.
@@ -166,15 +167,24 @@ pub(super) async fn try_prepare(
             let turn: &Turn =
                 turns.entry((&pipeline.table, number)).or_insert_with(|| Turn::of(&pipeline.table, number));
             let pipeline = Pipeline::clone(&shard.pipeline);
+            let metrics = Arc::new(Metrics::of(labels(&pipeline, config.telemetry.per_stream)));
+            let turn = turn.of_lane(metrics.clone());
             flows.push(Flow {
-                lane: Lane::new(pipeline, &order, id, identity, turn.of_lane(), config.dead_letters.max_bytes),
-                metrics: Arc::default(),
+                lane: Lane::new(pipeline, &order, id, identity, turn, config.dead_letters.max_bytes),
+                metrics,
                 refusals: Arc::default(),
                 shares: shares.clone(),
             });
         }
     }
     Ok(flows)
+}
+
+/// What tells a shard's metrics from others'.
+fn labels(pipeline: &Pipeline, per_stream: bool) -> Labels {
+    let Pipeline { name, stream, table, delivery, .. } = pipeline;
+    let (pipeline, stream, table) = (name.clone(), stream.clone(), table.to_string());
+    Labels { pipeline, stream, table, delivery: delivery.word(), per_stream }
 }
 
 /// Whether daemons other than this process are at work on a shard. Where Valkey does not say, none is seen.

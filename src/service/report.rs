@@ -1,26 +1,41 @@
-//! Report: tells at intervals what each pipeline did and what it has yet to settle, above all while something is wrong.
+//! Report: asks at intervals how each pipeline stands, and tells what it did and what it has yet to settle, above all while something is wrong.
 //!
-//! Takes the flows and asks Valkey for their backlog; gives the event `metrics`, one for each pipeline: while it is not idle
-//! or has done anything, and always at the end. It cannot fail: a Valkey that does not answer is told as the age of what is known.
+//! Takes the flows and asks Valkey for their backlog and PostgreSQL for what it keeps; gives the gauges of the metrics, and the event
+//! `metrics`, one for each shard: while it is not idle or has done anything, and always at the end. It cannot fail: a Valkey that does not
+//! answer is told as the age of what is known.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use tokio::time::MissedTickBehavior;
+use tokio::time::{MissedTickBehavior, interval_at};
 
 use super::prepare::Flow;
+use crate::care::kept::{Kept, kept};
 use crate::flow::read::{self, Backlog};
+use crate::lanes::LaneId;
+use crate::postgres::Database;
 use crate::retry::Fault;
 use crate::telemetry::contract::{Snapshot, Unsettled};
+use crate::telemetry::registry::Registry;
 use crate::valkey::{self, Link};
 
 /// How often it is told.
 const REPORT_EVERY: Duration = Duration::from_secs(10);
+/// How often Valkey is asked for the backlog; less often where there are many streams: each takes it some 50 µs.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// What is left between two looks for each stream.
+const LOOK_EVERY_OF_MANY: Duration = Duration::from_millis(20);
+/// How often PostgreSQL is asked what it keeps.
+const COUNT_EVERY: Duration = Duration::from_secs(30);
+/// How soon it is asked at first, and again where it did not answer.
+const COUNT_SOON: Duration = Duration::from_secs(1);
 /// How long a stop waits for the last look at the backlog.
 const LAST_LOOK: Duration = Duration::from_millis(500);
 
 /// The reports of one configuration's flows.
 pub(super) struct Reporter {
     valkey: valkey::Endpoint,
+    database: Database,
+    registry: Registry,
     /// Kept from one look to the next; none after a look that failed.
     link: Option<Link>,
     lines: Vec<Line>,
@@ -35,19 +50,37 @@ struct Line {
 }
 
 impl Reporter {
-    pub(super) fn new(valkey: &valkey::Endpoint, flows: &[Flow]) -> Reporter {
+    pub(super) fn new(valkey: &valkey::Endpoint, database: &Database, registry: &Registry, flows: &[Flow]) -> Reporter {
         let now = Instant::now();
         let line = |flow: &Flow| Line { told: flow.metrics.snapshot(), known: now, looked: now };
-        Reporter { valkey: valkey.clone(), link: None, lines: flows.iter().map(line).collect() }
+        let (database, registry) = (database.clone(), registry.clone());
+        Reporter { valkey: valkey.clone(), database, registry, link: None, lines: flows.iter().map(line).collect() }
     }
 
     /// Reports for as long as it is polled.
     pub(super) async fn run(&mut self, flows: &[Flow]) -> std::convert::Infallible {
-        let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + REPORT_EVERY, REPORT_EVERY);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (database, registry) = (self.database.clone(), self.registry.clone());
+        let counts = std::pin::pin!(count(&database, &registry, flows));
+        let reports = std::pin::pin!(self.report(flows));
+        match futures_util::future::select(reports, counts).await {
+            futures_util::future::Either::Left((never, _)) | futures_util::future::Either::Right((never, _)) => {
+                match never {}
+            }
+        }
+    }
+
+    async fn report(&mut self, flows: &[Flow]) -> std::convert::Infallible {
+        let every = LOOK_EVERY.max(LOOK_EVERY_OF_MANY * flows.len() as u32);
+        let mut looks = interval_at(tokio::time::Instant::now() + LOOK_EVERY, every);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut told_at = Instant::now();
         loop {
-            tick.tick().await;
+            looks.tick().await;
             self.look(flows).await;
+            if told_at.elapsed() < REPORT_EVERY - LOOK_EVERY / 2 {
+                continue;
+            }
+            told_at = Instant::now();
             for (flow, line) in flows.iter().zip(&mut self.lines) {
                 let now = flow.metrics.snapshot();
                 if !now.is_idle() || now.counted_since(&line.told) {
@@ -72,14 +105,44 @@ impl Reporter {
             None => Link::open(&self.valkey, "tidegate:report").await,
         };
         for (flow, line) in flows.iter().zip(&mut self.lines) {
-            let pipeline = flow.lane.pipeline();
             let backlog = match &link {
-                Ok(link) => read::backlog(link, &pipeline.stream, &pipeline.group()).await,
+                Ok(link) => backlog(link, flow).await,
                 Err(fault) => Err(fault.clone()),
             };
             line.note(flow, backlog, Instant::now());
         }
         self.link = link.ok().filter(|link| !link.is_lost());
+    }
+}
+
+/// A flow's backlog; counted where the server cannot tell.
+async fn backlog(link: &Link, flow: &Flow) -> Result<Backlog, Fault> {
+    let (pipeline, group) = (flow.lane.pipeline(), flow.lane.pipeline().group());
+    let mut backlog = read::backlog(link, &pipeline.stream, &group).await?;
+    if backlog.undelivered.is_none() && !backlog.is_empty {
+        backlog.undelivered = Some(read::count_undelivered(link, &pipeline.stream, &group).await?);
+    }
+    Ok(backlog)
+}
+
+/// Asks PostgreSQL what it keeps, for as long as it is polled. While it does not answer, what it told last stays: the workers meet the
+/// fault, too, and tell.
+async fn count(database: &Database, registry: &Registry, flows: &[Flow]) -> std::convert::Infallible {
+    let mut wait = COUNT_SOON;
+    loop {
+        tokio::time::sleep(wait).await;
+        let lanes: Vec<LaneId> = flows.iter().map(|flow| flow.lane.id()).collect();
+        wait = match database.run(async |c| kept(c, &lanes).await).await {
+            Ok((all, bytes)) => {
+                registry.told_ledger_bytes(bytes);
+                for Kept { lane, ledger_rows, dead_letters_open } in all {
+                    let of_lane = flows.iter().filter(|flow| flow.lane.id() == lane);
+                    of_lane.for_each(|flow| flow.metrics.told_kept(ledger_rows, dead_letters_open));
+                }
+                COUNT_EVERY
+            }
+            Err(_) => (wait * 2).min(COUNT_EVERY),
+        };
     }
 }
 
@@ -89,6 +152,8 @@ impl Line {
         match backlog {
             Ok(backlog) => {
                 self.known = now;
+                let here = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                flow.metrics.valkey_is_ahead(backlog.now_ms as i64 - ms(here) as i64);
                 flow.metrics.told_backlog(Unsettled {
                     undelivered: if backlog.is_empty { Some(0) } else { backlog.undelivered },
                     pending: backlog.pending,

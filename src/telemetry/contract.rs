@@ -1,12 +1,18 @@
-//! Contract: every instrument and every event that programs may rely on, each declared once.
+//! Contract: every metric, every field of the event `metrics`, and every event that programs may rely on, each declared once.
 //!
-//! Takes what the flow counts; gives [`Metrics`], one for each pipeline, and a [`Snapshot`] of them that can be compared,
-//! logged and exported by name. It cannot fail. `docs/telemetry.md` has the same tables, word for word: a test compares them.
+//! Takes what the flow counts; gives [`Metrics`], one for each shard of a pipeline, and a [`Snapshot`] of them that can be compared, added
+//! up, logged and exported by name. It cannot fail. `docs/telemetry.md` has the same tables, word for word: a test compares them, and
+//! another one compares them with what a running daemon serves.
 //!
 //! Programs read the fields of an event, never its message: a message may change with every version.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::metrics::{Clock, Gauge};
+pub use super::metrics::{Side, Tally, Unsettled};
+use super::recorder::Recorder;
+use super::registry::Process;
+use super::steps::Steps;
 use crate::retry::Incidents;
 
 /// How an instrument moves.
@@ -18,10 +24,10 @@ pub enum Kind {
     Gauge,
 }
 
-/// One number of a pipeline.
+/// One number of a shard, as the event `metrics` tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Instrument {
-    /// Its name, here and in every place where it is shown.
+    /// The event's field.
     pub name: &'static str,
     /// How it moves.
     pub kind: Kind,
@@ -31,14 +37,32 @@ pub struct Instrument {
     pub sentence: &'static str,
 }
 
-/// What tells the instruments of one pipeline from those of another.
+/// What tells the event `metrics` of one shard from that of another.
 pub const LABELS: [&str; 3] = ["pipeline", "stream", "table"];
+
+/// How the shards of a pipeline are put together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Together {
+    Sum,
+    Max,
+}
+
+impl Together {
+    /// One that is not known counts for nothing; where none is known the whole is not known.
+    fn of(self, one: Option<u64>, other: Option<u64>) -> Option<u64> {
+        match (one, other) {
+            (Some(one), Some(other)) if self == Together::Sum => Some(one.saturating_add(other)),
+            (Some(one), Some(other)) => Some(one.max(other)),
+            (one, other) => one.or(other),
+        }
+    }
+}
 
 /// Declares the instruments: the table, the storage, the snapshot and the event, from one list.
 macro_rules! instruments {
     (counters { $($counter:ident, $counter_unit:literal, $counter_sentence:literal;)* }
-     gauges { $($gauge:ident, $gauge_unit:literal, $gauge_sentence:literal;)* }) => {
-        /// Every instrument, in the order in which they are shown.
+     gauges { $($gauge:ident, $together:ident, $gauge_unit:literal, $gauge_sentence:literal;)* }) => {
+        /// Every field of the event `metrics`, in the order in which they are shown.
         pub const INSTRUMENTS: &[Instrument] = &[
             $(Instrument {
                 name: stringify!($counter), kind: Kind::Counter, unit: $counter_unit, sentence: $counter_sentence,
@@ -48,15 +72,21 @@ macro_rules! instruments {
             },)*
         ];
 
-        /// The instruments of one pipeline in one process.
+        /// The instruments of one shard in one process.
         #[derive(Debug, Default)]
         pub struct Metrics {
-            $($counter: AtomicU64,)*
-            $($gauge: Gauge,)*
+            $(pub(super) $counter: AtomicU64,)*
+            $(pub(super) $gauge: Gauge,)*
+            /// What the gauges are made of that grow by themselves.
+            pub(super) clock: Clock,
+            /// What its actors are at.
+            pub steps: Steps,
             /// What its workers have met while reading.
             pub reading: Incidents,
             /// What its workers have met while flushing.
             pub flushing: Incidents,
+            /// Where its durations and sizes are recorded.
+            pub recorder: Recorder,
         }
 
         /// The instruments at one moment. A gauge that is not known is none.
@@ -69,10 +99,11 @@ macro_rules! instruments {
         impl Metrics {
             /// The instruments now.
             pub fn snapshot(&self) -> Snapshot {
-                Snapshot {
+                let told = Snapshot {
                     $($counter: self.$counter.load(Ordering::Relaxed),)*
                     $($gauge: self.$gauge.get(),)*
-                }
+                };
+                Snapshot { at_risk_ms: self.clock.at_risk_ms(), halted: Some(self.clock.halted()), ..told }
             }
         }
 
@@ -85,6 +116,16 @@ macro_rules! instruments {
             /// Whether any counter differs.
             pub fn counted_since(&self, before: &Snapshot) -> bool {
                 $(self.$counter != before.$counter ||)* false
+            }
+
+            /// Adds the counters of another shard of the same pipeline.
+            pub fn count_in(&mut self, other: &Snapshot) {
+                $(self.$counter = self.$counter.saturating_add(other.$counter);)*
+            }
+
+            /// Puts the gauges of another shard of the same pipeline to these.
+            pub fn take_in(&mut self, other: &Snapshot) {
+                $(self.$gauge = Together::$together.of(self.$gauge, other.$gauge);)*
             }
 
             /// Writes the event `metrics`, every instrument a field; one that is not known is left out.
@@ -116,14 +157,225 @@ instruments! {
         acks_dropped, "acknowledgements", "acknowledgements not sent because the connection had changed; the entries come again and are recognised";
     }
     gauges {
-        undelivered, "entries", "entries that no worker has read yet; unknown where Valkey cannot tell";
-        pending, "entries", "entries read and not yet acknowledged";
-        age_ms, "milliseconds", "how long ago the oldest unsettled entry was added, 0 if there is none";
-        backlog_read_ms_ago, "milliseconds", "how long ago Valkey was asked for the three above: large while it cannot be asked";
-        lease, "leases", "1 while this process reads the stream alone, 0 while it stands by; unknown where the delivery is `group`";
-        failing_workers, "workers", "workers whose flushes are failing now";
+        undelivered, Sum, "entries", "entries that no worker has read yet; where Valkey cannot tell they are counted, above 100,000 estimated";
+        pending, Sum, "entries", "entries read and not yet acknowledged";
+        age_ms, Max, "milliseconds", "how long ago the oldest unsettled entry was added, 0 if there is none";
+        at_risk_ms, Max, "milliseconds", "how long ago everything was settled for certain, at the most: a Valkey that is lost now takes the increments of so long with it";
+        backlog_read_ms_ago, Max, "milliseconds", "how long ago Valkey was asked for its backlog: large while it cannot be asked";
+        lease, Sum, "leases", "1 while this process reads the stream alone, 0 while it stands by; unknown where the delivery is `group`";
+        failing_workers, Sum, "workers", "workers whose flushes are failing now";
+        halted, Max, "pipelines", "1 while reading or flushing waits for an operator, else 0";
+        ledger_rows, Sum, "rows", "rows that the ledger has of this stream, as PostgreSQL told it last";
+        dead_letters_open, Sum, "letters", "dead letters that nobody has resolved, as PostgreSQL told it last";
     }
 }
+
+/// What a metric is made of.
+#[derive(Debug, Clone, Copy)]
+pub enum Source {
+    /// Counters of a pipeline; where there are several, each with its word for the label `outcome`.
+    Counters(&'static [(&'static str, fn(&Snapshot) -> u64)]),
+    /// A gauge of a pipeline. One that is not known is left out.
+    Gauge(fn(&Snapshot) -> Option<f64>),
+    /// Faults of a pipeline, counted by their code.
+    Faults,
+    /// One for each pipeline, whose labels are what it tells.
+    Info,
+    /// Something of the process.
+    Process(fn(&Process) -> Vec<(&'static str, f64)>),
+    /// Something that happened in the process, each time with an outcome.
+    Happenings(fn(&Process) -> Vec<(&'static str, u64)>),
+    /// What is recorded each time, sorted into buckets with these upper bounds.
+    Histogram(&'static [f64]),
+}
+
+/// One metric, as it is exported over OTLP and scraped by Prometheus.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    /// Its name over OTLP.
+    pub name: &'static str,
+    /// Its unit, as UCUM writes it.
+    pub unit: &'static str,
+    /// Its labels. Each has a bounded number of values: they come from the configuration, from a list here, or (`code`) have a limit.
+    pub labels: &'static [&'static str],
+    /// What it means.
+    pub sentence: &'static str,
+    /// What it is made of.
+    pub source: Source,
+}
+
+impl Metric {
+    /// What kind of metric it is, in one word.
+    pub fn kind(&self) -> &'static str {
+        match self.source {
+            Source::Counters(_) | Source::Faults | Source::Happenings(_) => "counter",
+            Source::Gauge(_) | Source::Info | Source::Process(_) => "gauge",
+            Source::Histogram(_) => "histogram",
+        }
+    }
+
+    /// Its name as Prometheus scrapes it: the unit is part of it, and counters end with `_total`.
+    pub fn prometheus_name(&self) -> String {
+        let unit = match self.unit {
+            "s" => "_seconds",
+            "By" => "_bytes",
+            "1" => "_ratio",
+            _ => "",
+        };
+        let total = if self.kind() == "counter" { "_total" } else { "" };
+        format!("{}{unit}{total}", self.name.replace('.', "_"))
+    }
+}
+
+/// Upper bounds in seconds, from 0.5 ms to 60 s.
+pub const SECONDS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+/// Upper bounds of a number of entries.
+const ENTRIES: &[f64] = &[1.0, 10.0, 100.0, 500.0, 1_000.0, 2_500.0, 5_000.0, 10_000.0, 20_000.0, 40_000.0, 100_000.0];
+/// Upper bounds of how many entries there are for each row.
+const RATIO: &[f64] = &[1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 25.0, 50.0, 100.0, 500.0, 1_000.0, 10_000.0];
+
+const PIPELINE: &[&str] = &["pipeline"];
+const WITH_OUTCOME: &[&str] = &["pipeline", "outcome"];
+const NONE: &[&str] = &[];
+
+fn count(value: Option<u64>) -> Option<f64> {
+    value.map(|value| value as f64)
+}
+
+fn seconds(milliseconds: Option<u64>) -> Option<f64> {
+    milliseconds.map(|value| value as f64 / 1000.0)
+}
+
+const fn counter(
+    name: &'static str,
+    unit: &'static str,
+    from: &'static [(&'static str, fn(&Snapshot) -> u64)],
+    sentence: &'static str,
+) -> Metric {
+    let labels = if from.len() > 1 { WITH_OUTCOME } else { PIPELINE };
+    Metric { name, unit, labels, sentence, source: Source::Counters(from) }
+}
+
+const fn gauge(
+    name: &'static str,
+    unit: &'static str,
+    from: fn(&Snapshot) -> Option<f64>,
+    sentence: &'static str,
+) -> Metric {
+    Metric { name, unit, labels: PIPELINE, sentence, source: Source::Gauge(from) }
+}
+
+const fn histogram(
+    name: &'static str,
+    unit: &'static str,
+    labels: &'static [&'static str],
+    bounds: &'static [f64],
+    sentence: &'static str,
+) -> Metric {
+    Metric { name, unit, labels, sentence, source: Source::Histogram(bounds) }
+}
+
+const fn process(
+    name: &'static str,
+    unit: &'static str,
+    labels: &'static [&'static str],
+    from: fn(&Process) -> Vec<(&'static str, f64)>,
+    sentence: &'static str,
+) -> Metric {
+    Metric { name, unit, labels, sentence, source: Source::Process(from) }
+}
+
+/// The time of a flush.
+pub const FLUSH_DURATION: &str = "tidegate.flush.duration";
+/// The age of a batch's oldest entry when it was committed.
+pub const ENTRY_AGE: &str = "tidegate.entry.age";
+/// The time of an acknowledgement.
+pub const ACK_DURATION: &str = "tidegate.ack.duration";
+/// The wait for a turn.
+pub const TURN_DURATION: &str = "tidegate.turn.duration";
+/// The entries of a flush.
+pub const BATCH_ENTRIES: &str = "tidegate.batch.entries";
+/// The entries for each row of a flush.
+pub const BATCH_COALESCING: &str = "tidegate.batch.coalescing";
+
+/// Every metric, in the order in which they are documented.
+#[rustfmt::skip] // a table
+pub const METRICS: &[Metric] = &[
+    gauge("tidegate.backlog.entries", "{entry}", |now| count(now.backlog()),
+        "entries that no worker has read yet, and entries read and not yet acknowledged"),
+    gauge("tidegate.entries.undelivered", "{entry}", |now| count(now.undelivered),
+        "of the backlog: entries that no worker has read yet; where Valkey cannot tell they are counted, above 100,000 estimated"),
+    gauge("tidegate.entries.pending", "{entry}", |now| count(now.pending),
+        "of the backlog: entries read and not yet acknowledged"),
+    gauge("tidegate.oldest_unsettled.age", "s", |now| seconds(now.age_ms),
+        "how long ago the oldest unsettled entry was added, 0 if there is none"),
+    gauge("tidegate.at_risk", "s", |now| seconds(now.at_risk_ms),
+        "how long ago everything was settled for certain, at the most: a Valkey that is lost now takes the increments of so long with it"),
+    gauge("tidegate.backlog.read.age", "s", |now| seconds(now.backlog_read_ms_ago),
+        "how long ago Valkey was asked for its backlog: large while it cannot be asked"),
+    gauge("tidegate.halted", "", |now| count(now.halted),
+        "1 while reading or flushing waits for an operator, else 0"),
+    gauge("tidegate.degraded", "", |now| Some(if now.is_degraded() { 1.0 } else { 0.0 }),
+        "1 while flushes fail, the pipeline is halted, or Valkey cannot be asked, else 0"),
+    gauge("tidegate.workers.failing", "{worker}", |now| count(now.failing_workers),
+        "workers whose flushes are failing now"),
+    gauge("tidegate.leases.held", "{lease}", |now| count(now.lease),
+        "streams that this process reads alone; absent where the delivery is `group`"),
+    gauge("tidegate.dead_letters.open", "{letter}", |now| count(now.dead_letters_open),
+        "dead letters that nobody has resolved, as PostgreSQL told it last"),
+    gauge("tidegate.ledger.rows", "{row}", |now| count(now.ledger_rows),
+        "rows that the ledger has of this pipeline, as PostgreSQL told it last"),
+    counter("tidegate.entries.settled", "{entry}", &[
+            ("applied", |now| now.applied), ("recognised", |now| now.recognised),
+            ("buried", |now| now.buried), ("dropped", |now| now.dropped)],
+        "entries that are done with: added to the table, found in the ledger, kept as dead letters, or dropped because they could not be judged and somebody had settled them"),
+    counter("tidegate.entries.collided", "{entry}", &[("", |now| now.collided)],
+        "entries applied although the ledger covers their id: other content under a used id"),
+    counter("tidegate.entries.reclaimed", "{entry}", &[("", |now| now.reclaimed)],
+        "entries taken over from dead consumers, or found again after a lost reply"),
+    counter("tidegate.entries.lost", "{entry}", &[
+            ("unflushed", |now| now.lost_unflushed), ("unknown", |now| now.lost_unknown), ("flushed", |now| now.lost_flushed)],
+        "entries that Valkey lost: before they were flushed, where nobody can know, or after they were flushed"),
+    counter("tidegate.entries.trimmed", "{entry}", &[("", |now| now.trimmed)],
+        "entries trimmed from the stream"),
+    counter("tidegate.rows.written", "{row}", &[("", |now| now.rows)],
+        "table rows written"),
+    counter("tidegate.flushes", "{transaction}", &[("", |now| now.flushes)],
+        "transactions committed"),
+    counter("tidegate.acks.dropped", "{acknowledgement}", &[("", |now| now.acks_dropped)],
+        "acknowledgements not sent because the connection had changed; the entries come again and are recognised"),
+    Metric { name: "tidegate.faults", unit: "{fault}", labels: &["pipeline", "side", "code"], source: Source::Faults, sentence:
+        "errors of the servers, by side (`reading`, `flushing`) and code: PostgreSQL's SQLSTATE, the first word of Valkey's reply, or `valkey_lost`, `postgres_lost` and the like; beyond 64 codes `other`" },
+    histogram(FLUSH_DURATION, "s", WITH_OUTCOME, SECONDS,
+        "time of one flush, its wait for a turn and a connection included, by outcome: `committed`, `refused` by the ledger, or `failed`"),
+    histogram(ENTRY_AGE, "s", PIPELINE, SECONDS,
+        "age of the oldest entry of each batch when it was committed, by Valkey's clock"),
+    histogram(ACK_DURATION, "s", PIPELINE, SECONDS,
+        "time to acknowledge one flush's entries, or to move the group's position over them"),
+    histogram(TURN_DURATION, "s", PIPELINE, SECONDS,
+        "time that a flush of many rows waited for its turn within this process"),
+    histogram(BATCH_ENTRIES, "{entry}", PIPELINE, ENTRIES,
+        "entries of one committed flush"),
+    histogram(BATCH_COALESCING, "1", PIPELINE, RATIO,
+        "entries applied for each table row that a committed flush wrote"),
+    Metric { name: "tidegate.pipeline.info", unit: "", labels: &["pipeline", "table", "delivery"], source: Source::Info, sentence:
+        "always 1: which table the pipeline writes, and how its streams are delivered" },
+    process("tidegate.shards", "{shard}", NONE, |process| vec![("", process.shards as f64)],
+        "streams that this process works on"),
+    process("tidegate.turns.waiting", "{flush}", NONE, |process| vec![("", process.turns_waiting as f64)],
+        "flushes that wait for their turn within this process"),
+    process("tidegate.postgres.connections", "{connection}", &["state"], |process| {
+            vec![("used", process.connections_used as f64), ("idle", process.connections_idle as f64)] },
+        "connections to PostgreSQL that are open"),
+    process("tidegate.ledger.size", "By", NONE, |process| process.ledger_bytes.map(|bytes| ("", bytes as f64)).into_iter().collect(),
+        "bytes of the ledger with its index, all pipelines of the database together, as PostgreSQL told it last"),
+    process("tidegate.oldest_step.age", "s", NONE, |process| vec![("", process.oldest_step.as_secs_f64())],
+        "how long the actor that is longest at one step has been at it, 0 while all rest; far above the time-outs it is stuck"),
+    Metric { name: "tidegate.reloads", unit: "{reload}", labels: &["outcome"], source: Source::Happenings(|process| {
+            vec![("followed", process.reloads_followed), ("refused", process.reloads_refused)] }), sentence:
+        "times that the configuration was read again, by outcome" },
+];
 
 /// Something that happened, told in the log with `event = name`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -139,6 +391,8 @@ pub struct Event {
 /// Every event that programs may rely on.
 pub const EVENTS: &[Event] = &[
     event("running", "workers, pipelines, valkey, postgres, version", "the workers start; again after each reload"),
+    event("listening", "address, paths", "metrics and health are served on the admin port"),
+    event("not_listening", "address, error", "the admin port is taken or not allowed; it is tried again every 2 s"),
     event(
         "metrics",
         "pipeline, stream, table, every instrument",
@@ -166,7 +420,7 @@ pub const EVENTS: &[Event] = &[
     event("resumed", "pipeline, stream, lasted_ms", "what was interrupted or halted works again"),
     event(
         "reloaded",
-        "",
+        "changes, after_restart",
         "a SIGHUP was followed: the workers settle what they hold and start with the new configuration",
     ),
     event("reload_refused", "refusal", "a SIGHUP was not followed: the configuration before it stays in force"),
@@ -175,208 +429,4 @@ pub const EVENTS: &[Event] = &[
 
 const fn event(name: &'static str, fields: &'static str, sentence: &'static str) -> Event {
     Event { name, fields, sentence }
-}
-
-/// A number that may be unknown.
-#[derive(Debug)]
-struct Gauge(AtomicU64);
-
-impl Gauge {
-    /// No gauge reaches this value.
-    const UNKNOWN: u64 = u64::MAX;
-
-    fn get(&self) -> Option<u64> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|value| *value != Gauge::UNKNOWN)
-    }
-
-    fn set(&self, value: Option<u64>) {
-        self.0.store(value.unwrap_or(Gauge::UNKNOWN), Ordering::Relaxed);
-    }
-}
-
-impl Default for Gauge {
-    fn default() -> Gauge {
-        Gauge(AtomicU64::new(Gauge::UNKNOWN))
-    }
-}
-
-/// What happened to the entries of one flush.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct Tally {
-    /// Applied now.
-    pub applied: u64,
-    /// Found in the ledger: redeliveries.
-    pub recognised: u64,
-    /// Buried now.
-    pub buried: u64,
-    /// Applied although the ledger covers their id: other content under a used id.
-    pub collided: u64,
-    /// Table rows written.
-    pub rows: u64,
-}
-
-/// What a pipeline has yet to settle, as Valkey told it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Unsettled {
-    /// Entries that nobody has read; none where the server cannot tell.
-    pub undelivered: Option<u64>,
-    /// Entries read and not yet acknowledged.
-    pub pending: u64,
-    /// How old the oldest of both is.
-    pub age_ms: u64,
-}
-
-impl Metrics {
-    /// A transaction was committed.
-    pub fn flushed(&self, tally: &Tally) {
-        add(&self.applied, tally.applied);
-        add(&self.recognised, tally.recognised);
-        add(&self.buried, tally.buried);
-        add(&self.collided, tally.collided);
-        add(&self.rows, tally.rows);
-        add(&self.flushes, 1);
-    }
-
-    /// Entries were taken up again.
-    pub fn reclaimed(&self, entries: usize) {
-        add(&self.reclaimed, entries as u64);
-    }
-
-    /// Entries were dropped because somebody had settled them.
-    pub fn dropped(&self, entries: usize) {
-        add(&self.dropped, entries as u64);
-    }
-
-    /// Valkey lost entries before they were flushed.
-    pub fn lost_unflushed(&self, entries: usize) {
-        add(&self.lost_unflushed, entries as u64);
-    }
-
-    /// Valkey lost entries of which nobody can know whether they were flushed.
-    pub fn lost_unknown(&self, entries: usize) {
-        add(&self.lost_unknown, entries as u64);
-    }
-
-    /// Valkey lost entries after they were flushed.
-    pub fn lost_flushed(&self, entries: usize) {
-        add(&self.lost_flushed, entries as u64);
-    }
-
-    /// Entries were trimmed.
-    pub fn trimmed(&self, entries: u64) {
-        add(&self.trimmed, entries);
-    }
-
-    /// An acknowledgement was dropped.
-    pub fn ack_dropped(&self) {
-        add(&self.acks_dropped, 1);
-    }
-
-    /// Whether this process reads the stream alone.
-    pub fn holds_lease(&self, is_held: bool) {
-        self.lease.set(Some(is_held.into()));
-    }
-
-    /// A worker's flushes begin to fail.
-    pub fn begins_to_fail(&self) {
-        let one_more = |known: u64| Some(if known == Gauge::UNKNOWN { 1 } else { known + 1 });
-        let _ = self.failing_workers.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
-    }
-
-    /// A worker's flushes work again.
-    pub fn works_again(&self) {
-        let one_less = |known: u64| Some(if known == Gauge::UNKNOWN { 0 } else { known.saturating_sub(1) });
-        let _ = self.failing_workers.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
-    }
-
-    /// Whether any worker's flushes are failing.
-    pub fn is_failing(&self) -> bool {
-        self.failing_workers.get().is_some_and(|workers| workers > 0)
-    }
-
-    /// Valkey told the backlog just now.
-    pub fn told_backlog(&self, unsettled: Unsettled) {
-        self.undelivered.set(unsettled.undelivered);
-        self.pending.set(Some(unsettled.pending));
-        self.age_ms.set(Some(unsettled.age_ms));
-        self.backlog_read_ms_ago.set(Some(0));
-    }
-
-    /// Valkey could not tell the backlog, and did so last this long ago: what was known grows older.
-    pub fn backlog_unknown_for(&self, since_ms: u64, longer_ms: u64) {
-        self.backlog_read_ms_ago.set(Some(since_ms));
-        // The oldest entry, if there was one, is still there as far as anybody knows.
-        if let Some(age) = self.age_ms.get().filter(|age| *age > 0) {
-            self.age_ms.set(Some(age + longer_ms));
-        }
-    }
-}
-
-fn add(counter: &AtomicU64, count: u64) {
-    counter.fetch_add(count, Ordering::Relaxed);
-}
-
-impl Snapshot {
-    /// Whether there is nothing to settle, as far as is known, and nothing fails.
-    pub fn is_idle(&self) -> bool {
-        let nothing = |gauge: Option<u64>| gauge.is_none_or(|count| count == 0);
-        nothing(self.undelivered)
-            && nothing(self.pending)
-            && nothing(self.failing_workers)
-            && self.undelivered.is_some()
-            && nothing(self.backlog_read_ms_ago)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_snapshot_names_every_instrument_once() {
-        let metrics = Metrics::default();
-        metrics.flushed(&Tally { applied: 7, rows: 2, ..Tally::default() });
-        metrics.told_backlog(Unsettled { undelivered: None, pending: 3, age_ms: 50 });
-        let values: Vec<_> = metrics.snapshot().values().map(|(instrument, value)| (instrument.name, value)).collect();
-        assert_eq!(values.len(), INSTRUMENTS.len());
-        for known in
-            [("applied", Some(7)), ("rows", Some(2)), ("flushes", Some(1)), ("pending", Some(3)), ("undelivered", None)]
-        {
-            assert_eq!(values.iter().filter(|value| **value == known).count(), 1, "{known:?}");
-        }
-        let mut names: Vec<_> = INSTRUMENTS.iter().map(|instrument| instrument.name).collect();
-        names.sort_unstable();
-        names.dedup();
-        assert_eq!(names.len(), INSTRUMENTS.len());
-    }
-
-    #[test]
-    fn only_a_pipeline_with_nothing_to_settle_and_nothing_wrong_is_idle() {
-        let metrics = Metrics::default();
-        assert!(!metrics.snapshot().is_idle(), "nothing is known yet");
-        let empty = Unsettled { undelivered: Some(0), pending: 0, age_ms: 0 };
-        metrics.told_backlog(empty);
-        assert!(metrics.snapshot().is_idle());
-        metrics.begins_to_fail();
-        assert!(!metrics.snapshot().is_idle() && metrics.is_failing());
-        metrics.works_again();
-        assert!(metrics.snapshot().is_idle() && !metrics.is_failing());
-        metrics.told_backlog(Unsettled { pending: 1, age_ms: 5, ..empty });
-        assert!(!metrics.snapshot().is_idle());
-        metrics.told_backlog(empty);
-        metrics.backlog_unknown_for(10_000, 10_000);
-        assert!(!metrics.snapshot().is_idle(), "Valkey cannot be asked");
-        assert!(!metrics.snapshot().counted_since(&Snapshot::default()), "gauges are no progress");
-    }
-
-    #[test]
-    fn an_entry_grows_older_while_valkey_cannot_be_asked() {
-        let metrics = Metrics::default();
-        metrics.told_backlog(Unsettled { undelivered: Some(4), pending: 1, age_ms: 500 });
-        metrics.backlog_unknown_for(10_000, 10_000);
-        metrics.backlog_unknown_for(20_000, 10_000);
-        let now = metrics.snapshot();
-        assert_eq!((now.undelivered, now.pending, now.age_ms), (Some(4), Some(1), Some(20_500)));
-        assert_eq!(now.backlog_read_ms_ago, Some(20_000));
-    }
 }

