@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tidegate::config::{Config, Needs, Sources, load};
-use tidegate::ops::{Exit, bench, check, demo, health, migrate, produce, replay, run};
+use tidegate::ops::{Exit, bench, check, demo, health, migrate, probe, produce, replay, run, size};
 use tidegate::telemetry::{self, Telemetry};
 use tokio::runtime::Runtime;
 
@@ -43,6 +43,10 @@ enum Verb {
     Bench(bench::Args),
     /// Ask a running daemon whether it is ready, live or started: exit code 0 if so, 1 if not
     Health(health::Args),
+    /// Send one delta through the workers that are there, and see it in PostgreSQL exactly once
+    Probe(probe::Args),
+    /// Say how much memory, disk and time a load needs, without a server
+    Size(size::Args),
     /// Check the configuration and list every error in it
     Check(check::Args),
 }
@@ -119,6 +123,11 @@ async fn command(verb: Verb, file: Option<PathBuf>) -> std::io::Result<Exit> {
             Ok(config) => replay::run(&args, &config, &mut std::io::stdout()).await,
             Err(exit) => Ok(exit),
         },
+        Verb::Probe(args) => match configured(file, Vec::new(), Needs::BOTH) {
+            Ok(config) => probe::run(&args, &config, &mut std::io::stdout()).await,
+            Err(exit) => Ok(exit),
+        },
+        Verb::Size(args) => size::run(&args, &mut std::io::stdout()),
         Verb::Demo(args) => demo::run(&args).await,
         Verb::Bench(args) if args.sandbox => bench::run(&args, None).await,
         Verb::Bench(args) => match configured(file, Vec::new(), Needs::BOTH) {

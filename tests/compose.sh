@@ -65,7 +65,20 @@ if [ -n "${OBSERVABILITY:-}" ]; then
     until_holds "Prometheus sees entries settled" eval 'asked "sum(tidegate_entries_settled_total) > 0" | grep -q "=>"'
     say "Prometheus scrapes both workers"
     # A rule that fails to load ends Prometheus; that each is evaluated is seen by its own metric.
-    until_holds "the rules are evaluated" eval 'asked "sum(prometheus_rule_group_rules)" | grep -qE "=> [1-9]"' 
+    until_holds "the rules are evaluated" eval 'asked "sum(prometheus_rule_group_rules)" | grep -qE "=> [1-9]"'
+    # Every query of the dashboard shows something of a running Tidegate, but for what does not happen here: no flush has the 200 rows from
+    # which it takes a turn, and no server has failed. A rate needs two scrapes.
+    queries=$(python3 -c '
+import json
+for panel in json.load(open("helm/tidegate/dashboards/tidegate.json"))["panels"]:
+    for target in panel.get("targets", []):
+        if not any(name in target["expr"] for name in ("tidegate_turn_", "tidegate_faults_", "tidegate_workers_failing")):
+            print(target["expr"].replace("$__rate_interval", "1m").replace("$namespace", ".*").replace("$pipeline", ".*"))') \
+        || fail "python3 is needed to read the dashboard"
+    while read -r query; do
+        until_holds "a query of the dashboard shows something: $query" eval 'asked "$query" < /dev/null | grep -q "=>"'
+    done <<< "$queries"
+    say "every query of the dashboard shows something ($(wc -l <<< "$queries"))"
 fi
 
 victim=$(compose ps --quiet --status running worker | head -n 1)

@@ -56,6 +56,7 @@ fn property(key: &Key) -> (String, Value) {
         Kind::Bytes(_) => json!({ "type": ["integer", "string"], "minimum": 1, "pattern": "^[0-9]+ ?(B|KiB|MiB|GiB)?$" }),
         Kind::Time(_) => json!({ "type": "string", "pattern": "^([0-9]+ *(ms|s|sec|m|min|h|d) *)+$" }),
         Kind::Choice(words) => json!({ "type": "string", "enum": words }),
+        Kind::Switch => json!({ "type": "boolean" }),
         // What is only text for JSON; the migration's job and the workers read it strictly.
         _ => json!({ "type": "string" }),
     };

@@ -5,10 +5,12 @@ pub mod check;
 pub mod demo;
 pub mod health;
 pub mod migrate;
+pub mod probe;
 pub mod produce;
 pub mod replay;
 pub mod run;
 pub mod sandbox;
+pub mod size;
 pub mod stage;
 
 use crate::config::{ProblemKind, Problems};

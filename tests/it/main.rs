@@ -11,6 +11,7 @@ mod outage;
 mod permissions;
 mod poison;
 mod pooler;
+mod probe;
 mod producing;
 mod reclaim;
 mod replay;

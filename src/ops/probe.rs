@@ -1,0 +1,145 @@
+//! `tidegate probe`: sends one delta through the workers that are there, and sees it in PostgreSQL exactly once.
+//!
+//! For whoever has just installed or upgraded Tidegate. Takes a pipeline and a key that is kept for probes: its row counts them. Gives 0 where
+//! the row went up by one and stays there, 3 where it went up by more, 75 where it did not in time.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use sqlx::{AssertSqlSafe, Row};
+
+use super::Exit;
+use crate::client::Producer;
+use crate::config::Config;
+use crate::model::pipeline::Pipeline;
+use crate::postgres::{Database, Endpoint};
+use crate::retry::{Fault, advised};
+use crate::target::{KeyOrder, check_table};
+
+/// How often the row is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How long it must stay as it is once it went up: a second time would come with a redelivery, `reclaim.gone_after` later.
+const STAYS_FOR: Duration = Duration::from_millis(2_500);
+
+/// What can be said on the command line.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Args {
+    /// The pipeline; may be left out where there is only one
+    #[arg(long, value_name = "NAME")]
+    pub pipeline: Option<String>,
+    /// The key that is probed: one that nobody else adds to, and that the key's column takes
+    #[arg(long, value_name = "KEY", default_value = "tidegate-probe")]
+    pub key: String,
+    /// How long the delta may take to land
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
+}
+
+/// Why there is no answer.
+struct Failed(Exit, String);
+
+impl From<Fault> for Failed {
+    fn from(fault: Fault) -> Failed {
+        Failed(Exit::from(&fault), advised(&fault))
+    }
+}
+
+/// Runs the verb.
+pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::Result<Exit> {
+    match probe(args, config).await {
+        Ok(text) => {
+            writeln!(out, "{text}")?;
+            Ok(Exit::Ok)
+        }
+        Err(Failed(exit, why)) => {
+            writeln!(std::io::stderr(), "tidegate probe: {why}")?;
+            Ok(exit)
+        }
+    }
+}
+
+async fn probe(args: &Args, config: &Config) -> Result<String, Failed> {
+    let pipeline = chosen(args, config)?;
+    let unset = |problems: crate::config::Problems| Failed(Exit::from(&problems), problems.to_string());
+    let (valkey, postgres) = (config.valkey.address().map_err(unset)?, config.postgres.address().map_err(unset)?);
+    let table = Counter::of(postgres, pipeline, &args.key).await?;
+    let before = table.value().await?;
+    let producer = Producer::connect(&valkey, pipeline).await?;
+    let sent = Instant::now();
+    let added = producer.add(&args.key, 1).await;
+    let added = added.map_err(|why| Failed(Exit::Unavailable, format!("the delta was not sent for certain: {why}")))?;
+    let landed = loop {
+        let value = table.value().await?;
+        if value != before {
+            break sent.elapsed();
+        }
+        if sent.elapsed() > args.timeout {
+            let time = humantime::format_duration(args.timeout);
+            let entry = added.entry;
+            let next = "is a worker at work on this pipeline? See its log";
+            return Err(Failed(Exit::Retry, format!("the entry {entry} has not landed within {time}: {next}")));
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    };
+    let stays_until = Instant::now() + STAYS_FOR;
+    loop {
+        let value = table.value().await?;
+        if value != before + 1 {
+            let went = format!("the row {:?} of {} went from {before} to {value}, and should be {}", args.key, pipeline.table, before + 1);
+            let next = "did another probe run, or does somebody else use this key? Try again with --key";
+            return Err(Failed(Exit::Drift, format!("{went}: {next}")));
+        }
+        if Instant::now() >= stays_until {
+            break;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    let (table, ms) = (&pipeline.table, landed.as_millis());
+    Ok(format!("one delta was sent as {} and landed once, {ms} ms later: the row {:?} of {table} is {}", added.entry, args.key, before + 1))
+}
+
+fn chosen<'a>(args: &Args, config: &'a Config) -> Result<&'a Pipeline, Failed> {
+    let names = || config.pipelines.iter().map(|pipeline| pipeline.name.as_str()).collect::<Vec<_>>().join(", ");
+    match (&args.pipeline, &config.pipelines[..]) {
+        (Some(name), pipelines) => pipelines
+            .iter()
+            .find(|pipeline| pipeline.name == *name)
+            .ok_or_else(|| Failed(Exit::Config, format!("there is no pipeline {name:?}: name one of {}", names()))),
+        (None, [only]) => Ok(only),
+        (None, _) => Err(Failed(Exit::Usage, format!("there are several pipelines: add --pipeline and one of {}", names()))),
+    }
+}
+
+/// One row of a pipeline's table.
+struct Counter<'a> {
+    database: Database,
+    query: String,
+    key: &'a str,
+}
+
+impl<'a> Counter<'a> {
+    async fn of(address: Endpoint, pipeline: &Pipeline, key: &'a str) -> Result<Counter<'a>, Failed> {
+        let database = Database::new(address, 1);
+        let fits = database.run(async |connection| check_table(connection, pipeline).await).await?;
+        let order = fits.map_err(|unfit| Failed(Exit::Config, unfit.to_string()))?;
+        let table = format!("{}.{}", pipeline.table.schema.quoted(), pipeline.table.name.quoted());
+        let (column, value) = (pipeline.key.quoted(), pipeline.value.quoted());
+        let key_type = match order {
+            KeyOrder::Bytes => "text".to_owned(),
+            KeyOrder::Typed(sql_type) => sql_type,
+        };
+        // As text: the column may be numeric, and hold more digits than any type of ours.
+        let query = format!("select {value}::text from {table} where {column} = $1::text::{key_type}");
+        Ok(Counter { database, query, key })
+    }
+
+    /// Its value; 0 where there is no row yet.
+    async fn value(&self) -> Result<i128, Failed> {
+        let query = || sqlx::query(AssertSqlSafe(self.query.clone())).bind(self.key);
+        let row = self.database.run(async |connection| query().fetch_optional(connection).await).await?;
+        let Some(row) = row else { return Ok(0) };
+        let text: Option<String> = row.try_get(0).map_err(|error| Failed(Exit::Error, error.to_string()))?;
+        let whole = text.as_deref().unwrap_or("0").split('.').next().unwrap_or("0").parse();
+        whole.map_err(|_| Failed(Exit::Config, format!("the row {:?} holds no number that can be probed: use another --key", self.key)))
+    }
+}
