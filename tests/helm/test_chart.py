@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from chart import CHART, CI, ci_values, is_hook, objects, one, pods, render
+from chart import CHART, CI, ROOT, ci_values, is_hook, objects, one, pods, render
 from crds import SCHEMAS
 from restricted import violations
 
@@ -252,6 +252,8 @@ def test_the_scaled_object_counts_each_backlog_once_and_can_come_back_from_zero(
     assert above["minReplicaCount"] == 2 and len(above["triggers"]) == 1
     query = above["triggers"][0]["metadata"]["query"]
     assert query == 'sum(max by (pipeline) (tidegate_backlog_entries{namespace="namespace", pod=~"release-tidegate-.*"})) or vector(0)'
+    # What it gives is seen by promtool.
+    assert (ROOT / "tests" / "alerts" / "alerts.test.yaml").read_text().count(query) == 2
 
 
 def test_the_notes_have_the_next_command_and_warn():
@@ -282,3 +284,10 @@ def test_long_and_odd_names_of_releases_work():
             assert len(each["metadata"]["name"]) <= 63
             if each["kind"] not in ("Secret", "ConfigMap"):
                 kubernetes_validate.validate(each, KUBERNETES, strict=True)
+
+
+def test_the_chart_is_of_the_programs_version():
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    program = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["version"]
+    assert chart["appVersion"] == program
+    assert f"ARG VERSION={program}\n" in (ROOT / "Dockerfile").read_text()
