@@ -1,8 +1,11 @@
 //! The lab: what the tests against real servers and the lab's own programs share. The daemon knows nothing of it.
 //!
-//! [`harness`] starts servers and the real program, and waits; [`proxy`] stands between them and harms connections; [`edits`]
-//! are the promises that are broken on purpose, in a copied tree. `main.rs` lists the programs.
+//! [`harness`] starts servers and the real program, and waits; [`proxy`] stands between them and harms connections; [`admin`] asks a
+//! daemon's admin port, and [`sink`] takes what it exports; [`edits`] are the promises that are broken on purpose, in a copied tree.
+//! `main.rs` lists the programs.
 
+pub mod admin;
 pub mod edits;
 pub mod harness;
 pub mod proxy;
+pub mod sink;

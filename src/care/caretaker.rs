@@ -22,6 +22,7 @@ use crate::model::entry::EntryId;
 use crate::retry::{Fault, Incident, Verdict};
 use crate::shutdown::Stop;
 use crate::telemetry::contract::Metrics;
+use crate::telemetry::trace;
 use crate::valkey::Link;
 
 /// Entries compared with the ledger, then cut, in one step: a few milliseconds of the server's time.
@@ -150,6 +151,8 @@ impl Caretaker {
                 self.alarm = None;
                 return Ok(());
             };
+            let labels = self.setup.lanes.first().and_then(|(_, metrics)| metrics.recorder.labels());
+            let span = labels.map(|labels| trace::alone("trim", labels));
             for (lane, _) in &self.setup.lanes {
                 let id = lane.id();
                 let rows =
@@ -171,6 +174,7 @@ impl Caretaker {
             let cut = trim::cut(&session.link, &stream, &groups, self.setup.retention, up_to);
             if let Line::At { cut, .. } = failpoint::during("trim.cut", cut).await? {
                 self.setup.lanes.iter().for_each(|(_, metrics)| metrics.trimmed(cut));
+                span.iter().for_each(|span| span.number("tidegate.entries.trimmed", cut));
             }
             if entries.len() < STEP {
                 return Ok(());

@@ -177,13 +177,13 @@ impl Running {
                 }
             }
         }
+        let metrics = flows.iter().map(|flow| flow.metrics.clone()).collect();
+        let stuck_after = stuck_after(config, &places, flows.len());
+        registry.at_work(metrics, turns_waiting(&flows), places.database.clone(), stuck_after);
         info!(
             event = "running", workers = config.run.workers, pipelines = flows.len(), valkey = %shown(&config.valkey.url),
             postgres = %shown(&config.postgres.url), version = env!("CARGO_PKG_VERSION"), "running"
         );
-        let metrics = flows.iter().map(|flow| flow.metrics.clone()).collect();
-        let stuck_after = stuck_after(config, &places, flows.len());
-        registry.at_work(metrics, turns_waiting(&flows), places.database.clone(), stuck_after);
         let reporter = Reporter::new(&places.valkey, &places.database, registry, &flows);
         Running { places, flows, registry: registry.clone(), reporter, stop, workers, caretakers, loaded }
     }

@@ -318,7 +318,7 @@ pub const METRICS: &[Metric] = &[
         "1 while reading or flushing waits for an operator, else 0"),
     gauge("tidegate.degraded", "", |now| Some(if now.is_degraded() { 1.0 } else { 0.0 }),
         "1 while flushes fail, the pipeline is halted, or Valkey cannot be asked, else 0"),
-    gauge("tidegate.workers.failing", "{worker}", |now| count(now.failing_workers),
+    gauge("tidegate.workers.failing", "{worker}", |now| count(now.failing_workers.or(Some(0))),
         "workers whose flushes are failing now"),
     gauge("tidegate.leases.held", "{lease}", |now| count(now.lease),
         "streams that this process reads alone; absent where the delivery is `group`"),

@@ -95,6 +95,7 @@ impl Telemetry {
 impl Drop for Telemetry {
     /// Sends what is left, all signals at once, and waits a bounded time for it. What fails then is lost, and nothing else is.
     fn drop(&mut self) {
+        self.registry.look_again();
         let (tell, ended) = mpsc::channel::<()>();
         let (meters, tracers, loggers) = (self.meters.clone(), self.tracers.take(), self.loggers.take());
         let mut ends: Vec<Box<dyn FnOnce() + Send>> = vec![Box::new(move || drop(meters.shutdown()))];

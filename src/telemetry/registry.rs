@@ -14,7 +14,7 @@ use super::recorder::Labels;
 use crate::postgres::Database;
 
 /// What is put together is used again for so long: one scrape asks for it once for each metric.
-const FRESH_FOR: Duration = Duration::from_millis(50);
+const FRESH_FOR: Duration = Duration::from_millis(20);
 
 /// A number that somebody keeps elsewhere, such as how many flushes wait for a turn.
 pub type Shown = Arc<AtomicU64>;
@@ -157,6 +157,11 @@ impl Registry {
         let groups = Arc::new(put_together(&state.shards, &state.former));
         state.groups = Some((now, groups.clone()));
         groups
+    }
+
+    /// What is asked for next is how things stand then, however soon that is.
+    pub(super) fn look_again(&self) {
+        self.lock().groups = None;
     }
 
     /// What is true of the process.

@@ -1,12 +1,15 @@
 //! Tests against real servers: each has its own Valkey and its own database, and waits for signals, never for time.
 
-use tidegate_lab::{harness, proxy};
+use tidegate_lab::{admin, harness, proxy, sink};
 
 mod crash;
 mod entries;
 mod exclusive;
 mod failover;
+mod health;
 mod memory;
+mod metrics;
+mod otlp;
 mod outage;
 mod permissions;
 mod poison;
