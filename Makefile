@@ -21,7 +21,7 @@ help:
 	@echo "make fuzz      what parses foreign bytes, under a fuzzer (FUZZ_SECONDS)"
 	@echo "make chart-test   the Helm chart, the alerts and the dashboard: rendered, validated, compared; skipped without Python"
 	@echo "make alerts-test  each alert seen to fire by promtool; skipped where it cannot be had"
-	@echo "make kubernetes-test  the chart installed, upgraded, scaled and removed on the API server of KUBECONFIG; skipped without one"
+	@echo "make kubernetes-test  the chart installed, upgraded, scaled and removed on the API server of KUBECONFIG; skipped without one (TIDEGATE_IMAGE)"
 	@echo "make systemd-test the unit and the Debian package: verified, installed into a folder, upgraded, purged"
 	@echo "make deb          target/debian/tidegate_VERSION_ARCHITECTURE.deb"
 	@echo "make deny         licences, sources and advisories of every crate, with cargo-deny"

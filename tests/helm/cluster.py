@@ -1,7 +1,8 @@
 """The chart on the API server that KUBECONFIG names: installed, upgraded, scaled, rolled back and removed. `make kubernetes-test`.
 
-It is for a control plane without nodes, whose pods a stand-in says to run (node.py): what is tested is what the API server, its admission
-and its controllers make of the chart, not Tidegate itself. With KEDA_CRD (a file) a ScaledObject is created as well.
+It is for a control plane without nodes. With TIDEGATE_IMAGE, an image of the Docker engine that is there, pods run as containers beside a Valkey, a
+PostgreSQL and a producer (containers.py), and in the end every counter is compared. Without it a stand-in says that pods run (node.py): then what is tested is
+what the API server, its admission and its controllers make of the chart. With KEDA_CRD (a file) a ScaledObject is created as well.
 """
 
 import os
@@ -14,9 +15,11 @@ import yaml
 
 from apiserver import from_environment
 from chart import CHART, ci_values
+from containers import ContainerNode, Servers
 from node import Node
 
-NAMESPACE, RELEASE, LIMIT = "tidegate-test", "under-test", 60
+NAMESPACE, RELEASE, LIMIT = "tidegate-test", "under-test", 120
+IMAGE = os.environ.get("TIDEGATE_IMAGE")
 NAME = "under-test-tidegate"
 DEPLOYMENT = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{NAME}"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods?labelSelector=app.kubernetes.io/instance%3D{RELEASE},app.kubernetes.io/component%3Dworker"
@@ -69,20 +72,28 @@ def main():
     version = server.get("/version")["gitVersion"]
     if server.items("/api/v1/nodes"):
         return say(f"skipped: the API server ({version}) has nodes, and the test brings a stand-in for one")
-    node = Node(server)
+    servers = Servers() if IMAGE else None
+    if servers:
+        servers.start()
+    node = ContainerNode(server, servers.network) if servers else Node(server)
     node.start()
     config = helm.Config(kubeconfig_path=os.environ["KUBECONFIG"], namespace=NAMESPACE)
     try:
-        walk_through(server, config, version)
+        walk_through(server, config, version, servers)
         say("passed")
     finally:
         config.uninstall(RELEASE, ignore_not_found=True)
         server.ask("DELETE", f"/api/v1/namespaces/{NAMESPACE}")
         node.end()
+        if servers:
+            servers.end()
 
 
-def walk_through(server, config, version):
+def walk_through(server, config, version, servers):
     values = {**ci_values("minimal"), "replicaCount": 2}
+    if IMAGE:
+        repository, tag = IMAGE.rsplit(":", 1)
+        values["image"] = {"repository": repository, "tag": tag, "pullPolicy": "Never"}
     release = config.install(str(CHART), RELEASE, values, create_namespace=True, wait="watcher", timeout=LIMIT)
     assert release["status"] == "deployed", release
     ready = lambda: len([pod for pod in server.items(PODS) if is_ready(pod)])
@@ -94,7 +105,7 @@ def walk_through(server, config, version):
 
     result = config.test(RELEASE, timeout=LIMIT)
     assert result["release"]["status"] == "deployed", result
-    say("helm test ran its pod (which the stand-in says to have succeeded)")
+    say("helm test: one delta landed exactly once" if IMAGE else "helm test ran its pod (which the stand-in says to have succeeded)")
 
     watch = Watch(server)
     config.upgrade(str(CHART), RELEASE, {**values, "config": {"run": {"workers": 3}}}, wait="watcher", timeout=LIMIT)
@@ -131,6 +142,11 @@ def walk_through(server, config, version):
     config.rollback(RELEASE, version=1, wait="watcher", timeout=LIMIT)
     eventually("two workers again", lambda: ready() == 2)
     say("rolled back to the first revision")
+
+    if servers:
+        servers.compose("stop", "--timeout", "5", "producer")
+        eventually("every counter is equal", lambda: servers.in_valkey() == servers.in_postgresql())
+        say(f"{len(servers.in_valkey())} counters are equal in Valkey and PostgreSQL after all that")
 
     config.uninstall(RELEASE, wait="watcher", timeout=LIMIT)
     eventually("nothing is left", lambda: not left(server))
