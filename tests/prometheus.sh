@@ -18,22 +18,22 @@ found() {
 }
 
 if command -v prometheus > /dev/null && command -v promtool > /dev/null; then found "$(command -v prometheus)" "$(command -v promtool)"; fi
-if [ ! -x "$home/root/usr/bin/promtool" ]; then
+if [ ! -x "$home/unpacked/usr/bin/promtool" ]; then
     command -v apt-get > /dev/null || fail "neither prometheus and promtool nor apt-get are here: install them"
     uri=$({
         sed -n 's/^URIs: *//p' /etc/apt/sources.list.d/*.sources
         sed -nE 's/^deb +(\[[^]]*\] +)?([^ ]+) .*/\2/p' /etc/apt/sources.list /etc/apt/sources.list.d/*.list
     } 2> /dev/null | tr ' ' '\n' | grep -E '/debian/?$' | head -n 1 || true)
     [ -n "$uri" ] || fail "apt knows no Debian mirror: install prometheus and promtool"
-    mkdir -p "$home/lists/partial" "$home/archives/partial" "$home/root"
+    mkdir -p "$home/lists/partial" "$home/archives/partial" "$home/unpacked"
     echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $uri sid main" > "$home/sources.list"
     options=(-qq -o "Dir::Etc::SourceList=$home/sources.list" -o Dir::Etc::SourceParts=/dev/null
         -o "Dir::State::Lists=$home/lists" -o "Dir::Cache::archives=$home/archives" -o APT::Sandbox::User=root)
     say "fetching prometheus and promtool"
     apt-get "${options[@]}" update >&2 || fail "apt-get update failed"
     (cd "$home/archives" && apt-get "${options[@]}" download prometheus/sid promtool/sid >&2) || fail "the packages could not be fetched"
-    for package in "$home"/archives/*.deb; do dpkg-deb -x "$package" "$home/root"; done
+    for package in "$home"/archives/*.deb; do dpkg-deb -x "$package" "$home/unpacked"; done
     rm -rf "$home/lists" "$home/archives" "$home/sources.list"
-    "$home/root/usr/bin/promtool" --version > /dev/null 2>&1 || fail "promtool of Debian's sid does not run here"
+    "$home/unpacked/usr/bin/promtool" --version > /dev/null 2>&1 || fail "promtool of Debian's sid does not run here"
 fi
-found "$home/root/usr/bin/prometheus" "$home/root/usr/bin/promtool"
+found "$home/unpacked/usr/bin/prometheus" "$home/unpacked/usr/bin/promtool"
