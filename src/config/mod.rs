@@ -130,7 +130,7 @@ impl Loaded {
             let (before, now) = (find(&self.rows, key), find(&after.rows, key));
             let is_secret_changed = secrets(&self.config, key) != secrets(&after.config, key);
             let key = key.clone();
-            (before != now || is_secret_changed).then(|| Change { key, before, after: now })
+            (before != now || is_secret_changed).then_some(Change { key, before, after: now })
         })
         .collect()
     }

@@ -47,7 +47,7 @@ mod tests {
             if let Some(trace) = &trace {
                 strings.extend([TRACEPARENT_FIELD.as_bytes(), trace.as_bytes()]);
             }
-            filling.push(EntryId { ms: 1 + n as u64, seq: 0 }, strings.into_iter());
+            filling.push(EntryId { ms: 1 + n as u64, seq: 0 }, strings);
         }
         filling.close_run();
         filling.seal(false)

@@ -293,7 +293,7 @@ pub async fn backlog(link: &Link, stream: &str, group: &str) -> Result<Backlog, 
 const COUNTED: u64 = 100_000;
 
 /// How many entries a group has not been given, where the server cannot tell (after XDEL, XSETID or the like): counted, and beyond
-/// [`COUNTED`] estimated.
+/// 100,000 estimated.
 pub async fn count_undelivered(link: &Link, stream: &str, group: &str) -> Result<u64, Fault> {
     let Some(told) = info::group(link.commands(), stream, group).await? else { return Ok(0) };
     let counted = info::count_behind(link.commands(), stream, told.last_delivered, COUNTED).await?;

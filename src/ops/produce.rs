@@ -26,6 +26,7 @@ use crate::merge::sum::parse_amount;
 use crate::model::entry::Malformed;
 use crate::model::pipeline::Pipeline;
 use crate::retry::{Fault, advised};
+use crate::telemetry::trace::parse_traceparent;
 use crate::valkey::Endpoint;
 
 /// A line beyond this is skipped, and never held in memory as a whole.
@@ -61,9 +62,21 @@ pub struct Args {
     #[arg(long, short)]
     pub quiet: bool,
 
+    /// The W3C trace context that each entry carries, such as "$TRACEPARENT": the trace of the flush that stores it links to this one
+    #[arg(long, value_name = "TRACEPARENT", value_parser = traceparent)]
+    pub traceparent: Option<String>,
+
     /// At most this many lines a second
     #[arg(long, value_name = "N")]
     pub rate: Option<NonZeroU32>,
+}
+
+/// A trace context as it is written into entries.
+fn traceparent(text: &str) -> Result<String, &'static str> {
+    let is_sound = parse_traceparent(text.as_bytes()).is_some();
+    is_sound
+        .then(|| text.to_owned())
+        .ok_or("write 00-<32 hexadecimal digits>-<16>-<2>, in lower case, neither id all zeros")
 }
 
 /// Runs the verb; gives the exit code.
@@ -86,6 +99,7 @@ pub async fn run(args: Args, address: Endpoint, pipeline: Pipeline) -> Exit {
             return Exit::from(&fault);
         }
     };
+    let producer = args.traceparent.as_deref().map_or(producer.clone(), |context| producer.traced(context));
     let progress = Progress::new(!args.quiet && io::stderr().is_terminal(), &sources);
     // For people: with several shards, the stream of each.
     let streams = match pipeline.shards {

@@ -95,6 +95,7 @@ async fn refuse_foreign_hosts(State(hosts): State<Hosts>, request: Request, next
 }
 
 async fn metrics(State(pages): State<Pages>) -> Response {
+    pages.registry.look_again();
     // With very many series this takes a while: not on a thread that flushes.
     let text = tokio::task::spawn_blocking(move || pages.scrape.text()).await;
     match text {

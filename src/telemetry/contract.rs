@@ -170,11 +170,14 @@ instruments! {
     }
 }
 
+/// One counter of a pipeline.
+pub type Count = fn(&Snapshot) -> u64;
+
 /// What a metric is made of.
 #[derive(Debug, Clone, Copy)]
 pub enum Source {
     /// Counters of a pipeline; where there are several, each with its word for the label `outcome`.
-    Counters(&'static [(&'static str, fn(&Snapshot) -> u64)]),
+    Counters(&'static [(&'static str, Count)]),
     /// A gauge of a pipeline. One that is not known is left out.
     Gauge(fn(&Snapshot) -> Option<f64>),
     /// Faults of a pipeline, counted by their code.
@@ -250,7 +253,7 @@ fn seconds(milliseconds: Option<u64>) -> Option<f64> {
 const fn counter(
     name: &'static str,
     unit: &'static str,
-    from: &'static [(&'static str, fn(&Snapshot) -> u64)],
+    from: &'static [(&'static str, Count)],
     sentence: &'static str,
 ) -> Metric {
     let labels = if from.len() > 1 { WITH_OUTCOME } else { PIPELINE };

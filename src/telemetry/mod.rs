@@ -1,5 +1,5 @@
 //! What a process tells of itself: metrics and events ([`contract`]), kept by shard ([`metrics`], [`recorder`], [`steps`]) and shown by
-//! process ([`registry`]); exported to a collector ([`otlp`]) or scraped ([`prometheus`], [`admin`]); traces ([`trace`]), health
+//! process ([`registry`]); exported to a collector (`otlp`) or scraped ([`prometheus`], [`admin`]); traces ([`trace`]), health
 //! ([`health`]) and log lines ([`log`]).
 
 pub mod admin;

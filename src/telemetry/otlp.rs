@@ -67,7 +67,9 @@ impl Signal {
 }
 
 /// The environment, as far as it concerns telemetry. An empty variable is none, as the standard asks.
-pub(super) struct Environment(Box<dyn Fn(&str) -> Option<String>>);
+pub(super) struct Environment(Box<Lookup>);
+
+type Lookup = dyn Fn(&str) -> Option<String>;
 
 impl Environment {
     pub(super) fn of_process() -> Environment {
@@ -131,7 +133,8 @@ pub(super) fn way(signal: Signal, section: &TelemetrySection, env: &Environment)
         let is_url =
             url::Url::parse(&endpoint).is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
         // gRPC's may be a host and a port alone. It is not quoted: it may hold a password.
-        if !is_url && !(is_grpc && !endpoint.contains("://")) {
+        let is_place = is_grpc && !endpoint.contains("://");
+        if !is_url && !is_place {
             return Err(Refused(format!("{name} is not a url of HTTP; write http://host:port or https://host:port")));
         }
     }

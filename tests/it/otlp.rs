@@ -133,6 +133,28 @@ async fn the_standard_variables_alone_are_enough() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_tidegate_produce_was_asked_to_carry_leads_to_the_flush_that_stored_it() {
+    let lab = Lab::new().await;
+    let listening = Sink::http().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let lines = folder.path().join("lines");
+    std::fs::write(&lines, "a 2\nb 3\n").expect("written");
+    let lines = lines.to_str().expect("a path");
+    let (code, _, stderr) = output(&mut lab.program(&["produce", "--traceparent", TRACEPARENT, lines])).await;
+    assert_eq!(code, 0, "{stderr}");
+    let (code, _, stderr) = output(&mut lab.program(&["produce", "--traceparent", "00-nonsense", lines])).await;
+    assert_eq!(code, 2, "{stderr}");
+    assert!(stderr.contains("write 00-<32 hexadecimal digits>"), "{stderr}");
+    let mut command = exporting(&lab, &["run", "--until-empty"]);
+    let (code, _, stderr) = output(command.env("TIDEGATE__TELEMETRY__ENDPOINT", listening.url())).await;
+    assert_eq!(code, 0, "{stderr}");
+    let received = listening.sink.received();
+    let links: Vec<_> = received.spans("flush").into_iter().flat_map(|span| &span.links).collect();
+    assert_eq!(links.len(), 1, "both entries have the same cause: {links:?}");
+    assert_eq!((lab.value("a").await, lab.value("b").await), (Some(2), Some(3)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn headers_from_a_file_reach_the_collector_and_nobody_else() {
     let lab = Lab::new().await;
     let listening = Sink::http().await;

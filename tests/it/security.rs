@@ -13,7 +13,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::harness::{Daemon, Lab, free_port, output};
 
 /// A door of TLS in front of a local port, and the file with the certificate to trust.
-async fn tls_in_front_of(upstream: u16) -> (u16, NamedTempFile) {
+pub(crate) async fn tls_in_front_of(upstream: u16) -> (u16, NamedTempFile) {
     let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()]).expect("made");
     let mut trusted = NamedTempFile::new().expect("a file");
     trusted.write_all(cert.pem().as_bytes()).expect("written");
