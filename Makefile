@@ -164,9 +164,9 @@ kubernetes-test: helm-venv
 .PHONY: alerts-test
 alerts-test:
 	@mkdir -p .servers
-	@if tests/prometheus.sh > .servers/prometheus.env; then . ./.servers/prometheus.env \
-		&& $$TIDEGATE_PROMTOOL check rules helm/tidegate/rules/*.yaml > /dev/null && $$TIDEGATE_PROMTOOL test rules tests/alerts/*.test.yaml; \
-	else echo "alerts: skipped: there is no promtool"; fi
+	@tests/observability.sh prometheus > .servers/prometheus.env; . ./.servers/prometheus.env; if [ -n "$$TIDEGATE_PROMTOOL" ]; then \
+		$$TIDEGATE_PROMTOOL check rules helm/tidegate/rules/*.yaml > /dev/null && $$TIDEGATE_PROMTOOL test rules tests/alerts/*.test.yaml; \
+	else echo "alerts: skipped: $${TIDEGATE_PROMTOOL_MISSING:-$$TIDEGATE_PROMETHEUS_MISSING}"; fi
 
 # In an everyday run it is left out: where there is no TIDEGATE_BINARY_DIR the image compiles everything.
 .PHONY: compose-test
