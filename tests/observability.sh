@@ -30,10 +30,10 @@ rotel() {
 # The newest one of Debian, from the mirror this machine uses already and checked by its key; apt's own configuration is left as it is.
 prometheus() {
     local own uri options root=$home/prometheus
-    own=${TIDEGATE_PROMETHEUS:-$(command -v prometheus || true)}
+    own=${TIDEGATE_PROMETHEUS:-$(type -P prometheus || true)}
     if [ -n "$own" ]; then
         echo "export TIDEGATE_PROMETHEUS=$own"
-        own=${TIDEGATE_PROMTOOL:-$(command -v promtool || true)}
+        own=${TIDEGATE_PROMTOOL:-$(type -P promtool || true)}
         if [ -n "$own" ]; then echo "export TIDEGATE_PROMTOOL=$own"; else missing TIDEGATE_PROMTOOL "promtool is not installed"; fi
         return
     fi
