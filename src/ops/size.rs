@@ -134,7 +134,10 @@ pub fn run(args: &Args, out: &mut dyn Write) -> io::Result<Exit> {
         let why = "with tables or partitions of their own: one stream is too slow to catch up well";
         line("  streams", count(sizing.shards.into()), why)?;
     }
-    writeln!(out, "\nMeasured figures, on two cores that all shared (docs/scaling.md); run `tidegate bench` on your servers.")?;
+    writeln!(
+        out,
+        "\nMeasured figures, on two cores that all shared (docs/scaling.md); run `tidegate bench` on your servers."
+    )?;
     Ok(Exit::Ok)
 }
 

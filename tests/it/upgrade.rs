@@ -63,12 +63,14 @@ async fn each_earlier_schema_is_upgraded_while_older_workers_go_on() {
             client.call(&["XADD", STREAM, &format!("{ms}-0"), "id", "a", "amount", "1"]).await;
         }
         let mut older = lab.sql().await;
-        sqlx::query("insert into tidegate.lanes (source, pipeline, stream, target) values ('main', $1, $2, 'public.counters')")
-            .bind(Pipeline::counters().name)
-            .bind(STREAM)
-            .execute(&mut older)
-            .await
-            .expect("registered");
+        sqlx::query(
+            "insert into tidegate.lanes (source, pipeline, stream, target) values ('main', $1, $2, 'public.counters')",
+        )
+        .bind(Pipeline::counters().name)
+        .bind(STREAM)
+        .execute(&mut older)
+        .await
+        .expect("registered");
         assert!(older_flush(&mut older, 1..=100).await);
 
         let (code, _, stderr) = output(&mut lab.program(&["run"])).await;
