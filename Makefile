@@ -103,10 +103,13 @@ suite: cargo servers
 # The main job on Redis in the place of Valkey: crashes, outages, producers, both ways to read, dead letters, trimming, replays, shards.
 REDIS_TESTS = crash:: outage:: producing:: reclaim:: exclusive:: poison:: trimming:: replay:: shards::
 
+# Redis 7.0 does not know a consumer of the group before it is given an entry (7.2 does), so who reads alone does not wait for it.
+NOT_ON_REDIS = daemons_of_both_ways
+
 .PHONY: redis-test
 redis-test: cargo
 	@$(MAKE) --no-print-directory servers SERVERS=redis
-	@. ./.servers/redis.env && cargo test --locked --test it -- $(REDIS_TESTS)
+	@. ./.servers/redis.env && cargo test --locked --test it -- $(REDIS_TESTS) $(addprefix --skip ,$(NOT_ON_REDIS))
 
 .PHONY: telemetry-test
 telemetry-test: cargo servers

@@ -16,9 +16,8 @@ root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 install -D -m 0755 "$program" "$root/usr/bin/tidegate"
 install -D -m 0644 packaging/tidegate.service "$root/lib/systemd/system/tidegate.service"
-install -D -m 0640 packaging/tidegate.toml "$root/etc/tidegate/tidegate.toml"
 # Readable for the daemon, which is nobody in particular; it holds no secret.
-chmod 0644 "$root/etc/tidegate/tidegate.toml"
+install -D -m 0644 packaging/tidegate.toml "$root/etc/tidegate/tidegate.toml"
 install -d -m 0700 "$root/etc/tidegate/credentials"
 for text in README.md CHANGELOG.md docs/configuration.md docs/deploy.md docs/permissions.md; do
     install -D -m 0644 "$text" "$root/usr/share/doc/tidegate/$(basename "$text")"
