@@ -11,7 +11,7 @@ home=$PWD/.servers/observability
 
 missing() { echo "export $1_MISSING='$2'"; }
 
-rotel() {
+collector_place() {
     if [ -n "${TIDEGATE_ROTEL:-}" ]; then echo "export TIDEGATE_ROTEL=$TIDEGATE_ROTEL"; return; fi
     local agent=$home/rotel/rotel/rotel-agent python
     if [ ! -x "$agent" ]; then
@@ -28,7 +28,7 @@ rotel() {
 }
 
 # The newest one of Debian, from the mirror this machine uses already and checked by its key; apt's own configuration is left as it is.
-prometheus() {
+prometheus_place() {
     local own uri options root=$home/prometheus
     own=${TIDEGATE_PROMETHEUS:-$(type -P prometheus || true)}
     if [ -n "$own" ]; then
@@ -59,5 +59,5 @@ prometheus() {
     echo "export TIDEGATE_PROMTOOL=$root/usr/bin/promtool"
 }
 
-[ "${1:-}" = prometheus ] || rotel
-prometheus
+[ "${1:-}" = prometheus ] || collector_place
+prometheus_place

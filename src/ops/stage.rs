@@ -76,8 +76,11 @@ pub struct Stage {
 }
 
 /// Workers of a stage tell what this process was told to tell, and to whom.
-fn is_about_telemetry(variable: &str) -> bool {
-    ["OTEL_", "TIDEGATE__TELEMETRY__"].iter().any(|prefix| variable.starts_with(prefix))
+fn about_telemetry() -> impl Iterator<Item = (String, String)> {
+    let texts =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    texts
+        .filter(|(name, _)| ["OTEL_", "TIDEGATE__TELEMETRY__", "TIDEGATE__ADMIN__"].iter().any(|p| name.starts_with(p)))
 }
 
 impl Stage {
@@ -105,7 +108,7 @@ impl Stage {
         .into_iter()
         .chain(settings.iter().copied())
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .chain(std::env::vars().filter(|(name, _)| is_about_telemetry(name)))
+        .chain(about_telemetry())
         .collect();
         let sources = Sources { env: environment.clone(), ..Sources::default() };
         let config = load(&sources, Needs::BOTH)?.config;

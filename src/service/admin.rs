@@ -1,13 +1,22 @@
 //! Admin: serves the admin port for as long as the daemon lives, over reloads.
 //!
 //! Takes where to listen and the pages; gives nothing back. It cannot fail: while another process has the port the daemon does its work
-//! without, says so, and tries again. At a stop it is served to the end, so that a supervisor sees the stop.
+//! without, says so, and tries again. At a stop it is served to the end, so that a supervisor sees the stop. Connections have a limit, and
+//! idle ones an end: whoever holds many of them takes no files from the flow, and none from a probe for long.
 
+use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::net::TcpListener;
+use axum::serve::Listener;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+use tokio::time::{Instant, Sleep, sleep};
 use tracing::{info, warn};
 
 use crate::config::AdminSection;
@@ -15,6 +24,11 @@ use crate::telemetry::admin::{Hosts, PATHS, Pages, router};
 
 /// How soon it is tried again to get a port that another process has.
 const AGAIN_AFTER: Duration = Duration::from_secs(2);
+
+/// So many connections are served at once; others wait.
+const MAX_CONNECTIONS: usize = 256;
+/// A connection on which nothing comes for so long is closed.
+const IDLE_LIMIT: Duration = Duration::from_secs(15);
 
 /// The admin port.
 pub(super) struct Admin {
@@ -57,7 +71,8 @@ async fn serve(listen: SocketAddr, hosts: Hosts, pages: Pages) {
                 is_told = false;
                 let router = router(pages.clone(), hosts.clone());
                 // Ends only if the port is lost.
-                let _ = axum::serve(listener, router).await;
+                let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+                let _ = axum::serve(Limited { listener, places }, router).await;
             }
             Err(error) if !is_told => {
                 is_told = true;
@@ -69,5 +84,60 @@ async fn serve(listen: SocketAddr, hosts: Hosts, pages: Pages) {
             Err(_) => {}
         }
         tokio::time::sleep(AGAIN_AFTER).await;
+    }
+}
+
+/// Accepts so many connections and no more.
+struct Limited {
+    listener: TcpListener,
+    places: Arc<Semaphore>,
+}
+
+impl Listener for Limited {
+    type Io = Held;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Held, SocketAddr) {
+        let place = self.places.clone().acquire_owned().await.ok();
+        // The listener's own way waits where files are short.
+        let (stream, address) = Listener::accept(&mut self.listener).await;
+        (Held { stream, idle: Box::pin(sleep(IDLE_LIMIT)), _place: place }, address)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// A connection with its place, closed where nothing comes.
+struct Held {
+    stream: TcpStream,
+    idle: Pin<Box<Sleep>>,
+    /// The semaphore is never closed: it is always there.
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl AsyncRead for Held {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(context, into);
+        if read.is_ready() {
+            self.idle.as_mut().reset(Instant::now() + IDLE_LIMIT);
+            return read;
+        }
+        self.idle.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncWrite for Held {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }

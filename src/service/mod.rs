@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 use self::admin::Admin;
 use self::drain::{Drain, Drained, Emptied, drain, until_empty};
 use self::notify::Notifier;
-use self::prepare::{Flow, Places, caretaker_setup, prepare, raise_file_limit, try_prepare, worker_setup};
+use self::prepare::{Flow, Places, caretaker_setup, labels, prepare, raise_file_limit, try_prepare, worker_setup};
 pub use self::prepare::{Options, Refusal};
 use self::report::Reporter;
 use self::supervise::supervise;
@@ -33,7 +33,7 @@ use crate::telemetry::admin::Pages;
 use crate::telemetry::contract::Snapshot;
 use crate::telemetry::health::Phase;
 use crate::telemetry::log;
-use crate::telemetry::registry::{Registry, Shown};
+use crate::telemetry::registry::{Registry, Shard, Shown};
 
 /// How the daemon ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,11 +94,13 @@ pub async fn run(
             }
             Watched::Hangup => {
                 notify::reloading();
-                let Some(loaded) = running.next(&reload, options).await else {
+                let Some(mut loaded) = running.next(&reload, options).await else {
                     notify::ready(&registry);
                     continue;
                 };
                 tell_changes(&running.loaded, &loaded);
+                // It was started with the process.
+                loaded.config.telemetry = running.loaded.config.telemetry.clone();
                 log::set_level(&loaded.config.log.level);
                 admin.follow(&loaded.config.admin);
                 failpoint::reached("reload.read");
@@ -177,9 +179,17 @@ impl Running {
                 }
             }
         }
-        let metrics = flows.iter().map(|flow| flow.metrics.clone()).collect();
+        let shard = |flow: &Flow| {
+            let labels = labels(flow.lane.pipeline(), config.telemetry.per_stream);
+            Shard { labels, metrics: flow.metrics.clone() }
+        };
         let stuck_after = stuck_after(config, &places, flows.len());
-        registry.at_work(metrics, turns_waiting(&flows), places.database.clone(), stuck_after);
+        registry.at_work(
+            flows.iter().map(shard).collect(),
+            turns_waiting(&flows),
+            places.database.clone(),
+            stuck_after,
+        );
         info!(
             event = "running", workers = config.run.workers, pipelines = flows.len(), valkey = %shown(&config.valkey.url),
             postgres = %shown(&config.postgres.url), version = env!("CARGO_PKG_VERSION"), "running"

@@ -181,7 +181,7 @@ pub(super) async fn try_prepare(
 }
 
 /// What tells a shard's metrics from others'.
-fn labels(pipeline: &Pipeline, per_stream: bool) -> Labels {
+pub(super) fn labels(pipeline: &Pipeline, per_stream: bool) -> Labels {
     let Pipeline { name, stream, table, delivery, .. } = pipeline;
     let (pipeline, stream, table) = (name.clone(), stream.clone(), table.to_string());
     Labels { pipeline, stream, table, delivery: delivery.word(), per_stream }

@@ -154,12 +154,13 @@ mod tests {
 
     use super::super::contract::{Metrics, Side, Unsettled};
     use super::super::recorder::Labels;
+    use super::super::registry::Shard;
     use super::*;
     use crate::postgres::{Database, Endpoint};
 
     fn at_work() -> (Registry, Arc<Metrics>) {
         let labels = Labels { pipeline: "p".into(), ..Labels::default() };
-        let metrics = Arc::new(Metrics::of(labels));
+        let metrics = Arc::new(Metrics::of(labels.clone()));
         let second = Duration::from_secs(1);
         let endpoint = Endpoint {
             url: SecretString::from("postgres://u:hunter2@db/app".to_owned()),
@@ -169,7 +170,12 @@ mod tests {
             idle_in_transaction_timeout: second,
         };
         let registry = Registry::default();
-        registry.at_work(vec![metrics.clone()], Vec::new(), Database::new(endpoint, 1), 60 * second);
+        registry.at_work(
+            vec![Shard { labels, metrics: metrics.clone() }],
+            Vec::new(),
+            Database::new(endpoint, 1),
+            60 * second,
+        );
         (registry, metrics)
     }
 

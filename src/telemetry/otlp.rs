@@ -130,12 +130,16 @@ pub(super) fn way(signal: Signal, section: &TelemetrySection, env: &Environment)
         false => format!("{}/{}", endpoint.trim_end_matches('/'), signal.path()),
     });
     if let Some((name, endpoint)) = env.of_signal(signal, "ENDPOINT").filter(|_| section.endpoint.is_none()) {
-        let is_url =
-            url::Url::parse(&endpoint).is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
+        let is_url = url::Url::parse(&endpoint).is_ok_and(|url| {
+            let has_secret = !url.username().is_empty() || url.password().is_some();
+            ["http", "https"].contains(&url.scheme()) && url.has_host() && !has_secret
+        });
         // gRPC's may be a host and a port alone. It is not quoted: it may hold a password.
-        let is_place = is_grpc && !endpoint.contains("://");
+        let is_place = is_grpc && !endpoint.contains("://") && !endpoint.contains('@');
         if !is_url && !is_place {
-            return Err(Refused(format!("{name} is not a url of HTTP; write http://host:port or https://host:port")));
+            return Err(Refused(format!(
+                "{name} is not a url of HTTP without a user and a password; write http://host:port or https://host:port, and credentials into OTEL_EXPORTER_OTLP_HEADERS"
+            )));
         }
     }
     let headers = section.headers_file.as_deref().map(headers).transpose()?.unwrap_or_default();
@@ -372,6 +376,7 @@ mod tests {
                 "http/json",
             ),
             (&[("OTEL_EXPORTER_OTLP_ENDPOINT", "hunter2")], "OTEL_EXPORTER_OTLP_ENDPOINT"),
+            (&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://u:hunter2@c:4318")], "OTEL_EXPORTER_OTLP_HEADERS"),
             (&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c"), ("OTEL_TRACES_EXPORTER", "zipkin")], "zipkin"),
         ] {
             let Refused(sentence) = way(Signal::Traces, &section(), &env(variables)).expect_err("refused");

@@ -36,14 +36,23 @@ struct Inner {
 struct State {
     phase: Phase,
     has_started: bool,
-    shards: Vec<Arc<Metrics>>,
+    shards: Vec<Shard>,
     /// Counted by shards that are at work no more.
-    former: Vec<Arc<Metrics>>,
+    former: Vec<Shard>,
     turns_waiting: Vec<Shown>,
     database: Option<Database>,
     /// A step that lasts longer than this is stuck.
     stuck_after: Duration,
     groups: Option<(Instant, Arc<Vec<Group>>)>,
+}
+
+/// One shard's numbers, and what tells it from others now: a reload may change its table or delivery while it counts on.
+#[derive(Debug, Clone)]
+pub struct Shard {
+    /// What tells it from others.
+    pub labels: Labels,
+    /// What it counts.
+    pub metrics: Arc<Metrics>,
 }
 
 /// The shards of one pipeline put together; or one shard, where metrics tell streams apart.
@@ -103,15 +112,9 @@ impl Default for Registry {
 
 impl Registry {
     /// These shards are at work from now on, and no others.
-    pub fn at_work(
-        &self,
-        shards: Vec<Arc<Metrics>>,
-        turns_waiting: Vec<Shown>,
-        database: Database,
-        stuck_after: Duration,
-    ) {
+    pub fn at_work(&self, shards: Vec<Shard>, turns_waiting: Vec<Shown>, database: Database, stuck_after: Duration) {
         let mut state = self.lock();
-        let is_in = |some: &[Arc<Metrics>], one: &Arc<Metrics>| some.iter().any(|other| Arc::ptr_eq(other, one));
+        let is_in = |some: &[Shard], one: &Shard| some.iter().any(|other| Arc::ptr_eq(&other.metrics, &one.metrics));
         let before = std::mem::take(&mut state.shards);
         state.former.extend(before);
         state.former.retain(|former| !is_in(&shards, former));
@@ -192,14 +195,15 @@ impl Registry {
     }
 }
 
-fn longest(shards: &[Arc<Metrics>], now: Instant) -> Option<(&'static str, Duration)> {
-    shards.iter().filter_map(|metrics| metrics.steps.longest(now)).max_by_key(|(_, lasted)| *lasted)
+fn longest(shards: &[Shard], now: Instant) -> Option<(&'static str, Duration)> {
+    shards.iter().filter_map(|shard| shard.metrics.steps.longest(now)).max_by_key(|(_, lasted)| *lasted)
 }
 
-fn put_together(shards: &[Arc<Metrics>], former: &[Arc<Metrics>]) -> Vec<Group> {
+fn put_together(shards: &[Shard], former: &[Shard]) -> Vec<Group> {
     let mut groups = BTreeMap::<(&str, &str), Group>::new();
-    for (metrics, is_at_work) in shards.iter().map(|m| (m, true)).chain(former.iter().map(|m| (m, false))) {
-        let Some(labels) = metrics.recorder.labels() else { continue };
+    for (shard, is_at_work) in shards.iter().map(|shard| (shard, true)).chain(former.iter().map(|shard| (shard, false)))
+    {
+        let Shard { labels, metrics } = shard;
         let stream = if labels.per_stream { labels.stream.as_str() } else { "" };
         let now = metrics.snapshot();
         let faults = [("reading", &metrics.reading), ("flushing", &metrics.flushing)];
@@ -233,22 +237,22 @@ mod tests {
     use super::*;
     use crate::retry::Fault;
 
-    fn shard(stream: &str, per_stream: bool, applied: u64) -> Arc<Metrics> {
+    fn shard(stream: &str, per_stream: bool, applied: u64) -> Shard {
         let labels = Labels { pipeline: "p".into(), stream: stream.into(), per_stream, ..Labels::default() };
-        let metrics = Arc::new(Metrics::of(labels));
+        let metrics = Arc::new(Metrics::of(labels.clone()));
         metrics.flushed(&Tally { applied, ..Tally::default() });
-        metrics
+        Shard { labels, metrics }
     }
 
     #[test]
     fn shards_of_a_pipeline_are_put_together_and_former_ones_only_count() {
         let (one, other, gone) = (shard("s:{0}", false, 3), shard("s:{1}", false, 4), shard("s:{2}", false, 5));
         let told = |undelivered, age_ms| Unsettled { undelivered: Some(undelivered), pending: 1, age_ms };
-        one.told_backlog(told(10, 700));
-        other.told_backlog(told(20, 900));
-        gone.told_backlog(told(1_000, 60_000));
-        one.flushing.incident().met(&Fault::PostgresLost("gone".into()), Instant::now());
-        other.flushing.incident().met(&Fault::PostgresLost("gone".into()), Instant::now());
+        one.metrics.told_backlog(told(10, 700));
+        other.metrics.told_backlog(told(20, 900));
+        gone.metrics.told_backlog(told(1_000, 60_000));
+        one.metrics.flushing.incident().met(&Fault::PostgresLost("gone".into()), Instant::now());
+        other.metrics.flushing.incident().met(&Fault::PostgresLost("gone".into()), Instant::now());
         let groups = put_together(&[one, other], &[gone]);
         assert_eq!(groups.len(), 1);
         let now = groups[0].now;

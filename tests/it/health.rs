@@ -203,6 +203,27 @@ async fn a_port_that_is_taken_keeps_nothing_from_being_flushed_and_is_taken_over
     assert!(admin.health("/ready").await.0);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_on_which_nothing_comes_are_closed_and_keep_no_probe_waiting() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let lab = Lab::new().await;
+    let mut daemon = lab.daemon();
+    let admin = Admin::of(&mut daemon).await;
+    let mut idle = Vec::new();
+    for n in 0..300 {
+        let mut stream = tokio::net::TcpStream::connect(&admin.address).await.expect("connected");
+        if n % 2 == 0 {
+            stream.write_all(b"GET /live HT").await.expect("sent");
+        }
+        idle.push(stream);
+    }
+    // More than are served at once: this one waits for a place, and gets it.
+    assert!(within_limit("an answer", admin.health("/live")).await.0);
+    for mut stream in idle {
+        let _ = within_limit("the end of an idle connection", stream.read_to_end(&mut Vec::new())).await;
+    }
+}
+
 /// A service manager's end of the socket.
 struct Manager {
     _directory: tempfile::TempDir,
