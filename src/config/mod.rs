@@ -25,6 +25,8 @@ mod units;
 mod url;
 
 #[cfg(test)]
+mod chart;
+#[cfg(test)]
 mod docs;
 #[cfg(test)]
 mod tests;

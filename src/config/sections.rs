@@ -1,6 +1,7 @@
 //! The declaration of the configuration: every section, every key, and how keys relate to each other.
 //!
-//! To add a key, add its field here, then write the document with `TIDEGATE_UPDATE_DOCS=1 cargo test --lib config::docs`.
+//! To add a key, add its field here, then write the document and the chart's schema with `TIDEGATE_UPDATE_DOCS=1 cargo test
+//! --lib config::`.
 //! A new section is also a field of [`Config`] and a heading in `docs/configuration.md`.
 
 use std::net::SocketAddr;

@@ -40,21 +40,21 @@ const NAME: &str = "tidegate:lease";
 /// room: hence the flag.
 const TAKE: &str = "#!lua flags=allow-oom
 local token, whole = ARGV[1], tonumber(ARGV[2])
-local time = server.call('TIME')
+local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function take(lease, readers, wanted)
-    local known = server.call('ZSCORE', readers, token)
-    local holder = server.call('GET', lease)
+    local known = redis.call('ZSCORE', readers, token)
+    local holder = redis.call('GET', lease)
     -- Who waits looks often, and need not write each time.
     if holder == token or not known or known - now < whole * 3 / 4 then
-        server.call('ZADD', readers, now + whole, token)
-        server.call('PEXPIRE', readers, whole)
+        redis.call('ZADD', readers, now + whole, token)
+        redis.call('PEXPIRE', readers, whole)
     end
-    server.call('ZREMRANGEBYSCORE', readers, '-inf', now)
-    local alive = server.call('ZCARD', readers)
-    if holder and holder ~= token then return math.max(server.call('PTTL', lease), 1), alive end
+    redis.call('ZREMRANGEBYSCORE', readers, '-inf', now)
+    local alive = redis.call('ZCARD', readers)
+    if holder and holder ~= token then return math.max(redis.call('PTTL', lease), 1), alive end
     if not holder and wanted ~= 'wanted' then return -1, alive end
-    server.call('SET', lease, token, 'PX', whole)
+    redis.call('SET', lease, token, 'PX', whole)
     return 0, alive
 end
 local replies = {}
@@ -67,8 +67,8 @@ return replies";
 const GIVE_BACK: &str = "
 local replies = {}
 for n = 1, #KEYS / 2 do
-    if ARGV[n + 2] == 'ends' then server.call('ZREM', KEYS[2 * n], ARGV[1]) end
-    if server.call('GET', KEYS[2 * n - 1]) == ARGV[1] then server.call('DEL', KEYS[2 * n - 1]) end
+    if ARGV[n + 2] == 'ends' then redis.call('ZREM', KEYS[2 * n], ARGV[1]) end
+    if redis.call('GET', KEYS[2 * n - 1]) == ARGV[1] then redis.call('DEL', KEYS[2 * n - 1]) end
     replies[2 * n - 1], replies[2 * n] = 0, 0
 end
 return replies";

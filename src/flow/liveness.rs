@@ -19,12 +19,12 @@ const REMOVE_AFTER: u32 = 10;
 
 /// Checks and deletes in one step, so that nothing can be delivered to the consumer in between.
 const REMOVE_IF_EMPTY: &str = "
-local consumers = server.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
+local consumers = redis.call('XINFO', 'CONSUMERS', KEYS[1], ARGV[1])
 for _, c in ipairs(consumers) do
     local held = {}
     for i = 1, #c, 2 do held[c[i]] = c[i + 1] end
     if held['name'] == ARGV[2] and held['pending'] == 0 and held['idle'] >= tonumber(ARGV[3]) then
-        server.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+        redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
         return 1
     end
 end

@@ -36,15 +36,15 @@ pub enum Moved {
 const MOVE: &str = "
 local stream, lease = KEYS[1], KEYS[2]
 local run_id, history, epoch, token, name, from, to, read = unpack(ARGV)
-local server_info = server.call('INFO', 'server', 'replication')
+local server_info = redis.call('INFO', 'server', 'replication')
 local function says(line) return string.find(server_info, line, 1, true) end
 if not (says('run_id:' .. run_id) and says('master_replid:' .. history) and says('role:master')) then return {'server'} end
 -- A slot that was elsewhere meanwhile may have come back with another history: the node has another epoch then.
-if epoch ~= '' and not string.find(server.call('CLUSTER', 'INFO'), 'my_epoch:' .. epoch .. '\\r', 1, true) then return {'server'} end
-if server.call('GET', lease) ~= token then return {'lease'} end
-if server.call('EXISTS', stream) == 0 then return {'group'} end
+if epoch ~= '' and not string.find(redis.call('CLUSTER', 'INFO'), 'my_epoch:' .. epoch .. '\\r', 1, true) then return {'server'} end
+if redis.call('GET', lease) ~= token then return {'lease'} end
+if redis.call('EXISTS', stream) == 0 then return {'group'} end
 local function look()
-    for _, told in ipairs(server.call('XINFO', 'GROUPS', stream)) do
+    for _, told in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
         local group = {}
         for i = 1, #told, 2 do group[told[i]] = told[i + 1] end
         if group['name'] == name then return group end
@@ -55,13 +55,13 @@ if not group then return {'group'} end
 if group['last-delivered-id'] ~= from then return {'position'} end
 if from == to then return {'there', group['entries-read'] or -1} end
 local function move(count)
-    if count == '' then server.call('XGROUP', 'SETID', stream, name, to)
-    else server.call('XGROUP', 'SETID', stream, name, to, 'ENTRIESREAD', count) end
+    if count == '' then redis.call('XGROUP', 'SETID', stream, name, to)
+    else redis.call('XGROUP', 'SETID', stream, name, to, 'ENTRIESREAD', count) end
 end
 move(read)
-local is_end = #server.call('XRANGE', stream, '(' .. to, '+', 'COUNT', 1) == 0
+local is_end = #redis.call('XRANGE', stream, '(' .. to, '+', 'COUNT', 1) == 0
 if is_end and (read == '' or look()['lag'] ~= 0) then
-    local told, about = server.call('XINFO', 'STREAM', stream), {}
+    local told, about = redis.call('XINFO', 'STREAM', stream), {}
     for i = 1, #told, 2 do about[told[i]] = told[i + 1] end
     if about['last-generated-id'] == to then
         read = string.format('%.0f', about['entries-added'])

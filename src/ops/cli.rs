@@ -10,8 +10,8 @@ use clap::{Parser, Subcommand};
 use super::context::Format;
 use super::{Context, Exit, Failure};
 use super::{
-    audit, bench, check, config, dead, demo, doctor, explain, group, health, migrate, pages, pause, pending, produce,
-    replay, run, status, tap, top, trim, wait,
+    audit, bench, check, config, dead, demo, doctor, explain, group, health, migrate, pages, pause, pending, probe,
+    produce, replay, run, size, status, tap, top, trim, wait,
 };
 use crate::telemetry::Telemetry;
 
@@ -61,6 +61,10 @@ enum Verb {
     Explain(explain::Opts),
     /// Ask a running daemon whether it is ready, live or started: exit code 0 if so, 1 if not
     Health(health::Opts),
+    /// Send one delta through the workers that are there, and see it in PostgreSQL exactly once
+    Probe(probe::Opts),
+    /// Say how much memory, disk and time a load needs, without a server
+    Size(size::Opts),
     /// Bring the database to the schema this program needs
     Migrate(migrate::Opts),
     /// Turn lines `id` or `id amount` into atomic increments with their deltas
@@ -99,6 +103,8 @@ impl Verb {
             Verb::Doctor(_) => "doctor",
             Verb::Explain(_) => "explain",
             Verb::Health(_) => "health",
+            Verb::Probe(_) => "probe",
+            Verb::Size(_) => "size",
             Verb::Migrate(_) => "migrate",
             Verb::Produce(_) => "produce",
             Verb::Replay(_) => "replay",
@@ -136,6 +142,8 @@ impl Cli {
         match self.verb {
             Verb::Run(opts) => run::run(opts, context, telemetry).await,
             Verb::Health(opts) => health::run(opts, context).await,
+            Verb::Probe(opts) => probe::run(opts, context).await,
+            Verb::Size(opts) => size::run(opts, context),
             Verb::Top(opts) => top::run(opts, context).await,
             Verb::Status(opts) => status::run(opts, context).await,
             Verb::Dead(opts) => dead::run(opts, context).await,

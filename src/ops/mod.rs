@@ -21,12 +21,14 @@ pub mod observe;
 pub mod pages;
 pub mod pause;
 pub mod pending;
+pub mod probe;
 pub mod produce;
 pub mod replay;
 pub mod run;
 pub mod sandbox;
 #[cfg(test)]
 mod schemas;
+pub mod size;
 pub mod stage;
 pub mod status;
 pub mod tap;

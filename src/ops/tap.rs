@@ -219,10 +219,10 @@ impl Tap {
     /// Goes to a place from which what is shown next second is recent; counts what lies in between.
     async fn skip(&mut self, link: &Link, at: EntryId) -> Result<EntryId, Fault> {
         const SKIP: &str = "
-            local found = server.call('XREVRANGE', KEYS[1], '+', '(' .. ARGV[1], 'COUNT', ARGV[2])
+            local found = redis.call('XREVRANGE', KEYS[1], '+', '(' .. ARGV[1], 'COUNT', ARGV[2])
             local last = found[#found]
             if #found < tonumber(ARGV[2]) then return {ARGV[1], 0} end
-            local length = #server.call('XRANGE', KEYS[1], '(' .. ARGV[1], '(' .. last[1], 'COUNT', 10000)
+            local length = #redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '(' .. last[1], 'COUNT', 10000)
             return {last[1], length}";
         let eval = Command::new("EVAL").arg(SKIP).arg(1).arg(&self.shard.stream).arg(at).arg(self.rate + 1);
         let reply = link.commands().call(eval).await?;

@@ -119,8 +119,8 @@ pub struct Stream {
 
 /// A script, for XINFO STREAM sends the first and the last entry whole.
 const STREAM: &str = "
-if server.call('EXISTS', KEYS[1]) == 0 then return false end
-local told, info = server.call('XINFO', 'STREAM', KEYS[1]), {}
+if redis.call('EXISTS', KEYS[1]) == 0 then return false end
+local told, info = redis.call('XINFO', 'STREAM', KEYS[1]), {}
 for i = 1, #told, 2 do info[told[i]] = told[i + 1] end
 local first = info['first-entry']
 return {info['length'], first and first[1] or '', info['last-generated-id'], info['entries-added'] or -1,
@@ -160,19 +160,19 @@ pub struct Standing {
 }
 
 const STANDING: &str = "
-local time = server.call('TIME')
+local time = redis.call('TIME')
 local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
-if server.call('EXISTS', KEYS[1]) == 0 then return {now, 0, 0, '', ''} end
+if redis.call('EXISTS', KEYS[1]) == 0 then return {now, 0, 0, '', ''} end
 local after, pending, lag, oldest = '-', 0, -1, ''
-for _, told in ipairs(server.call('XINFO', 'GROUPS', KEYS[1])) do
+for _, told in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
     local group = {}
     for i = 1, #told, 2 do group[told[i]] = told[i + 1] end
     if group['name'] == ARGV[1] then
         after, pending, lag = '(' .. group['last-delivered-id'], group['pending'], group['lag'] or -1
-        if pending > 0 then oldest = server.call('XPENDING', KEYS[1], ARGV[1])[2] end
+        if pending > 0 then oldest = redis.call('XPENDING', KEYS[1], ARGV[1])[2] end
     end
 end
-local first = server.call('XRANGE', KEYS[1], after, '+', 'COUNT', 1)[1]
+local first = redis.call('XRANGE', KEYS[1], after, '+', 'COUNT', 1)[1]
 return {now, pending, lag, oldest, first and first[1] or ''}";
 
 /// What a group has yet to settle. A group that does not exist yet has all the stream before it.
@@ -203,7 +203,7 @@ pub struct Counted {
 
 /// Their payload stays on the server. Says how many there are, the last one's id, and how large they are.
 const COUNT: &str = "
-local entries, bytes = server.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2]), 0
+local entries, bytes = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2]), 0
 for _, entry in ipairs(entries) do
     for _, string in ipairs(entry[2]) do bytes = bytes + #string end
 end
@@ -244,7 +244,7 @@ pub async fn count_behind(
 const EXISTING: &str = "
 local existing = {}
 for _, id in ipairs(ARGV) do
-    if #server.call('XRANGE', KEYS[1], id, id) > 0 then existing[#existing + 1] = id end
+    if #redis.call('XRANGE', KEYS[1], id, id) > 0 then existing[#existing + 1] = id end
 end
 return existing";
 

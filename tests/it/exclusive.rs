@@ -267,6 +267,8 @@ async fn a_pipeline_turns_from_one_way_to_the_other_and_back_while_it_runs() {
     configure("group");
     let path = file.path().to_str().expect("text").to_owned();
     let mut daemon = Daemon::start(as_configured(&lab, &["run", "--config", &path]));
+    // A SIGHUP before it listens for one would end it.
+    daemon.wait_for("running").await;
     let mut client = lab.client().await;
     let mut total = 0;
     for delivery in ["exclusive", "group", "exclusive", "group"] {

@@ -65,6 +65,16 @@ fn only_the_valkey_side_of_the_flow_sends_commands() {
 }
 
 #[test]
+fn scripts_speak_to_redis_as_well() {
+    for (name, text) in rust_files(&["src/", "lab/src/"]) {
+        assert!(
+            !code(&text).contains("server.call("),
+            "{name}: write redis.call in scripts: Redis does not know server.call, Valkey knows both"
+        );
+    }
+}
+
+#[test]
 fn only_the_postgresql_side_imports_its_client_library() {
     let postgresql_side = [
         "postgres",

@@ -27,7 +27,7 @@ const TOGETHER: usize = 200;
 const ADD: &str = "
 local answers = {}
 for i = 1, #KEYS do
-    local done = server.pcall('INCRBY', KEYS[i], ARGV[i])
+    local done = redis.pcall('INCRBY', KEYS[i], ARGV[i])
     answers[i] = type(done) == 'table' and done.err or ''
 end
 return answers";

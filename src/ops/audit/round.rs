@@ -272,14 +272,14 @@ struct Counted {
 
 /// Answers the counters' values, each `v` and the value, `n` for none, or `e` and an error; and the stream's last id.
 const READ: &str = "
-local told = server.pcall('XINFO', 'STREAM', KEYS[1])
+local told = redis.pcall('XINFO', 'STREAM', KEYS[1])
 local last = '0-0'
 if not told.err then
     for i = 1, #told, 2 do if told[i] == 'last-generated-id' then last = told[i + 1] end end
 end
 local values = {last}
 for i = 2, #KEYS do
-    local value = server.pcall('GET', KEYS[i])
+    local value = redis.pcall('GET', KEYS[i])
     if type(value) == 'table' and value.err then values[i] = 'e' .. value.err
     elseif value then values[i] = 'v' .. value
     else values[i] = 'n' end

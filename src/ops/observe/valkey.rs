@@ -137,9 +137,9 @@ impl Stream {
 
 /// Answers the time alone where there is no stream; else stream, group, and all groups, as texts and numbers in one list.
 const LOOK: &str = "
-local time = server.call('TIME')
+local time = redis.call('TIME')
 local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000))
-local told = server.pcall('XINFO', 'STREAM', KEYS[1])
+local told = redis.pcall('XINFO', 'STREAM', KEYS[1])
 if told.err then
     if string.find(told.err, 'no such key', 1, true) then return {now} end
     return told
@@ -150,18 +150,18 @@ local first = stream['first-entry']
 local answer = {now, stream['length'], first and first[1] or '', stream['last-generated-id'], stream['entries-added'] or -1}
 local after, own = '-', {'', 0, -1, ''}
 local groups = {}
-for _, told in ipairs(server.call('XINFO', 'GROUPS', KEYS[1])) do
+for _, told in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
     local group = {}
     for i = 1, #told, 2 do group[told[i]] = told[i + 1] end
     groups[#groups + 1] = {group['name'], group['last-delivered-id'], group['pending'], group['consumers']}
     if group['name'] == ARGV[1] then
         local oldest = ''
-        if group['pending'] > 0 then oldest = server.call('XPENDING', KEYS[1], ARGV[1])[2] end
+        if group['pending'] > 0 then oldest = redis.call('XPENDING', KEYS[1], ARGV[1])[2] end
         after = '(' .. group['last-delivered-id']
         own = {group['last-delivered-id'], group['pending'], group['lag'] or -1, oldest}
     end
 end
-local next = server.call('XRANGE', KEYS[1], after, '+', 'COUNT', 1)[1]
+local next = redis.call('XRANGE', KEYS[1], after, '+', 'COUNT', 1)[1]
 answer[6], answer[7], answer[8] = own, next and next[1] or '', groups
 return answer";
 
@@ -250,8 +250,8 @@ fn parse(reply: Reply) -> Option<Stream> {
 /// Counts a step of entries behind an id, or before it; answers how many, and the last one.
 const COUNT: &str = "
 local found
-if ARGV[1] == 'behind' then found = server.call('XRANGE', KEYS[1], '(' .. ARGV[2], '+', 'COUNT', ARGV[3])
-else found = server.call('XREVRANGE', KEYS[1], ARGV[2], '-', 'COUNT', ARGV[3]) end
+if ARGV[1] == 'behind' then found = redis.call('XRANGE', KEYS[1], '(' .. ARGV[2], '+', 'COUNT', ARGV[3])
+else found = redis.call('XREVRANGE', KEYS[1], ARGV[2], '-', 'COUNT', ARGV[3]) end
 return {#found, found[#found] and found[#found][1] or ''}";
 
 /// How many entries are undelivered where the server cannot tell (after XDEL, XSETID or the like): counted from the shorter end, for so long.
