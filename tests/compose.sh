@@ -5,10 +5,11 @@
 #   TIDEGATE_BINARY_DIR   a folder with the program: the image is made from it, and nothing is compiled
 #   OBSERVABILITY=1       Prometheus too: it must scrape both workers and load the rules
 #   DOCKER_UP             further arguments of `docker compose up`, such as `--pull never`
-set -euo pipefail
+set -eEuo pipefail
 cd "$(dirname "$0")/.."
 
 say() { echo "compose: $*"; }
+trap 'say "failed: ended by an error in line $LINENO"' ERR
 skip() { say "skipped: $*"; exit 0; }
 fail() { say "failed: $*"; logs; exit 1; }
 
@@ -54,7 +55,7 @@ services=(valkey postgres migrate worker producer)
 # shellcheck disable=SC2086 # several arguments
 compose up --detach --quiet-pull ${DOCKER_UP:-} "${services[@]}" || fail "it does not start"
 until_holds "two workers are healthy" eval '[ "$(compose ps --format "{{.Health}}" worker | grep -c "^healthy$")" = 2 ]'
-say "two workers are healthy, as user $(docker inspect --format '{{.Config.User}}' "$(compose ps --quiet worker | head -n 1)")"
+say "two workers are healthy, as user $(docker inspect --format '{{.Config.User}}' "$(compose ps --quiet worker | sed -n 1p)")"
 
 grown_beyond() { [ "$(total)" -gt "$1" ]; }
 until_holds "counters are in PostgreSQL" grown_beyond 500
@@ -62,10 +63,10 @@ until_holds "counters are in PostgreSQL" grown_beyond 500
 if [ -n "${OBSERVABILITY:-}" ]; then
     asked() { compose exec -T prometheus promtool query instant http://localhost:9090 "$1"; }
     until_holds "Prometheus scrapes both workers" eval '[ "$(asked "up{job=\"tidegate\"} == 1" | grep -c "=> 1")" = 2 ]'
-    until_holds "Prometheus sees entries settled" eval 'asked "sum(tidegate_entries_settled_total) > 0" | grep -q "=>"'
+    until_holds "Prometheus sees entries settled" eval 'asked "sum(tidegate_entries_settled_total) > 0" | grep "=>" > /dev/null'
     say "Prometheus scrapes both workers"
     # A rule that fails to load ends Prometheus; that each is evaluated is seen by its own metric.
-    until_holds "the rules are evaluated" eval 'asked "sum(prometheus_rule_group_rules)" | grep -qE "=> [1-9]"'
+    until_holds "the rules are evaluated" eval 'asked "sum(prometheus_rule_group_rules)" | grep -E "=> [1-9]" > /dev/null'
     # Every query of the dashboard shows something of a running Tidegate, but for what does not happen here: no flush has the 200 rows from
     # which it takes a turn, and no server has failed. A rate needs two scrapes.
     queries=$(python3 -c '
@@ -76,12 +77,12 @@ for panel in json.load(open("helm/tidegate/dashboards/tidegate.json"))["panels"]
             print(target["expr"].replace("$__rate_interval", "1m").replace("$namespace", ".*").replace("$pipeline", ".*"))') \
         || fail "python3 is needed to read the dashboard"
     while read -r query; do
-        until_holds "a query of the dashboard shows something: $query" eval 'asked "$query" < /dev/null | grep -q "=>"'
+        until_holds "a query of the dashboard shows something: $query" eval 'asked "$query" < /dev/null | grep "=>" > /dev/null'
     done <<< "$queries"
     say "every query of the dashboard shows something ($(wc -l <<< "$queries"))"
 fi
 
-victim=$(compose ps --quiet --status running worker | head -n 1)
+victim=$(compose ps --quiet --status running worker | sed -n 1p)
 docker kill --signal KILL "$victim" > /dev/null
 say "a worker container was killed at $(total)"
 until_holds "one worker is left" eval '[ "$(workers)" = 1 ]'
