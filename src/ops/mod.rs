@@ -23,6 +23,7 @@ pub mod pending;
 pub mod produce;
 pub mod replay;
 pub mod run;
+pub mod runbook;
 pub mod sandbox;
 #[cfg(test)]
 mod schemas;
