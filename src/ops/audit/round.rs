@@ -200,7 +200,12 @@ impl Groups<'_> {
             .await?;
         let mut keys: BTreeSet<String> = found.into_iter().flatten().collect();
         let cursor = rand::random::<u16>().to_string();
-        let (_, counters) = self.counters(servers, &cursor, size as usize / 4 + 1).await?;
+        let wanted = size as usize / 4 + 1;
+        let (_, counters) = self.counters(servers, &cursor, wanted).await?;
+        // Behind the last one comes the first: of few counters all are met, wherever it began.
+        if counters.len() < wanted {
+            keys.extend(self.counters(servers, "0", wanted - counters.len()).await?.1);
+        }
         keys.extend(counters);
         Ok(keys)
     }
