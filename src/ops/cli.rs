@@ -11,7 +11,7 @@ use super::context::Format;
 use super::{Context, Exit, Failure};
 use super::{
     audit, bench, check, config, dead, demo, doctor, explain, group, health, migrate, pages, pause, pending, probe,
-    produce, replay, run, size, status, tap, top, trim, wait,
+    produce, replay, run, runbook, size, status, tap, top, trim, wait,
 };
 use crate::telemetry::Telemetry;
 
@@ -75,6 +75,8 @@ enum Verb {
     Demo(demo::Opts),
     /// Measure how fast, how soon and at what cost deltas land on given servers, and whether exactly
     Bench(bench::Opts),
+    /// Print what to do about an alert; without a name, list the runbooks
+    Runbook(runbook::Opts),
     /// Show the configuration as it took effect, and where each value comes from
     Config(config::Opts),
     /// Print completions for a shell
@@ -110,6 +112,7 @@ impl Verb {
             Verb::Replay(_) => "replay",
             Verb::Demo(_) => "demo",
             Verb::Bench(_) => "bench",
+            Verb::Runbook(_) => "runbook",
             Verb::Config(_) => "config",
             Verb::Completions(_) => "completions",
             Verb::Man(_) => "man",
@@ -162,6 +165,7 @@ impl Cli {
             Verb::Replay(opts) => replay::run(opts, context).await,
             Verb::Demo(opts) => demo::run(opts, context).await,
             Verb::Bench(opts) => bench::run(opts, context).await,
+            Verb::Runbook(opts) => runbook::run(opts, context),
             Verb::Config(opts) => config::run(opts, context),
             Verb::Completions(opts) => pages::completions(opts, context),
             Verb::Man(opts) => pages::man(opts, context),

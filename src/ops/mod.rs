@@ -25,6 +25,7 @@ pub mod probe;
 pub mod produce;
 pub mod replay;
 pub mod run;
+pub mod runbook;
 pub mod sandbox;
 #[cfg(test)]
 mod schemas;

@@ -89,7 +89,14 @@ async fn a_busy_counter_is_never_called_drift_and_a_real_one_beside_it_is_found(
                 let (mut client, mut added) = (Client::connect(port).await, 0u64);
                 while !stop.is_cancelled() {
                     for key in 0..10 {
-                        add(&mut client, &format!("k{}", (key + n) % 10), "1").await;
+                        let id = format!("k{}", (key + n) % 10);
+                        // One of them adds the counter first, and the entry a moment later.
+                        if n == 0 {
+                            client.call(&["INCRBY", &format!("counter:{id}"), "1"]).await;
+                            client.call(&["XADD", STREAM, "*", "id", &id, "amount", "1"]).await;
+                        } else {
+                            add(&mut client, &id, "1").await;
+                        }
                         added += 1;
                     }
                 }
@@ -97,6 +104,8 @@ async fn a_busy_counter_is_never_called_drift_and_a_real_one_beside_it_is_found(
             })
         })
         .collect();
+    let rows = async || lab.number("select count(*) from public.counters").await;
+    eventually("every counter has a row", 12, rows).await;
     for _ in 0..5 {
         let (code, found) = audit(&lab, &["--full"]).await;
         assert_eq!((code, keys(&found)), (3, vec!["low pg_ahead -2".into(), "wrong valkey_ahead 3".into()]), "{found}");

@@ -99,7 +99,7 @@ async fn run_with_the_documented_rights(delivery: &str) {
     plain.call(&["AUTH", "plain_producer", "secret"]).await;
     for command in [
         &["MULTI"][..],
-        &["INCRBY", "counter:a", "1"],
+        &["INCRBY", "counter:b", "1"],
         &["XADD", STREAM, "*", "id", "a", "amount", "1"],
         &["XADD", STREAM, "*", "id", "a", "amount", "bad"],
     ] {
@@ -144,7 +144,7 @@ async fn operate(lab: &Lab) {
         ("observer", &["dead", "list"], &[0]),
         ("observer", &["pause", "counters", "--for", "1m"], &[0]),
         ("observer", &["resume", "counters"], &[0]),
-        ("operator", &["audit", "--key", "a", "--repair", "--yes"], &[0]),
+        ("operator", &["audit", "--key", "b", "--repair", "--yes"], &[0]),
         ("operator", &["group", "repair", "--group", "foreign", "--yes"], &[0]),
         ("observer", &["dead", "redrive", "--all", "--yes"], &[0, 65]),
         ("observer", &["dead", "discard", "--all", "--yes"], &[0]),

@@ -1,4 +1,4 @@
-//! `tidegate config show`, `completions` and `man`.
+//! `tidegate check`, `config show`, `completions` and `man`.
 
 use crate::contract::assert_fits;
 use crate::harness::{Lab, output};
@@ -62,4 +62,29 @@ async fn completions_and_manual_pages_know_every_command() {
     }
     let (code, page, _) = output(&mut lab.program(&["man"])).await;
     assert!(code == 0 && page.contains(".SH SUBCOMMANDS"), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_tells_every_fault_and_hides_every_secret() {
+    let lab = Lab::new().await;
+    let mut command = lab.program(&["check", "--print"]);
+    command.env("DATABASE_URL", "postgres://me:hunter2@localhost/db");
+    let (code, stdout, stderr) = output(&mut command).await;
+    assert_eq!(code, 0, "{stderr}");
+    assert!(stdout.contains("postgres://me:***@localhost/db") && !stdout.contains("hunter2"), "{stdout}");
+    let mut command = lab.program(&["check"]);
+    command.env("TIDEGATE__BATCH__MAX_ENTRYS", "5").env("TIDEGATE__RUN__WORKERS", "two");
+    let (code, _, stderr) = output(&mut command).await;
+    assert_eq!(code, 78);
+    assert!(stderr.contains("did you mean") && stderr.contains("run.workers"), "{stderr}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_verb_ends_with_66_if_a_configuration_file_cannot_be_read() {
+    let lab = Lab::new().await;
+    for verb in ["check", "run", "migrate", "produce"] {
+        let (code, _, stderr) = output(&mut lab.program(&[verb, "--config", "missing.toml"])).await;
+        assert_eq!(code, 66, "{verb}: {stderr}");
+        assert!(stderr.contains("missing.toml: cannot be read"), "{verb}: {stderr}");
+    }
 }

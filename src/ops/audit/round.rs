@@ -89,23 +89,21 @@ impl Keys {
             "select (k.key::{})::text from unnest($1::text[]) with ordinality as k (key, n) order by k.n",
             self.sql_type
         );
-        let (mut found, mut work) = (vec![None; keys.len()], vec![0..keys.len()]);
-        while let Some(range) = work.pop().filter(|range| !range.is_empty()) {
+        let (mut found, mut work) = (vec![None; keys.len()], vec![(0, keys.len())]);
+        while let Some((start, end)) = work.pop().filter(|(start, end)| start < end) {
             let mut savepoint = connection.begin().await?;
-            let cast: Result<Vec<Option<String>>, _> = sqlx::query_scalar(AssertSqlSafe(sql.clone()))
-                .bind(&keys[range.clone()])
-                .fetch_all(&mut *savepoint)
-                .await;
+            let cast: Result<Vec<Option<String>>, _> =
+                sqlx::query_scalar(AssertSqlSafe(sql.clone())).bind(&keys[start..end]).fetch_all(&mut *savepoint).await;
             match cast {
                 Ok(texts) => {
                     savepoint.commit().await?;
-                    found[range].clone_from_slice(&texts);
+                    found[start..end].clone_from_slice(&texts);
                 }
                 Err(sqlx::Error::Database(_)) => {
                     savepoint.rollback().await?;
-                    let middle = range.start + range.len() / 2;
-                    if range.len() > 1 {
-                        work.extend([range.start..middle, middle..range.end]);
+                    let middle = start + (end - start) / 2;
+                    if end - start > 1 {
+                        work.extend([(start, middle), (middle, end)]);
                     }
                 }
                 Err(error) => return Err(error),
@@ -203,7 +201,12 @@ impl Groups<'_> {
             .await?;
         let mut keys: BTreeSet<String> = found.into_iter().flatten().collect();
         let cursor = rand::random::<u16>().to_string();
-        let (_, counters) = self.counters(servers, &cursor, size as usize / 4 + 1).await?;
+        let wanted = size as usize / 4 + 1;
+        let (_, counters) = self.counters(servers, &cursor, wanted).await?;
+        // Behind the last one comes the first: of few counters all are met, wherever it began.
+        if counters.len() < wanted {
+            keys.extend(self.counters(servers, "0", wanted - counters.len()).await?.1);
+        }
         keys.extend(counters);
         Ok(keys)
     }
