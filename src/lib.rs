@@ -80,6 +80,7 @@ pub mod target;
 #[cfg(feature = "daemon")]
 pub mod care;
 pub mod client;
+pub mod functions;
 #[cfg(feature = "daemon")]
 pub mod service;
 #[cfg(feature = "daemon")]
@@ -90,7 +91,7 @@ pub mod config;
 #[cfg(feature = "daemon")]
 pub mod telemetry;
 
-#[cfg(feature = "daemon")]
+#[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod valkey;
 

@@ -1,11 +1,12 @@
 //! Care: what happens around the flow and is never needed for a delta to land. One [`caretaker`] a stream trims it
 //! ([`trim`]), keeps its ledger small ([`merge`], [`compact`]), and looks for what Valkey lost ([`upstream`]), over one [`session`] at a
-//! time.
+//! time. Where counters are managed, one [`sweep`] a shard lets settled ones be evicted.
 
 pub mod caretaker;
 pub mod compact;
 pub mod merge;
 pub mod session;
 pub mod setup;
+pub mod sweep;
 pub mod trim;
 pub mod upstream;

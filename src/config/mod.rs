@@ -65,6 +65,8 @@ pub struct Config {
     pub stop: StopSection,
     /// `[log]`
     pub log: LogSection,
+    /// `[managed]`
+    pub managed: ManagedSection,
     /// `[pipelines.<name>]`, by name; no two with the same stream and table.
     pub pipelines: Vec<Pipeline>,
 }
@@ -84,6 +86,7 @@ impl Config {
             dead_letters: settings.section()?,
             stop: settings.section()?,
             log: settings.section()?,
+            managed: settings.section()?,
             pipelines: pipelines.keys().map(|name| pipelines::build(settings, name)).collect::<Option<_>>()?,
         })
     }

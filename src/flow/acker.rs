@@ -92,13 +92,14 @@ impl Acker {
         if let Some((tenure, _)) = self.to_move.take() {
             tenure.advance().await;
             self.moved_at = Instant::now();
+            self.setup.acknowledged.notify_one();
         }
     }
 
     async fn acknowledge(&self, link: &Link, settled: &Settled) {
         let pipeline = self.setup.lane.pipeline();
         match ack::ack(link, &pipeline.group(), &pipeline.stream, settled).await {
-            Ok(Acked::Removed(_)) => {}
+            Ok(Acked::Removed(_)) => self.setup.acknowledged.notify_one(),
             Ok(Acked::Dropped) => {
                 self.setup.metrics.ack_dropped();
                 info!(worker = %self.worker, entries = settled.ids().len(), "the connection changed: acknowledgement dropped");

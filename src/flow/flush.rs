@@ -143,14 +143,17 @@ pub enum Why {
     Fault(Fault),
 }
 
-/// Flushes a batch, by the way it calls for.
-pub async fn flush(database: &Database, lane: &Lane, batch: Batch) -> Result<Flushed, Failed> {
+/// Flushes a batch, by the way it calls for; gives it back either way.
+pub async fn flush(database: &Database, lane: &Lane, batch: Batch) -> Result<(Flushed, Batch), Failed> {
     let result = if batch.is_careful() {
         flush_careful(database, lane, &batch).await
     } else {
         flush_fresh(database, lane, &batch).await
     };
-    result.map_err(|why| Failed { batch, why })
+    match result {
+        Ok(flushed) => Ok((flushed, batch)),
+        Err(why) => Err(Failed { batch, why }),
+    }
 }
 
 /// One statement. Either every run is new and all of it is committed, or nothing is.

@@ -1,6 +1,6 @@
 //! The life of a delta, in order. [`worker`] wires three actors: [`taker`] takes batches from Valkey ([`session`], [`read`],
 //! [`reclaim`], [`liveness`]), [`settler`] settles them in PostgreSQL ([`batch`], [`coalesce`], [`bisect`], [`judge`], [`ledger`],
-//! [`statement`], [`turn`], [`flush`], [`bury`]), [`acker`]
+//! [`statement`], [`turn`], [`flush`], [`bury`], `strangers`), [`acker`]
 //! acknowledges ([`ack`]); [`handoff`] is what they pass on to each other. Where one process reads a stream alone, [`lease`]
 //! says which, [`alone`] reads, and [`tenure`] moves the group's [`position`] instead of acknowledging.
 
@@ -24,6 +24,7 @@ pub mod session;
 pub mod settler;
 pub mod setup;
 pub mod statement;
+mod strangers;
 pub mod taker;
 pub mod tenure;
 pub mod turn;

@@ -51,6 +51,8 @@ pub struct WorkerSetup {
     pub refusals: Arc<Mutex<Refusals>>,
     /// Where it counts.
     pub metrics: Arc<Metrics>,
+    /// Rung when something was acknowledged: where counters are managed, some of them may be clean now.
+    pub acknowledged: Arc<Notify>,
     /// Rung when the group had to be created: somebody should look for what is lost.
     pub regrouped: Arc<Notify>,
 }

@@ -14,11 +14,14 @@ use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
 use self::drain::{Drain, Drained, Emptied, drain, until_empty};
-use self::prepare::{Flow, Places, caretaker_setup, prepare, raise_file_limit, try_prepare, worker_setup};
+use self::prepare::{
+    Flow, Places, caretaker_setup, prepare, raise_file_limit, sweeper_setup, try_prepare, worker_setup,
+};
 pub use self::prepare::{Options, Refusal};
 use self::report::Reporter;
 use self::supervise::supervise;
 use crate::care::caretaker::Caretaker;
+use crate::care::sweep::Sweeper;
 use crate::config::{Config, Problems, hide};
 use crate::failpoint;
 use crate::lanes::Record;
@@ -143,6 +146,9 @@ impl Running {
             let parts = caretaker_setup(&config, &places, stream, &flows, regrouped.clone());
             caretakers.spawn(Caretaker::new(parts).run(stop.clone()));
             for flow in flows {
+                if flow.lane.pipeline().is_managed() {
+                    caretakers.spawn(Sweeper::new(sweeper_setup(&config, &places, flow)).run(stop.clone()));
+                }
                 let parts = worker_setup(&config, &places, flow, regrouped.clone());
                 // One reads alone, with several settlers.
                 let count = if parts.is_exclusive() { 1 } else { config.run.workers };

@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tracing::{info, warn};
 
 use crate::care::setup::CaretakerSetup;
+use crate::care::sweep::SweeperSetup;
 use crate::config::{Config, Problems};
 use crate::flow::bisect::Refusals;
 use crate::flow::flush::Lane;
@@ -25,7 +26,7 @@ use crate::model::names;
 use crate::model::pipeline::{Pipeline, Shard};
 use crate::postgres::{Database, schema};
 use crate::retry::{Fault, Incident, Verdict, advised, judge};
-use crate::target::{self, Unfit};
+use crate::target::{self, KeyOrder, Unfit};
 use crate::telemetry::contract::Metrics;
 use crate::valkey::{self, Link, info};
 
@@ -54,6 +55,12 @@ pub enum Refusal {
     /// A pipeline's table does not fit.
     #[error("{0}")]
     Table(#[from] Unfit),
+    /// Two counters of Valkey may be one row.
+    #[error(
+        "pipeline {0} is managed, and its table's key has the type {1}: texts that differ may be the same row, and then a counter would \
+         lack the other one's deltas. Use a text column without a collation of its own, or write mode = \"plain\""
+    )]
+    KeyOfManaged(String, String),
     /// The ledger tells of another configuration.
     #[error("{0}")]
     Unregistered(#[from] Unregistered),
@@ -100,6 +107,10 @@ pub(super) struct Flow {
     pub(super) metrics: Arc<Metrics>,
     pub(super) refusals: Arc<Mutex<Refusals>>,
     pub(super) shares: Arc<Shares>,
+    /// Rung when something of it was acknowledged.
+    pub(super) acknowledged: Arc<Notify>,
+    /// How many shards its pipeline has.
+    pub(super) shards: u16,
 }
 
 /// Makes sure that the database is what the daemon needs; waits for one that is out of reach.
@@ -154,6 +165,9 @@ pub(super) async fn try_prepare(
     let (mut flows, mut turns) = (Vec::new(), HashMap::new());
     for pipeline in &config.pipelines {
         let order = database.run(async |c| target::check_table(c, pipeline).await).await.map_err(Refusal::Fault)??;
+        if let (true, KeyOrder::Typed(sql_type)) = (pipeline.is_managed(), &order) {
+            return Err(Refusal::KeyOfManaged(pipeline.name.clone(), sql_type.clone()));
+        }
         let source = &config.valkey.source;
         let shards = database.run(async |c| lanes::shards(c, source, pipeline).await).await.map_err(Refusal::Fault)?;
         let shares = Arc::new(Shares::of(shards.len()));
@@ -165,12 +179,15 @@ pub(super) async fn try_prepare(
             let number = names::shard_number(&pipeline.stream, &shard.stream);
             let turn: &Turn =
                 turns.entry((&pipeline.table, number)).or_insert_with(|| Turn::of(&pipeline.table, number));
+            let shards = pipeline.shards;
             let pipeline = Pipeline::clone(&shard.pipeline);
             flows.push(Flow {
                 lane: Lane::new(pipeline, &order, id, identity, turn.of_lane(), config.dead_letters.max_bytes),
                 metrics: Arc::default(),
                 refusals: Arc::default(),
                 shares: shares.clone(),
+                acknowledged: Arc::default(),
+                shards,
             });
         }
     }
@@ -208,7 +225,23 @@ pub(super) fn worker_setup(config: &Config, places: &Places, flow: &Flow, regrou
         shares: flow.shares.clone(),
         refusals: flow.refusals.clone(),
         metrics: flow.metrics.clone(),
+        acknowledged: flow.acknowledged.clone(),
         regrouped,
+    }
+}
+
+/// Of a shard whose counters Tidegate answers for.
+pub(super) fn sweeper_setup(config: &Config, places: &Places, flow: &Flow) -> SweeperSetup {
+    SweeperSetup {
+        valkey: places.valkey.clone(),
+        database: places.database.clone(),
+        lane: flow.lane.clone(),
+        shards: flow.shards,
+        ttl: config.managed.ttl,
+        every: config.managed.sweep_every,
+        batch: config.managed.sweep_batch,
+        acknowledged: flow.acknowledged.clone(),
+        metrics: flow.metrics.clone(),
     }
 }
 

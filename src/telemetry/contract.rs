@@ -113,6 +113,9 @@ instruments! {
         lost_unknown, "entries", "entries that Valkey lost, whose id lies within a range of flushed ones: most likely the table has them, and nobody can know";
         lost_flushed, "entries", "entries that Valkey lost after they were flushed: the table has them";
         trimmed, "entries", "entries trimmed from the stream";
+        cleaned, "counters", "managed counters that became clean: Valkey may evict them";
+        strangers, "entries", "entries of a managed pipeline that came from a plain producer: the value of their counter was dropped";
+        values_dropped, "counters", "values that were dropped because all of the shard were in doubt (a replay, a Valkey that lost entries)";
         acks_dropped, "acknowledgements", "acknowledgements not sent because the connection had changed; the entries come again and are recognised";
     }
     gauges {
@@ -121,6 +124,8 @@ instruments! {
         age_ms, "milliseconds", "how long ago the oldest unsettled entry was added, 0 if there is none";
         backlog_read_ms_ago, "milliseconds", "how long ago Valkey was asked for the three above: large while it cannot be asked";
         lease, "leases", "1 while this process reads the stream alone, 0 while it stands by; unknown where the delivery is `group`";
+        dirty, "counters", "managed counters with deltas that are not settled, which Valkey cannot evict; unknown where the mode is `plain`";
+        gate, "gates", "1 while absent counters are brought back from PostgreSQL, 0 while they are not (a replay, an operator is waited for); unknown where the mode is `plain`";
         failing_workers, "workers", "workers whose flushes are failing now";
     }
 }
@@ -148,6 +153,11 @@ pub const EVENTS: &[Event] = &[
     event("buried", "pipeline, entries", "entries became dead letters"),
     event("reclaimed", "pipeline, entries, gone", "entries were taken over from a dead consumer, or found again"),
     event("lost_upstream", "pipeline, entries, flushed", "Valkey lost entries; flushed: `no`, `yes`, or `unknown`"),
+    event(
+        "values_dropped",
+        "pipeline, stream, why, values",
+        "all values of a managed shard were in doubt and were dropped; they are brought back when they are needed",
+    ),
     event("lease_held", "pipeline, stream", "this process reads the stream alone from now on"),
     event("lease_waits", "pipeline, stream", "another process reads the stream: this one stands by"),
     event("lease_lost", "pipeline, stream", "another process has taken the stream over"),
@@ -226,6 +236,15 @@ pub struct Unsettled {
     pub age_ms: u64,
 }
 
+/// Where a managed shard stands, as Valkey told it; none where it cannot be asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ManagedState {
+    /// Whether absent counters are brought back.
+    pub is_open: Option<bool>,
+    /// How many counters have deltas that are not settled.
+    pub dirty: Option<u64>,
+}
+
 impl Metrics {
     /// A transaction was committed.
     pub fn flushed(&self, tally: &Tally) {
@@ -235,6 +254,27 @@ impl Metrics {
         add(&self.collided, tally.collided);
         add(&self.rows, tally.rows);
         add(&self.flushes, 1);
+    }
+
+    /// Managed counters became clean.
+    pub fn cleaned(&self, counters: u64) {
+        add(&self.cleaned, counters);
+    }
+
+    /// Entries of plain producers were flushed by a managed pipeline.
+    pub fn strangers(&self, entries: u64) {
+        add(&self.strangers, entries);
+    }
+
+    /// All values of a shard were dropped.
+    pub fn values_dropped(&self, values: u64) {
+        add(&self.values_dropped, values);
+    }
+
+    /// Where a managed shard stands.
+    pub fn managed(&self, state: ManagedState) {
+        self.gate.set(state.is_open.map(u64::from));
+        self.dirty.set(state.dirty);
     }
 
     /// Entries were taken up again.

@@ -19,6 +19,7 @@ use socket2::TcpKeepalive;
 use tokio::task::AbortHandle;
 
 use super::command::{Command, Reply, server_error};
+use super::listener::Listener;
 use super::place::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_TRIES, Place, UNCONFIRMED_LIMIT};
 use super::plain;
 use super::resp::Bounds;
@@ -177,6 +178,11 @@ impl Connection {
             _ => reached.ok_or_else(|| Fault::ValkeyLost("the connection to Valkey was lost before".into()))?,
         };
         Ok(place_of(&self.client.client_config(), &server, &self.credentials))
+    }
+
+    /// Opens a connection of its own to the same server, for what the server says unasked.
+    pub async fn open_listener(&self, name: &str, limit: Duration) -> Result<Listener, Fault> {
+        Listener::open(&self.place()?, name, limit, self.command_timeout).await
     }
 
     /// Whether the connection was found broken: by a command, or by itself while there was none.

@@ -13,6 +13,7 @@
 mod command;
 mod connection;
 pub mod info;
+mod listener;
 mod place;
 mod plain;
 pub mod resp;
@@ -21,4 +22,5 @@ mod wire;
 
 pub use command::{Command, Reply, unexpected};
 pub use connection::{Connection, Endpoint, Link};
+pub use listener::{Listener, Pushed};
 pub use wire::{Delivered, Progress, Wire};

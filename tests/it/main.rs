@@ -6,6 +6,7 @@ mod crash;
 mod entries;
 mod exclusive;
 mod failover;
+mod hydration;
 mod memory;
 mod outage;
 mod permissions;

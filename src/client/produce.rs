@@ -255,7 +255,7 @@ fn by_shard<I: AsRef<str>>(increments: &[(I, i64)], shards: u16) -> BTreeMap<u16
 }
 
 /// What [`crate::model::entry`] takes for a row's key.
-fn is_text(id: &str) -> bool {
+pub(super) fn is_text(id: &str) -> bool {
     !id.contains('\0')
 }
 
