@@ -7,6 +7,7 @@ mod entries;
 mod exclusive;
 mod failover;
 mod hydration;
+mod managed;
 mod memory;
 mod outage;
 mod permissions;
