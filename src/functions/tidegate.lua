@@ -270,18 +270,19 @@ redis.register_function{ function_name = 'tidegate_1_settle', flags = { 'allow-o
   local stream, index, state, count = keys[1], keys[2], keys[3], 0
   local at, open, known = gate(stream, state, args[1])
   if not open then return { CLOSED, 0 } end
-  local witness = known[3] or '0-0'
+  local witness = known[3]
   for i = 4, #keys do
     local id, ttl = args[2 * i - 6], args[2 * i - 5]
     local last = redis.call('HGET', index, id)
     if last and before(last, at) then
       redis.call('HDEL', index, id)
       redis.call('PEXPIRE', keys[i], ttl)
-      if before(witness, last) then witness = last end
+      if not witness or before(witness, last) then witness = last end
       count = count + 1
     end
   end
-  redis.call('HSET', state, 'settled', at, 'witness', witness)
+  redis.call('HSET', state, 'settled', at)
+  if witness then redis.call('HSET', state, 'witness', witness) end
   return { DONE, count }
 end }
 
