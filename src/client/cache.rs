@@ -400,7 +400,8 @@ impl<T: Stored + Send + Sync + 'static> Cache<T> {
         below: Duration,
         load: impl AsyncFnOnce() -> Result<Option<T>, AppError>,
     ) -> (Result<Row<T>, NotLoaded>, Option<Instant>) {
-        let until = Instant::now() + self.shared.options.lease;
+        // A loader that died keeps its lease until it runs out; then this one may load.
+        let until = Instant::now() + self.shared.options.lease * 5 / 4;
         loop {
             match self.ask(id, below).await {
                 Leave::Granted(token) => return self.load_with(id, token, load).await,

@@ -208,7 +208,8 @@ pub fn had_begun(fault: &Fault) -> bool {
 
 /// Loads the library, unless it is there. Needs the right to `function|load` and `function|list`.
 pub async fn load(connection: &Connection) -> Result<(), Fault> {
-    match connection.call(Command::new("FUNCTION").arg("LOAD").arg(TEXT)).await {
+    let text = TEXT;
+    match connection.call(Command::new("FUNCTION").arg("LOAD").arg(text)).await {
         Ok(_) => Ok(()),
         Err(Fault::Valkey { message, .. }) if message.contains("already exists") => {
             let list = Command::new("FUNCTION").arg("LIST").arg("LIBRARYNAME").arg(NAME).arg("WITHCODE");
@@ -217,7 +218,7 @@ pub async fn load(connection: &Connection) -> Result<(), Fault> {
                 fields.find(|(name, _)| name.as_text() == Some("library_code")).map(|(_, code)| code)
             });
             match code.as_ref().and_then(Reply::as_text) {
-                Some(TEXT) => Ok(()),
+                Some(code) if code == text => Ok(()),
                 _ => Err(Fault::Valkey {
                     code: OTHER_LIBRARY.into(),
                     message: format!("a function library named {NAME} is there, with another text"),

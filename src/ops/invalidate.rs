@@ -24,7 +24,7 @@ const PER_CALL: usize = 500;
 
 /// What can be said on the command line.
 #[derive(Debug, Clone, clap::Args)]
-#[group(required = true, multiple = false, args = ["keys", "pattern", "counters"])]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["keys", "pattern", "counters"])))]
 pub struct Args {
     /// Keys, such as `cache:users:{7}`
     pub keys: Vec<String>,

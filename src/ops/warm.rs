@@ -23,7 +23,7 @@ const AT_ONCE: usize = 200;
 
 /// What can be said on the command line.
 #[derive(Debug, Clone, clap::Args)]
-#[group(required = true, multiple = false, args = ["ids", "top"])]
+#[command(group(clap::ArgGroup::new("which").required(true).args(["ids", "top"])))]
 pub struct Args {
     /// A file with an id on each line; - for standard input
     #[arg(long, value_name = "FILE")]

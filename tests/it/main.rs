@@ -2,6 +2,7 @@
 
 use tidegate_lab::{harness, proxy};
 
+mod cache;
 mod crash;
 mod entries;
 mod exclusive;
@@ -9,6 +10,7 @@ mod failover;
 mod hydration;
 mod managed;
 mod memory;
+mod near;
 mod outage;
 mod permissions;
 mod poison;
