@@ -1,6 +1,6 @@
 //! Care: what happens around the flow and is never needed for a delta to land. One [`caretaker`] a stream trims it
 //! ([`trim`]), keeps its ledger small ([`merge`], [`compact`]), and looks for what Valkey lost ([`upstream`]), over one [`session`] at a
-//! time. Where counters are managed, one [`sweep`] a shard lets settled ones be evicted.
+//! time. Where counters are managed, one [`sweep`] a shard lets settled ones be evicted; [`touched`] invalidates cached rows that a trigger has noted.
 
 pub mod caretaker;
 pub mod compact;
@@ -8,5 +8,6 @@ pub mod merge;
 pub mod session;
 pub mod setup;
 pub mod sweep;
+pub mod touched;
 pub mod trim;
 pub mod upstream;

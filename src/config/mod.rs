@@ -67,6 +67,8 @@ pub struct Config {
     pub log: LogSection,
     /// `[managed]`
     pub managed: ManagedSection,
+    /// `[cache]`
+    pub cache: CacheSection,
     /// `[pipelines.<name>]`, by name; no two with the same stream and table.
     pub pipelines: Vec<Pipeline>,
 }
@@ -87,6 +89,7 @@ impl Config {
             stop: settings.section()?,
             log: settings.section()?,
             managed: settings.section()?,
+            cache: settings.section()?,
             pipelines: pipelines.keys().map(|name| pipelines::build(settings, name)).collect::<Option<_>>()?,
         })
     }

@@ -150,6 +150,12 @@ sections! {
         sweep_batch: usize = "500", Count("counters", 1..=10_000);
     }
 
+    /// Rows that applications cache in Valkey.
+    CacheSection at "cache" {
+        /// How often rows that the trigger `tidegate.touched` has noted are looked for and invalidated; `0s`: never.
+        touched_every: Duration = "0s", Time(Duration::ZERO..=FIVE_MINUTES);
+    }
+
     /// Which stream feeds which table.
     PipelineSection at "pipelines.<name>" {
         /// The stream to read.

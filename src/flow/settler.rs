@@ -299,7 +299,6 @@ impl Settler {
                 Err(fault) => self.wait_out(&fault, stop).await?,
             }
         }
-        failpoint::reached("values.dropped");
         Ok(())
     }
 

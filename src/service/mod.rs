@@ -22,6 +22,7 @@ use self::report::Reporter;
 use self::supervise::supervise;
 use crate::care::caretaker::Caretaker;
 use crate::care::sweep::Sweeper;
+use crate::care::touched::Touched;
 use crate::config::{Config, Problems, hide};
 use crate::failpoint;
 use crate::lanes::Record;
@@ -157,6 +158,12 @@ impl Running {
                     workers.spawn(supervise(slot, parts, stop.clone()));
                 }
             }
+        }
+        if let (false, Some(flow)) = (config.cache.touched_every.is_zero(), flows.first()) {
+            let (valkey, database, every) =
+                (places.valkey.clone(), places.database.clone(), config.cache.touched_every);
+            let touched = Touched { valkey, database, every, metrics: flow.metrics.clone() };
+            caretakers.spawn(touched.run(stop.clone()));
         }
         info!(
             event = "running", workers = config.run.workers, pipelines = flows.len(), valkey = %shown(&config.valkey.url),

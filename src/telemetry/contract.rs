@@ -116,6 +116,7 @@ instruments! {
         cleaned, "counters", "managed counters that became clean: Valkey may evict them";
         strangers, "entries", "entries of a managed pipeline that came from a plain producer: the value of their counter was dropped";
         values_dropped, "counters", "values that were dropped because all of the shard were in doubt (a replay, a Valkey that lost entries)";
+        rows_invalidated, "rows", "cached rows that were invalidated because the trigger tidegate.touched had noted them; counted by the first pipeline";
         acks_dropped, "acknowledgements", "acknowledgements not sent because the connection had changed; the entries come again and are recognised";
     }
     gauges {
@@ -264,6 +265,11 @@ impl Metrics {
     /// Entries of plain producers were flushed by a managed pipeline.
     pub fn strangers(&self, entries: u64) {
         add(&self.strangers, entries);
+    }
+
+    /// Rows that a trigger had noted were invalidated.
+    pub fn rows_invalidated(&self, rows: u64) {
+        add(&self.rows_invalidated, rows);
     }
 
     /// All values of a shard were dropped.

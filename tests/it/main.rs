@@ -7,6 +7,7 @@ mod crash;
 mod entries;
 mod exclusive;
 mod failover;
+mod functions;
 mod hydration;
 mod managed;
 mod memory;
