@@ -49,12 +49,12 @@ fn key<'a>(canonical: crate::model::entry::Canonical<'a>, pipeline: &Pipeline) -
     }
 }
 
-/// Drops the values of these counters, and the leases on them.
+/// Drops the values of these counters, and the leases on them; nothing where the shard is not managed yet.
 pub(super) async fn drop_values(link: &Link, pipeline: &Pipeline, counters: &BTreeSet<&str>) -> Result<(), Fault> {
     let keys = pipeline.keys_of(0);
     let ids: Vec<&str> = counters.iter().copied().collect();
     for ids in ids.chunks(PER_CALL) {
-        let mut all = vec![keys.index.clone()];
+        let mut all = vec![keys.index.clone(), keys.state.clone()];
         all.extend(ids.iter().flat_map(|id| [keys.counter(id), keys.lease(id)]));
         let call = Call::new(Function::Drop, all).arg(1).args(ids);
         match call.clone().send(link.commands()).await {

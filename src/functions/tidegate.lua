@@ -286,12 +286,13 @@ redis.register_function{ function_name = 'tidegate_1_settle', flags = { 'allow-o
   return { DONE, count }
 end }
 
--- Drops values and the leases on them: those of clean counters, or with force = 1 of dirty ones, too.
--- keys: index (counter lease)...; args: force id...
+-- Drops values and the leases on them: those of clean counters, or with force = 1 of dirty ones, too. Nothing where the shard is not managed yet: nobody
+-- would bring them back. keys: index state (counter lease)...; args: force id...
 redis.register_function{ function_name = 'tidegate_1_drop', flags = { 'allow-oom' }, callback = function(keys, args)
-  local count = 0
-  for i = 2, #keys, 2 do
-    if args[1] == '1' or redis.call('HEXISTS', keys[1], args[i / 2 + 1]) == 0 then
+  local index, count = keys[1], 0
+  if redis.call('HEXISTS', keys[2], 'lineage') == 0 then return { CLOSED, 0 } end
+  for i = 3, #keys, 2 do
+    if args[1] == '1' or redis.call('HEXISTS', index, args[(i + 1) / 2]) == 0 then
       count = count + redis.call('UNLINK', keys[i])
       redis.call('UNLINK', keys[i + 1])
     end

@@ -160,7 +160,7 @@ async fn drop_counters(
     let ids: Vec<&str> = counters.iter().filter_map(|key| keys.id_of(std::str::from_utf8(key).ok()?)).collect();
     let mut count = 0;
     for ids in ids.chunks(PER_CALL) {
-        let mut all = vec![keys.index.clone()];
+        let mut all = vec![keys.index.clone(), keys.state.clone()];
         all.extend(ids.iter().flat_map(|id| [keys.counter(id), keys.lease(id)]));
         let call = Call::new(Function::Drop, all).arg(u8::from(is_forced)).args(ids);
         count += call.send(connection).await?.int(0).unwrap_or(0).unsigned_abs();

@@ -470,6 +470,33 @@ fn ids(reply: Reply) -> Vec<EntryId> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_frontier_is_the_lower_one_of_the_oldest_pending_entry_and_the_last_delivered() {
+    let server = Valkey::start(&[]).await.expect("Valkey starts");
+    let limit = std::time::Duration::from_secs(10);
+    let address = Endpoint { url: server.url().into(), connect_timeout: limit, command_timeout: limit };
+    let connection = Connection::open(&address, "frontier").await.expect("connected");
+    functions::load(&connection).await.expect("loaded");
+    let simulation = Simulation::new(&connection, 1).await;
+    let ShardKeys { stream, index, state, group, .. } = &simulation.keys;
+    for n in 1..=4 {
+        simulation.command(Command::new("XADD").arg(stream).arg(format!("{n}-0")).arg("id").arg("a")).await;
+    }
+    let frontier = async || {
+        let answer = simulation.call(Call::new(Function::Status, [stream, index, state]).arg(group)).await;
+        (answer.status, answer.text(0).map(str::to_owned))
+    };
+    let read = Command::new("XREADGROUP").arg("GROUP").arg(group).arg("w").arg("STREAMS").arg(stream).arg(">");
+    assert_eq!(ids(simulation.command(read).await).len(), 4);
+    assert_eq!(frontier().await, (Status::Done, Some("1-0".into())));
+    simulation.command(Command::new("XACK").arg(stream).arg(group).arg("1-0").arg("3-0")).await;
+    assert_eq!(frontier().await, (Status::Done, Some("2-0".into())));
+    simulation.settle(&[]).await;
+    // Set back: what is pending lies above what was delivered last.
+    simulation.command(Command::new("XGROUP").arg("SETID").arg(stream).arg(group).arg("0")).await;
+    assert_eq!(frontier().await, (Status::Closed, Some("0-1".into())));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whatever_the_order_a_value_is_exact_and_nothing_unflushed_is_evictable() {
     let server = Valkey::start(&[]).await.expect("Valkey starts");
     let limit = std::time::Duration::from_secs(10);

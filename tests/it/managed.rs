@@ -402,6 +402,8 @@ async fn a_plain_pipeline_with_a_backlog_is_adopted() {
     let mut daemon = daemon(&lab);
     daemon.wait_for("the counters of this stream were not managed until now").await;
     let counters = counters(&lab).await;
+    lab.await_value("a", 1019).await;
+    eventually("pending", 0, async || lab.pending().await).await;
     assert_eq!(value(&lab, "a").await, Some(19), "nothing is dropped without a word");
     client.call(&["DEL", "counter:c"]).await;
     assert!(matches!(counters.get("c").await, Count::Stored(0)), "not brought back yet");

@@ -97,6 +97,39 @@ async fn by_each_way_of_tracking_a_change_is_heard() {
     }
 }
 
+/// How often the server was asked for a value.
+async fn gets(client: &mut Client) -> u64 {
+    let stats = client.call(&["INFO", "commandstats"]).await.text();
+    let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_get:calls=")?.split(',').next()?.parse().ok());
+    calls.unwrap_or(0)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_a_change_has_overtaken_is_not_held() {
+    let server = server().await;
+    let mut client = Client::connect(server.port()).await;
+    for (tracking, no_loop) in WAYS {
+        let proxy = Proxy::start(server.port()).await;
+        let heartbeat = Duration::from_secs(30);
+        let near = near_at(&proxy.url(), NearOptions { heartbeat, ..options(tracking, no_loop) }).await;
+        let old = "old".repeat(400_000);
+        set(&mut client, "7", &old).await;
+        let (asked, heard) = (gets(&mut client).await, near.stats().invalidated);
+        // A long answer is on its way for a while; the message about the change, on its own connection, is short.
+        proxy.slow(1_000_000);
+        let reading = tokio::spawn({
+            let near = near.clone();
+            async move { read(&near, "7").await }
+        });
+        eventually("the question", true, async || gets(&mut client).await > asked).await;
+        set(&mut client, "7", "new").await;
+        eventually("the message", true, async || near.stats().invalidated > heard).await;
+        assert_eq!(within_limit("the answer", reading).await.expect("no panic"), Some(old), "{tracking:?}");
+        assert_eq!(held(&near, "7"), None, "{tracking:?}, no_loop {no_loop}");
+        assert_eq!(read(&near, "7").await.as_deref(), Some("new"), "{tracking:?}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_old_is_held_at_rest_after_races_cuts_and_bursts() {
     let server = server().await;
