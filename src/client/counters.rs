@@ -2,7 +2,7 @@
 //!
 //! Takes increments of a managed pipeline, each accepted once however often it had to be sent; gives values that equal PostgreSQL plus what has not been
 //! flushed yet, or says why there is none. It fails as [`super::Producer`] does: nothing happened, or nobody knows. A value that Valkey lost is brought
-//! from PostgreSQL by whoever first needs it ([`super::hydrate`]); an increment never waits for that ([`Counters::add`]).
+//! from PostgreSQL by whoever first needs it; an increment never waits for that ([`Counters::add`]).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -86,7 +86,7 @@ pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::
         let connection = Connection::open(&valkey, "tidegate:counter").await?;
         let mut known = look(&connection, &truth, pipeline, id).await?;
         for _ in 1..TRIES {
-            if matches!(known, Ok(_)) {
+            if known.is_ok() {
                 break;
             }
             known = look(&connection, &truth, pipeline, id).await?;

@@ -53,7 +53,7 @@ async fn adds_fifteen(lab: &Lab, mut command: Command, id: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documented_python_program_adds_with_the_real_client_library() {
     let Ok(python) = std::env::var("PYTHON") else {
-        println!("skipped: PYTHON names no interpreter with the library valkey (make peers)");
+        eprintln!("skipped: PYTHON names no interpreter with the library valkey (make peers)");
         return;
     };
     let (lab, _daemon) = managed().await;
@@ -66,7 +66,7 @@ async fn the_documented_python_program_adds_with_the_real_client_library() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documented_node_program_adds_with_the_real_client_library() {
     let Ok(folder) = std::env::var("NODE_PEER") else {
-        println!("skipped: NODE_PEER names no folder with the library iovalkey (make peers)");
+        eprintln!("skipped: NODE_PEER names no folder with the library iovalkey (make peers)");
         return;
     };
     let (lab, _daemon) = managed().await;
