@@ -72,8 +72,10 @@ async fn lost(setup: &CaretakerSetup, session: &mut Session, lane: i32, stop: &S
             for row in &rows {
                 let missing = row.digests.as_ref().map_or(0, |d| d.difference(&present).count());
                 if missing > row.lost.unsigned_abs() as usize {
-                    // Before it is recorded: once it is, nobody would see it again.
-                    doubt_values(setup, &session.link, lane).await?;
+                    // Before it is recorded: once it is, nobody would see it again. What was trimmed meanwhile is not lost.
+                    if setup.database.run(async |c| ledger::is_retained(c, lane, row).await).await? {
+                        doubt_values(setup, &session.link, lane).await?;
+                    }
                     lost += setup.database.run(async |c| ledger::mark_lost(c, lane, row, missing).await).await?;
                 }
             }

@@ -523,14 +523,7 @@ async fn a_full_valkey_refuses_whole_and_drains_by_itself() {
     lab.await_value("warm", 1).await;
     proxy.cut();
     let mut client = lab.client().await;
-    let used = match client.call(&["INFO", "memory"]).await {
-        Resp::Text(text) => {
-            String::from_utf8_lossy(&text).lines().find_map(|l| l.strip_prefix("used_memory:")?.parse::<u64>().ok())
-        }
-        _ => None,
-    };
-    let limit = used.expect("a number") + (1 << 20);
-    client.call(&["CONFIG", "SET", "maxmemory", &limit.to_string()]).await;
+    leave_memory(&mut client, 1 << 20).await;
     let (mut accepted, mut refused) = (vec![0i64; 2_000], 0);
     let mut random = StdRng::seed_from_u64(3);
     while refused < 200 {
@@ -624,6 +617,14 @@ async fn verbs_show_warm_and_drop_counters() {
     assert!(code == 78 && stderr.contains("there is no pipeline"), "{stderr}");
 }
 
+/// Lets Valkey have so many bytes more than it has now.
+async fn leave_memory(client: &mut Client, bytes: u64) {
+    let info = client.call(&["INFO", "memory"]).await.text();
+    let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")?.parse::<u64>().ok());
+    let limit = (used.expect("a number") + bytes).to_string();
+    client.call(&["CONFIG", "SET", "maxmemory", &limit]).await;
+}
+
 /// Seconds of a run under faults; more with TIDEGATE_CHAOS_SECONDS.
 fn chaos() -> Duration {
     let set = std::env::var("TIDEGATE_CHAOS_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
@@ -634,9 +635,7 @@ fn chaos() -> Duration {
 async fn under_eviction_kills_cuts_and_deletions_no_row_and_no_shown_value_is_wrong() {
     const COUNTERS: usize = 20_000;
     let lab = Lab {
-        valkey: Valkey::start(&["--maxmemory", "5mb", "--maxmemory-policy", "volatile-lru"])
-            .await
-            .expect("Valkey starts"),
+        valkey: Valkey::start(&["--maxmemory-policy", "volatile-lru"]).await.expect("Valkey starts"),
         ..Lab::new().await
     };
     lab.execute(&format!(
@@ -657,6 +656,7 @@ async fn under_eviction_kills_cuts_and_deletions_no_row_and_no_shown_value_is_wr
     };
     let mut workers = [worker(), worker()];
     is_managed(&lab).await;
+    leave_memory(&mut lab.client().await, 800_000).await;
     let until = tokio::time::Instant::now() + chaos();
     let producers = (0..3u64).map(|n| {
         let (url, through) = (lab.valkey.url(), through.clone());
@@ -664,6 +664,7 @@ async fn under_eviction_kills_cuts_and_deletions_no_row_and_no_shown_value_is_wr
             let options = CounterOptions { patience: Duration::from_millis(200), ..options() };
             let counters = counters_at(&url, &through, options).await;
             let (mut random, mut sums, mut refused) = (StdRng::seed_from_u64(n), BTreeMap::<usize, i64>::new(), 0);
+            let mut answers = BTreeMap::<String, u32>::new();
             while tokio::time::Instant::now() < until {
                 // A few are hot.
                 let of = (random.random_range(0.0..1.0f64).powi(4) * COUNTERS as f64) as usize;
@@ -672,7 +673,9 @@ async fn under_eviction_kills_cuts_and_deletions_no_row_and_no_shown_value_is_wr
                     0 => counters.add(&id, amount).await,
                     1 => counters.incr(&id, amount).await.map(drop),
                     _ => {
-                        counters.get(&id).await;
+                        *answers
+                            .entry(format!("{:?}", counters.get(&id).await).replace(char::is_numeric, ""))
+                            .or_default() += 1;
                         continue;
                     }
                 };
@@ -682,7 +685,7 @@ async fn under_eviction_kills_cuts_and_deletions_no_row_and_no_shown_value_is_wr
                     Err(other) => panic!("{other:?}"),
                 }
             }
-            (sums, refused)
+            (sums, refused, answers)
         })
     });
     let producers: Vec<_> = producers.collect();
@@ -726,11 +729,12 @@ async fn under_eviction_kills_cuts_and_deletions_no_row_and_no_shown_value_is_wr
         }
     }
     proxy.heal();
-    let (mut sums, mut refused) = (BTreeMap::<usize, i64>::new(), 0);
+    let (mut sums, mut refused, mut answers) = (BTreeMap::<usize, i64>::new(), 0, BTreeMap::<String, u32>::new());
     for producer in producers {
-        let (of, no) = within_limit("a producer", producer).await.expect("no panic");
+        let (of, no, told) = within_limit("a producer", producer).await.expect("no panic");
         of.into_iter().for_each(|(id, sum)| *sums.entry(id).or_default() += sum);
         refused += no;
+        told.into_iter().for_each(|(answer, count)| *answers.entry(answer).or_default() += count);
     }
     nothing_is_dirty(&lab).await;
     lab.assert_settled().await;
@@ -755,7 +759,7 @@ async fn under_eviction_kills_cuts_and_deletions_no_row_and_no_shown_value_is_wr
     let evicted = client.call(&["INFO", "stats"]).await.text();
     let evicted = evicted.lines().find_map(|line| line.strip_prefix("evicted_keys:")).unwrap_or_default().to_owned();
     eprintln!(
-        "{kills} kills, {cuts} connections cut, {deleted} deleted, {evicted} evicted, {refused} refused; {} counters touched, {shown} shown",
+        "{kills} kills, {cuts} connections cut, {deleted} deleted, {evicted} evicted, {refused} refused; {} counters touched, {shown} shown; reads {answers:?}",
         sums.len()
     );
     assert!(wrong_rows.is_empty() && wrong.is_empty(), "rows {wrong_rows:?}, values {wrong:?}");
