@@ -6,7 +6,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tidegate::config::{Config, Needs, Sources, load};
-use tidegate::ops::{Exit, bench, check, demo, health, migrate, produce, replay, run};
+use tidegate::ops::{
+    Exit, adopt, bench, check, counter, demo, health, invalidate, memory, migrate, produce, replay, run, warm,
+};
 use tidegate::telemetry::{self, Telemetry};
 use tokio::runtime::Runtime;
 
@@ -37,6 +39,16 @@ enum Verb {
     Produce(produce::Args),
     /// Have the stream delivered once more from a moment on: what PostgreSQL lost, by a restore or a failover, lands again
     Replay(replay::Args),
+    /// Have the counters of a pipeline managed from now on: what Valkey has of them is dropped, and brought back when it is needed
+    Adopt(adopt::Args),
+    /// Show what fills Valkey, and how long PostgreSQL may stay away
+    Memory(memory::Args),
+    /// Drop cached rows, or values of counters, by key or by pattern
+    Invalidate(invalidate::Args),
+    /// Bring counters into Valkey before somebody asks for them
+    Warm(warm::Args),
+    /// Look at one counter
+    Counter(counter::Args),
     /// Show the main job on private throw-away servers, with workers killed again and again, and prove the result
     Demo(demo::Args),
     /// Measure how fast, how soon and at what cost deltas land on given servers, and whether exactly
@@ -117,6 +129,26 @@ async fn command(verb: Verb, file: Option<PathBuf>) -> std::io::Result<Exit> {
         },
         Verb::Replay(args) => match configured(file, Vec::new(), Needs::BOTH) {
             Ok(config) => replay::run(&args, &config, &mut std::io::stdout()).await,
+            Err(exit) => Ok(exit),
+        },
+        Verb::Adopt(args) => match configured(file, Vec::new(), Needs::BOTH) {
+            Ok(config) => adopt::run(&args, &config, &mut std::io::stdout()).await,
+            Err(exit) => Ok(exit),
+        },
+        Verb::Memory(args) => match configured(file, Vec::new(), Needs::VALKEY) {
+            Ok(config) => memory::run(&args, &config, &mut std::io::stdout()).await,
+            Err(exit) => Ok(exit),
+        },
+        Verb::Invalidate(args) => match configured(file, Vec::new(), Needs::VALKEY) {
+            Ok(config) => invalidate::run(&args, &config, &mut std::io::stdout()).await,
+            Err(exit) => Ok(exit),
+        },
+        Verb::Warm(args) => match configured(file, Vec::new(), Needs::BOTH) {
+            Ok(config) => warm::run(&args, &config, &mut std::io::stdout()).await,
+            Err(exit) => Ok(exit),
+        },
+        Verb::Counter(args) => match configured(file, Vec::new(), Needs::BOTH) {
+            Ok(config) => counter::run(&args, &config, &mut std::io::stdout()).await,
             Err(exit) => Ok(exit),
         },
         Verb::Demo(args) => demo::run(&args).await,

@@ -324,7 +324,8 @@ fn reorder(batch: &mut Batch) {
             _ => joined.push((first, last)),
         }
     }
-    let index = |at| (batch.entries.partition_point(|e| place(e) < at), batch.entries.partition_point(|e| place(e) <= at));
+    let index =
+        |at| (batch.entries.partition_point(|e| place(e) < at), batch.entries.partition_point(|e| place(e) <= at));
     batch.runs = joined.iter().map(|(first, last)| index(*first).0..index(*last).1).collect();
 }
 

@@ -293,7 +293,8 @@ impl Holder {
             self.setup.reads_again(&mut self.incident);
             if let Some(batch) = batch {
                 let place = Some(self.place_of(&batch));
-                let held = Held { link: session.link.clone(), batch: Some(batch), gone: Vec::new(), suspect: None, place };
+                let held =
+                    Held { link: session.link.clone(), batch: Some(batch), gone: Vec::new(), suspect: None, place };
                 self.hand_over(to, held).await;
             }
         }
@@ -418,7 +419,8 @@ impl Holder {
     /// If it cannot leave, whoever reads next takes its consumer for one that has died, and is careful.
     async fn leave_group(&self, session: &Session, lane: usize) {
         let claim = &self.leases.all[lane].claim;
-        let left = remove_if_empty(&session.link, (&claim.stream, &claim.group), &session.consumer, Duration::ZERO).await;
+        let left =
+            remove_if_empty(&session.link, (&claim.stream, &claim.group), &session.consumer, Duration::ZERO).await;
         if let Err(fault) = left {
             debug!(worker = %self.identity.worker, %fault, "could not leave a group; a peer removes this consumer later");
         }
@@ -596,7 +598,8 @@ impl Holder {
         let by_bytes = limits.max_bytes.saturating_sub(filling.bytes()) / self.bytes_per_entry.max(1);
         let entries = limits.max_entries.saturating_sub(filling.len()).min(by_bytes);
         let of_one = (limits.read_count * READS_AT_ONCE).min(limits.max_entries);
-        let of_all = (BATCHES_IN_A_READ * limits.max_bytes / self.bytes_per_entry.max(1)).min(BATCHES_IN_A_READ * limits.max_entries);
+        let of_all = (BATCHES_IN_A_READ * limits.max_bytes / self.bytes_per_entry.max(1))
+            .min(BATCHES_IN_A_READ * limits.max_entries);
         // A batch ends with a piece that is worth a read; its first entry always finds room.
         let is_worth_it = filling.is_empty() || entries >= limits.read_count.min(limits.max_entries / 2);
         is_worth_it.then_some(Room { entries: entries.max(1), worth: limits.read_count, of_one, of_all })

@@ -245,8 +245,7 @@ pub fn leases(setup: &WorkerSetup, worker: &str) -> (Keeper, Leases) {
                 token: token.clone(),
             };
             let ((standing, is_standing), wish) = (watch::channel(Standing::Waits), Arc::new(Wish::default()));
-            let lease =
-                Lease { claim: claim.clone(), standing: is_standing, wish: wish.clone(), asked: asked.clone() };
+            let lease = Lease { claim: claim.clone(), standing: is_standing, wish: wish.clone(), asked: asked.clone() };
             let kept =
                 Kept { claim, standing, wish, due: now, free_since: None, processes: 1, left_by: None, told: false };
             (kept, lease)

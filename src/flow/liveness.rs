@@ -181,8 +181,7 @@ pub struct Met {
 impl Met {
     /// Meets a server, which may be the one that was met before.
     pub fn meet(met: &mut Option<Met>, server: &Generation) {
-        let is_the_same =
-            |met: &Met| met.run_id == server.run_id && met.replication_id == server.replication_id;
+        let is_the_same = |met: &Met| met.run_id == server.run_id && met.replication_id == server.replication_id;
         if !met.as_ref().is_some_and(is_the_same) {
             let (run_id, replication_id) = (server.run_id.clone(), server.replication_id.clone());
             *met = Some(Met { run_id, replication_id, at: Instant::now() });

@@ -10,8 +10,8 @@ use tracing::{debug, info};
 
 use super::batch::Batch;
 use super::handoff::{Held, Outlets, Shared};
-use super::member::Membership;
 use super::liveness::{Met, Silence};
+use super::member::Membership;
 use super::read::Reader;
 use super::reclaim::{self, Claimed, Patience, Reclaimer};
 use super::session::{Identity, Session};

@@ -1,15 +1,20 @@
 //! What an operator types, one file a verb.
 
+pub mod adopt;
 pub mod bench;
 pub mod check;
+pub mod counter;
 pub mod demo;
 pub mod health;
+pub mod invalidate;
+pub mod memory;
 pub mod migrate;
 pub mod produce;
 pub mod replay;
 pub mod run;
 pub mod sandbox;
 pub mod stage;
+pub mod warm;
 
 use crate::config::{ProblemKind, Problems};
 use crate::retry::{Fault, FaultKind, kind};
@@ -63,6 +68,13 @@ impl From<&Fault> for Exit {
             FaultKind::Other => Exit::Error,
         }
     }
+}
+
+/// Says why a verb does not do what it was asked for.
+fn refused(verb: &str, exit: Exit, words: &str) -> std::io::Result<Exit> {
+    use std::io::Write;
+    writeln!(std::io::stderr(), "tidegate {verb}: {words}")?;
+    Ok(exit)
 }
 
 impl From<Exit> for std::process::ExitCode {

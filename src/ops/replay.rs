@@ -16,9 +16,12 @@ use std::time::{Duration, SystemTime};
 use super::Exit;
 use crate::care::session::Session;
 use crate::care::trim;
+use crate::client::postgres::lineage;
 use crate::config::Config;
 use crate::flow::judge;
 use crate::flow::ledger;
+use crate::functions;
+use crate::functions::gate::{self, Word};
 use crate::lanes::{self, Identity, LaneId};
 use crate::model::entry::EntryId;
 use crate::model::names;
@@ -100,7 +103,7 @@ pub async fn run(args: &Args, config: &Config, out: &mut dyn Write) -> std::io::
         let mut worst = Exit::Ok;
         for shard in &shards {
             let mut session = Session::open(&valkey.of_stream(&shard.stream), "tidegate:replay").await?;
-            match replay(args, config, shard, &mut session, &database, out).await? {
+            match replay(args, config, (shard, pipeline.shards), &mut session, &database, out).await? {
                 Ok(Exit::Ok) => {}
                 Ok(exit) => worst = exit,
                 Err(error) => return Ok(Err(error)),
@@ -122,7 +125,7 @@ fn refused(exit: Exit, words: &str) -> std::io::Result<Exit> {
     Ok(exit)
 }
 
-fn chosen<'a>(config: &'a Config, name: Option<&str>) -> Result<&'a Pipeline, String> {
+pub(super) fn chosen<'a>(config: &'a Config, name: Option<&str>) -> Result<&'a Pipeline, String> {
     let names = || config.pipelines.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");
     match (name, &config.pipelines[..]) {
         (Some(name), pipelines) => pipelines
@@ -150,7 +153,7 @@ type Outcome = Result<std::io::Result<Exit>, Fault>;
 async fn replay(
     args: &Args,
     config: &Config,
-    shard: &Shard,
+    (shard, shards): (&Shard, u16),
     session: &mut Session,
     database: &Database,
     out: &mut dyn Write,
@@ -214,8 +217,22 @@ async fn replay(
         return Ok(writeln!(out, "nothing was changed; add --yes to do it").map(|()| Exit::Ok));
     }
     let closed = rewind(&session.link, source, pipeline, since).await?;
+    // Behind the rewind, which closes the gate by itself: what is brought back before it is refused or dropped.
+    if pipeline.is_managed() {
+        doubt_values(&session.link, database, shards, pipeline).await?;
+    }
     Ok(writeln!(out, "rewound; {closed} connections of workers were closed, and they read on from there")
         .map(|()| Exit::Ok))
+}
+
+/// What Valkey has of the counters may be older or newer than what the replay makes of the table: all values are dropped by the daemon. From now on
+/// this PostgreSQL is the one that they are brought back from.
+async fn doubt_values(link: &Link, database: &Database, shards: u16, pipeline: &Pipeline) -> Result<(), Fault> {
+    let (connection, keys) = (link.commands(), pipeline.keys_of(0));
+    functions::load(connection).await?;
+    let lineage = database.run(async |c| lineage(c, shards).await).await?;
+    gate::open(connection, &keys, &lineage, Word::Accept).await?;
+    gate::close(connection, &keys, "replay").await
 }
 
 /// An id and its moment.

@@ -54,9 +54,11 @@ pub async fn run(
         Err(refusal) => {
             writeln!(std::io::stderr(), "tidegate run: {refusal}")?;
             Ok(match &refusal {
-                Refusal::NotMigrated(_) | Refusal::Table(_) | Refusal::Unregistered(_) | Refusal::Evicting(_) => {
-                    Exit::Config
-                }
+                Refusal::NotMigrated(_)
+                | Refusal::Table(_)
+                | Refusal::Unregistered(_)
+                | Refusal::KeyOfManaged(..)
+                | Refusal::Evicting(_) => Exit::Config,
                 Refusal::Config(problems) => problems.into(),
                 Refusal::Fault(fault) | Refusal::Migration(schema::Error::Fault(fault)) => fault.into(),
                 Refusal::Migration(_) | Refusal::Io(_) => Exit::Error,

@@ -19,12 +19,16 @@ use tracing::{error, info, warn};
 use self::admin::Admin;
 use self::drain::{Drain, Drained, Emptied, drain, until_empty};
 use self::notify::Notifier;
-use self::prepare::{Flow, Places, caretaker_setup, labels, prepare, raise_file_limit, try_prepare, worker_setup};
+use self::prepare::{
+    Flow, Places, caretaker_setup, labels, prepare, raise_file_limit, sweeper_setups, try_prepare, worker_setup,
+};
 pub use self::prepare::{Options, Refusal};
 use self::report::Reporter;
 use self::supervise::{supervise, supervise_soloist};
 use crate::care::caretaker::Caretaker;
 use crate::care::schedule::Schedule;
+use crate::care::sweep::Sweeper;
+use crate::care::touched::Touched;
 use crate::config::{Change, Config, Loaded, Problems, hide};
 use crate::failpoint;
 use crate::flow::flush::Lane;
@@ -171,10 +175,14 @@ impl Running {
             let regrouped = Arc::new(Notify::new());
             let streams = by_stream(&flows);
             let valkey = places.valkey.of_stream(&flows[0].lanes[0].pipeline().stream);
-            let care = |(stream, lanes): (&str, Vec<_>)| Caretaker::new(caretaker_setup(config, &places, stream, &lanes));
+            let care =
+                |(stream, lanes): (&str, Vec<_>)| Caretaker::new(caretaker_setup(config, &places, stream, &lanes));
             let streams = streams.into_iter().map(care).collect();
             caretakers.spawn(Schedule::new(valkey, streams, regrouped.clone()).run(stop.clone()));
             for flow in flows {
+                for parts in sweeper_setups(config, &places, flow) {
+                    caretakers.spawn(Sweeper::new(parts).run(stop.clone()));
+                }
                 let parts = worker_setup(config, &places, flow, regrouped.clone());
                 if parts.is_exclusive() {
                     workers.spawn(supervise_soloist(parts, stop.clone()));
@@ -184,6 +192,12 @@ impl Running {
                     workers.spawn(supervise(slot, parts.clone(), stop.clone()));
                 }
             }
+        }
+        if let (false, Some(flow)) = (config.cache.touched_every.is_zero(), flows.first()) {
+            let (valkey, database, every) =
+                (places.valkey.clone(), places.database.clone(), config.cache.touched_every);
+            let touched = Touched { valkey, database, every, metrics: flow.metrics.clone() };
+            caretakers.spawn(touched.run(stop.clone()));
         }
         let shard = |flow: &Flow| {
             let labels = labels(&flow.pipeline, config.telemetry.per_stream);

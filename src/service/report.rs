@@ -75,7 +75,8 @@ impl Reporter {
     }
 
     async fn report(&mut self, flows: &[Flow]) -> std::convert::Infallible {
-        let every = LOOK_EVERY.max(LOOK_EVERY_OF_MANY * flows.iter().map(|flow| flow.lanes.len()).sum::<usize>() as u32);
+        let every =
+            LOOK_EVERY.max(LOOK_EVERY_OF_MANY * flows.iter().map(|flow| flow.lanes.len()).sum::<usize>() as u32);
         let mut looks = interval_at(tokio::time::Instant::now() + LOOK_EVERY, every);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut told_at = Instant::now();
@@ -124,7 +125,8 @@ async fn count(database: &Database, registry: &Registry, flows: &[Flow]) -> std:
                 let of_lane: HashMap<LaneId, Kept> = all.into_iter().map(|kept| (kept.lane, kept)).collect();
                 for flow in flows {
                     let kept = || flow.lanes.iter().filter_map(|lane| of_lane.get(&lane.id()));
-                    let (rows, letters) = (kept().map(|kept| kept.ledger_rows), kept().map(|kept| kept.dead_letters_open));
+                    let (rows, letters) =
+                        (kept().map(|kept| kept.ledger_rows), kept().map(|kept| kept.dead_letters_open));
                     flow.metrics.told_kept(rows.sum(), letters.sum());
                 }
                 COUNT_EVERY

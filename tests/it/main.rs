@@ -2,15 +2,20 @@
 
 use tidegate_lab::{admin, harness, proxy, sink};
 
+mod cache;
 mod cluster;
 mod crash;
 mod entries;
 mod exclusive;
 mod failover;
+mod functions;
 mod health;
+mod hydration;
 mod load;
+mod managed;
 mod memory;
 mod metrics;
+mod near;
 mod otlp;
 mod outage;
 mod permissions;
