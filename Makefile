@@ -88,17 +88,20 @@ test: cargo
 
 # Everything that is promised holds as well where one process reads alone: the tests again, but for those about marks and acknowledgements,
 # about no delivery at all, and those that choose theirs or name their pipelines themselves.
-NOT_ALONE = repository:: security:: running:: migrate:: measuring:: settings:: contract:: looking:: dead:: audit:: doctor:: walkthrough:: top:: producing:: exclusive:: \
-	permissions:: turn:: pooler:: memory:: telemetry:: reclaim:: cluster:: sentinel:: streams:: shards:: upgrade:: \
+NOT_ALONE = managed:: hydration:: functions:: cache:: near:: repository:: security:: running:: migrate:: measuring:: settings:: contract:: looking:: dead:: audit:: doctor:: \
+	walkthrough:: top:: producing:: exclusive:: permissions:: turn:: pooler:: memory:: telemetry:: reclaim:: cluster:: sentinel:: streams:: shards:: upgrade:: \
 	an_acknowledgement killed_after_the_read_and killed_between_commit_and_ack many_workers_that_get_everything \
 	a_rewound_group postgresql_away_for_longer a_table_change_is a_trigger_that_drops a_replay_is_refused \
 	whatever_a_trigger_raises
 ALONE_TOO = $(addprefix --skip ,$(NOT_ALONE))
 
+# Client libraries of other languages, where `make peers` has installed them: docs/functions.md is executed with them.
+WITH_PEERS = $(if $(wildcard $(PEERS)/python/bin/python),PYTHON=$(abspath $(PEERS)/python/bin/python)) $(if $(wildcard $(PEERS)/node/node_modules),NODE_PEER=$(abspath $(PEERS)/node))
+
 .PHONY: suite
 suite: cargo servers
 	@$(WITH_SERVERS) echo "on $$($$TIDEGATE_VALKEY_SERVER --version | cut -d ' ' -f 1-3), $$($$TIDEGATE_POSTGRES_BIN/postgres --version)"
-	@$(WITH_SERVERS) cargo test --locked --test it
+	@$(WITH_SERVERS) $(WITH_PEERS) cargo test --locked --test it
 	@$(WITH_SERVERS) TIDEGATE_TEST_DELIVERY=exclusive cargo test --locked --test it -- $(ALONE_TOO)
 
 # The main job on Redis in the place of Valkey: crashes, outages, producers, both ways to read, dead letters, trimming, replays, shards.

@@ -57,14 +57,14 @@
 //!
 //! In this order: `model` says what flows, `flow` is its life step by step, with `flow::worker` as the parent of the three
 //! actors; `care` trims and compacts; `retry` decides about every error; `service` starts, watches and stops it all;
-//! `telemetry` says what programs may rely on; `client` is the writing side, for Rust producers; `ops` has one file for each
+//! `telemetry` says what programs may rely on; `client` is what applications link, and `functions` what Valkey does for them in one step; `ops` has one file for each
 //! command. `valkey` and `postgres` open the connections; beside them only the steps of `flow` and `care` that send commands
 //! or SQL, `target`, `lanes` and `ops` use the client libraries.
 //!
 //! # Features
 //!
 //! `daemon`, on by default, is the program. Without it the crate is [`client`] and what that needs: a producer links neither
-//! sqlx nor clap.
+//! sqlx nor clap. `postgres` brings managed counters back by sqlx, `json` caches rows as JSON, `near` holds them in memory.
 
 pub mod merge;
 pub mod model;
@@ -84,6 +84,7 @@ pub mod target;
 #[cfg(feature = "daemon")]
 pub mod care;
 pub mod client;
+pub mod functions;
 #[cfg(feature = "daemon")]
 pub mod service;
 #[cfg(feature = "daemon")]
@@ -94,7 +95,7 @@ pub mod config;
 #[cfg(feature = "daemon")]
 pub mod telemetry;
 
-#[cfg(feature = "daemon")]
+#[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod valkey;
 

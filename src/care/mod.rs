@@ -1,6 +1,7 @@
 //! Care: what happens around the flow and is never needed for a delta to land. One [`caretaker`] a stream trims it
 //! ([`trim`]), keeps its ledger small ([`merge`], [`compact`]), and looks for what Valkey lost ([`upstream`]), each in its time ([`schedule`]) and over one
-//! [`session`]. [`kept`] counts what PostgreSQL keeps.
+//! [`session`]. [`kept`] counts what PostgreSQL keeps. Where counters are managed, one [`sweep`] a shard lets settled ones be evicted; [`touched`]
+//! invalidates cached rows that a trigger has noted.
 
 pub mod caretaker;
 pub mod compact;
@@ -9,5 +10,7 @@ pub mod merge;
 pub mod schedule;
 pub mod session;
 pub mod setup;
+pub mod sweep;
+pub mod touched;
 pub mod trim;
 pub mod upstream;

@@ -16,6 +16,7 @@ use super::session::Session;
 use super::setup::CaretakerSetup;
 use super::trim;
 use crate::flow::ledger::{self, Extent};
+use crate::functions::gate;
 use crate::model::entry::EntryId;
 use crate::retry::Fault;
 use crate::shutdown::Stop;
@@ -71,6 +72,10 @@ async fn lost(setup: &CaretakerSetup, session: &mut Session, lane: i32, stop: &S
             for row in &rows {
                 let missing = row.digests.as_ref().map_or(0, |d| d.difference(&present).count());
                 if missing > row.lost.unsigned_abs() as usize {
+                    // Before it is recorded: once it is, nobody would see it again. What was trimmed meanwhile is not lost.
+                    if setup.database.run(async |c| ledger::is_retained(c, lane, row).await).await? {
+                        doubt_values(setup, &session.link, lane).await?;
+                    }
                     lost += setup.database.run(async |c| ledger::mark_lost(c, lane, row, missing).await).await?;
                 }
             }
@@ -105,11 +110,22 @@ async fn keep_ids_ascending(setup: &CaretakerSetup, link: &Link, highest: EntryI
         error!(%stream, %last, %highest, "the stream is behind the ledger by more than its clock allows: set right the server's clock; until then entries may come under used ids, which cost time and are told apart by their content");
         return Ok(());
     }
+    for (lane, _) in &setup.lanes {
+        doubt_values(setup, link, lane.id()).await?;
+    }
     match trim::raise_last_id(link, stream, highest).await {
         Ok(()) => info!(%stream, from = %last, to = %highest, "raised the stream's last id to the ledger's"),
         // An entry was added meanwhile; the next look sees it.
         Err(Fault::Valkey { code, .. }) if code == "ERR" => {}
         Err(fault) => return Err(fault),
+    }
+    Ok(())
+}
+
+/// Where Valkey lost entries that were flushed, it has older values of their counters, too: those of a managed pipeline are dropped.
+async fn doubt_values(setup: &CaretakerSetup, link: &Link, lane: i32) -> Result<(), Fault> {
+    for (lane, _) in setup.lanes.iter().filter(|(of, _)| of.id() == lane && of.pipeline().is_managed()) {
+        gate::close_surely(link.commands(), &lane.pipeline().keys_of(0), "Valkey lost entries").await?;
     }
     Ok(())
 }

@@ -75,6 +75,10 @@ pub struct Config {
     pub admin: AdminSection,
     /// `[telemetry]`
     pub telemetry: TelemetrySection,
+    /// `[managed]`
+    pub managed: ManagedSection,
+    /// `[cache]`
+    pub cache: CacheSection,
     /// `[pipelines.<name>]`, by name; no two with the same stream and table.
     pub pipelines: Vec<Pipeline>,
 }
@@ -96,6 +100,8 @@ impl Config {
             log: settings.section()?,
             admin: settings.section()?,
             telemetry: settings.section()?,
+            managed: settings.section()?,
+            cache: settings.section()?,
             pipelines: pipelines.keys().map(|name| pipelines::build(settings, name)).collect::<Option<_>>()?,
         })
     }

@@ -10,7 +10,7 @@ use super::key::Section;
 use super::problem::Problem;
 use super::sections::PipelineSection;
 use super::settings::{Effective, Settings};
-use crate::client::{OP_FIELD, TRACEPARENT_FIELD};
+use crate::client::{MARK_FIELD, OP_FIELD, TRACEPARENT_FIELD};
 use crate::model::pipeline::Pipeline;
 use crate::model::slot::hash_tag;
 
@@ -32,6 +32,8 @@ pub(super) fn build(settings: &Settings, name: &str) -> Option<Pipeline> {
         key_field: section.key_field,
         value_field: section.value_field,
         merge: section.merge,
+        counters: section.counter_prefix,
+        mode: section.mode,
         delivery: section.delivery,
     })
 }
@@ -41,7 +43,16 @@ pub(super) fn check(settings: &Settings, named: &Named) -> Vec<Problem> {
     let mut problems: Vec<Problem> = settings.missing().map(|effective| missing(effective, named)).collect();
     let pipelines: Vec<Pipeline> = named.keys().filter_map(|name| build(settings, name)).collect();
     for (index, pipeline) in pipelines.iter().enumerate() {
-        let sentences = [twins(&pipelines[..index], pipeline), tag(pipeline), fields(pipeline), columns(pipeline)];
+        let others: Vec<&Pipeline> =
+            pipelines.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, other)| other).collect();
+        let sentences = [
+            twins(&pipelines[..index], pipeline),
+            tag(pipeline),
+            fields(pipeline),
+            columns(pipeline),
+            prefix(pipeline),
+            shared_counters(&others, pipeline),
+        ];
         let place = named.get(&pipeline.name).cloned().unwrap_or_default();
         problems.extend(sentences.into_iter().flatten().map(|sentence| Problem::invalid(&place, sentence)));
     }
@@ -81,7 +92,8 @@ fn fields(pipeline: &Pipeline) -> Option<String> {
     let Pipeline { name, key_field, value_field, .. } = pipeline;
     let of_producers =
         [key_field, value_field].into_iter().find(|f| [OP_FIELD, TRACEPARENT_FIELD].contains(&f.as_str()));
-    match of_producers {
+    let mark = [key_field, value_field].into_iter().find(|f| pipeline.is_managed() && *f == MARK_FIELD);
+    match of_producers.or(mark) {
         Some(field) => Some(format!(
             "pipeline {name} uses the field {field}, which producers fill; write other fields as key_field and value_field"
         )),
@@ -100,4 +112,37 @@ fn columns(pipeline: &Pipeline) -> Option<String> {
              updated_at_column"
         )
     })
+}
+
+/// What decides the slot of a key in a cluster, and Tidegate's own names, stay clear of the counters.
+fn prefix(pipeline: &Pipeline) -> Option<String> {
+    let Pipeline { name, counters, .. } = pipeline;
+    let is_sound = !counters.contains(['{', '}']) && !counters.starts_with("tidegate:");
+    (!is_sound).then(|| {
+        format!(
+            "pipeline {name} has the counter_prefix {counters:?}; write one without braces that does not begin with tidegate:"
+        )
+    })
+}
+
+/// A managed counter stands for one row, which nobody else writes.
+fn shared_counters(others: &[&Pipeline], pipeline: &Pipeline) -> Option<String> {
+    let Pipeline { name, counters, table, .. } = pipeline;
+    if !pipeline.is_managed() {
+        return None;
+    }
+    if let Some(other) = others.iter().find(|other| other.table == *table) {
+        return Some(format!(
+            "pipeline {name} is managed, and pipeline {} writes the same table {table}: a counter would lack the other one's \
+             deltas; give one of them another table, or write mode = \"plain\"",
+            other.name
+        ));
+    }
+    let within = |a: &str, b: &str| format!("{a}:").starts_with(&format!("{b}:"));
+    let other = others.iter().find(|other| within(&other.counters, counters) || within(counters, &other.counters))?;
+    Some(format!(
+        "pipeline {name} is managed, and the counters of pipeline {} have the same names ({:?} and {counters:?}); write another \
+         counter_prefix for one of them",
+        other.name, other.counters
+    ))
 }

@@ -16,7 +16,7 @@ use super::setting::choice;
 use super::settings::Settings;
 use crate::flow::reclaim::ALONE_AFTER;
 use crate::merge::Merge;
-use crate::model::pipeline::{Delivery, Identifier, Table};
+use crate::model::pipeline::{Delivery, Identifier, Mode, Table};
 
 const fn ms(count: u64) -> Duration {
     Duration::from_millis(count)
@@ -178,6 +178,23 @@ sections! {
         per_stream: bool = "false", Switch;
     }
 
+    /// Counters that Tidegate answers for: pipelines with `mode = "managed"`.
+    ManagedSection at "managed" {
+        /// How long a counter whose deltas are all in PostgreSQL stays in Valkey when nobody adds to it. Until then it may be evicted at any
+        /// time, and is brought back when it is needed.
+        ttl: Duration = "6h", Time(ms(1000)..=YEAR);
+        /// How often settled counters are looked for at the most. Until one is found it cannot be evicted.
+        sweep_every: Duration = "50ms", Time(ms(1)..=FIVE_MINUTES);
+        /// How many counters one call of Valkey settles, at 3 µs each: it serves nobody else meanwhile.
+        sweep_batch: usize = "500", Count("counters", 1..=10_000);
+    }
+
+    /// Rows that applications cache in Valkey.
+    CacheSection at "cache" {
+        /// How often rows that the trigger `tidegate.touched` has noted are looked for and invalidated; `0s`: never.
+        touched_every: Duration = "0s", Time(Duration::ZERO..=FIVE_MINUTES);
+    }
+
     /// Which stream feeds which table.
     PipelineSection at "pipelines.<name>" {
         /// The stream to read.
@@ -202,6 +219,11 @@ sections! {
         /// `group`: any number of workers share the stream, and Valkey keeps a mark for each entry until it is settled.
         /// `exclusive`: one process at a time reads it, at a fraction of the cost for Valkey.
         delivery: Delivery = "group", Choice(Delivery::WORDS);
+        /// `plain`: producers keep the counters in Valkey. `managed`: Tidegate answers for them, so that they may be evicted
+        /// (docs/reading.md); it takes effect once `tidegate adopt` has been run, where the stream has entries already.
+        mode: Mode = "plain", Choice(Mode::WORDS);
+        /// What the names of the counters in Valkey begin with: `<counter_prefix>:<key>`.
+        counter_prefix: String = "counter", Text;
     }
 }
 
@@ -228,6 +250,7 @@ pub enum OtlpProtocol {
 choice! { OtlpProtocol: "auto" => OtlpProtocol::Auto, "http/protobuf" => OtlpProtocol::Http, "grpc" => OtlpProtocol::Grpc }
 choice! { LogFormat: "text" => LogFormat::Text, "json" => LogFormat::Json }
 choice! { Delivery: "group" => Delivery::Group, "exclusive" => Delivery::Exclusive }
+choice! { Mode: "plain" => Mode::Plain, "managed" => Mode::Managed }
 choice! { Merge: "sum" => Merge::Sum }
 
 /// Two keys whose values must keep an order.

@@ -36,8 +36,8 @@ pub struct Acker {
     worker: Arc<str>,
     shared: Arc<Shared>,
     settled: mpsc::Receiver<Receipt>,
-    /// Whose positions are to be moved, and when.
-    to_move: Vec<Arc<Tenure>>,
+    /// Whose positions are to be moved, each with its lane, and when.
+    to_move: Vec<(usize, Arc<Tenure>)>,
     move_at: Instant,
     moved_at: Instant,
 }
@@ -80,9 +80,9 @@ impl Acker {
 
     /// A batch that was read alone is settled: positions are moved soon, or at once where much is between.
     async fn settled(&mut self, place: Place) {
-        for (tenure, unmoved) in place.settled() {
+        for (lane, tenure, unmoved) in place.settled() {
             if tenure.queue() {
-                self.to_move.push(tenure);
+                self.to_move.push((lane, tenure));
             }
             let at = match unmoved.is_all {
                 _ if unmoved.entries >= self.setup.most_unmoved() => Instant::now(),
@@ -105,7 +105,8 @@ impl Acker {
         let tenures = std::mem::take(&mut self.to_move);
         let _acking = self.setup.metrics.ack_begins(&Trace::default(), 0);
         for some in tenures.chunks(MOVED_AT_ONCE) {
-            join_all(some.iter().map(|tenure| tenure.advance())).await;
+            join_all(some.iter().map(|(_, tenure)| tenure.advance())).await;
+            some.iter().for_each(|(lane, _)| self.setup.lanes[*lane].acknowledged().notify_one());
         }
         self.moved_at = Instant::now();
     }
@@ -114,7 +115,7 @@ impl Acker {
         let pipeline = &self.setup.pipeline;
         let _acking = self.setup.metrics.ack_begins(settled.trace(), settled.ids().len());
         match ack::ack(link, &pipeline.group(), &pipeline.stream, settled).await {
-            Ok(Acked::Removed(_)) => {}
+            Ok(Acked::Removed(_)) => self.setup.lanes[0].acknowledged().notify_one(),
             Ok(Acked::Dropped) => {
                 self.setup.metrics.ack_dropped();
                 info!(worker = %self.worker, entries = settled.ids().len(), "the connection changed: acknowledgement dropped");

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnection;
+use tokio::sync::Notify;
 
 use super::batch::{Batch, Origin};
 use super::bury::{self, Letters};
@@ -61,6 +62,8 @@ pub struct Lane {
     turn: Turn,
     /// A dead letter larger than this is shortened.
     letter_bytes: usize,
+    /// Rung when something of it was acknowledged: where counters are managed, some of them may be clean now. All clones share it.
+    acknowledged: Arc<Notify>,
 }
 
 impl Lane {
@@ -73,7 +76,8 @@ impl Lane {
         turn: Turn,
         letter_bytes: usize,
     ) -> Lane {
-        Lane { id: Arc::new(AtomicI32::new(id)), identity, statements, pipeline, turn, letter_bytes }
+        let (id, acknowledged) = (Arc::new(AtomicI32::new(id)), Arc::default());
+        Lane { id, identity, statements, pipeline, turn, letter_bytes, acknowledged }
     }
 
     /// Its place in the ledger.
@@ -97,6 +101,11 @@ impl Lane {
     /// The Valkey deployment that its entries come from.
     pub fn source(&self) -> &str {
         &self.identity.source
+    }
+
+    /// Rung when something of it was acknowledged.
+    pub fn acknowledged(&self) -> &Notify {
+        &self.acknowledged
     }
 
     /// The pipeline it belongs to.
@@ -167,15 +176,18 @@ pub enum Why {
     Fault(Fault),
 }
 
-/// Flushes a batch, by the way it calls for. `lanes`: those that its entries may be of, all of one pipeline.
-pub async fn flush(database: &Database, lanes: &[Lane], batch: Batch) -> Result<Flushed, Failed> {
+/// Flushes a batch, by the way it calls for; gives it back either way. `lanes`: those that its entries may be of, all of one pipeline.
+pub async fn flush(database: &Database, lanes: &[Lane], batch: Batch) -> Result<(Flushed, Batch), Failed> {
     let result = match (batch.is_careful(), &batch.lanes()[..]) {
         (false, _) => flush_fresh(database, lanes, &batch).await,
         (true, [_]) => flush_careful(database, lanes, &batch).await,
         // Each lane's rows are looked at by themselves.
         (true, _) => Err(Why::Refused((0..batch.runs().len()).collect())),
     };
-    result.map_err(|why| Failed { batch, why })
+    match result {
+        Ok(flushed) => Ok((flushed, batch)),
+        Err(why) => Err(Failed { batch, why }),
+    }
 }
 
 /// One statement. Either every run is new and all of it is committed, or nothing is.

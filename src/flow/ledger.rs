@@ -217,6 +217,13 @@ pub async fn highest(connection: &mut PgConnection, lane: LaneId) -> Result<Opti
     row.map(|row| id(&row, 0)).transpose()
 }
 
+/// Whether the stream should still have a row's entries: they lie above the trim line.
+pub async fn is_retained(connection: &mut PgConnection, lane: LaneId, row: &Found) -> Result<bool, sqlx::Error> {
+    let line = "select $2::numeric >= trimmed_below from tidegate.lanes where lane = $1";
+    let above = sqlx::query_scalar(line).bind(lane).bind(row.first.number().to_string());
+    Ok(above.fetch_optional(connection).await?.unwrap_or(false))
+}
+
 /// Records how many entries of a row are lost upstream, unless its range was given up to the trimmer meanwhile. Gives how
 /// many nobody had recorded yet.
 pub async fn mark_lost(

@@ -1,6 +1,6 @@
 //! The life of a delta, in order. [`worker`] wires three actors: [`taker`] takes batches from Valkey ([`session`], [`read`],
 //! [`reclaim`], [`liveness`]), [`settler`] settles them in PostgreSQL ([`batch`], [`coalesce`], [`bisect`], [`judge`], [`ledger`],
-//! [`statement`], [`turn`], [`flush`], [`bury`], [`causes`]), [`acker`]
+//! [`statement`], [`turn`], [`flush`], [`bury`], [`causes`], `strangers`), [`acker`]
 //! acknowledges ([`ack`]); [`pause`] keeps them from reading; [`handoff`] is what they pass on to each other. Where one process reads streams
 //! alone, [`lease`] says which, [`holder`] reads all of them in [`rounds`], each once a [`member`] of its group has settled what was given out, and
 //! [`tenure`] moves each group's [`position`] instead of acknowledging. [`redrive`] is for an operator: dead letters, again.
@@ -30,6 +30,7 @@ pub mod session;
 pub mod settler;
 pub mod setup;
 pub mod statement;
+mod strangers;
 pub mod taker;
 pub mod tenure;
 pub mod turn;

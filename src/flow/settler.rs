@@ -17,8 +17,9 @@ use super::flush::{self, Failed, Settled, Why};
 use super::handoff::{Held, Interrupted, Receipt, Shared};
 use super::setup::WorkerSetup;
 use super::tenure::Place;
-use super::{ledger, reclaim};
+use super::{ledger, reclaim, strangers};
 use crate::failpoint;
+use crate::functions::gate;
 use crate::model::entry::{EntryId, Malformed, digest};
 use crate::model::row;
 use crate::retry::{Fault, Incident, Judgement, Response, Verdict};
@@ -113,7 +114,7 @@ impl Settler {
 
     async fn take_up(&mut self, held: Held, stop: &Stop) -> Result<(), Interrupted> {
         if !held.gone.is_empty() {
-            self.account_for(&held.gone, stop).await?;
+            self.account_for(&held.link, &held.gone, stop).await?;
         }
         let Some(batch) = held.batch else { return self.hand_on(Receipt::Done(held.place)).await };
         if let Some(id) = held.suspect {
@@ -132,12 +133,13 @@ impl Settler {
         let flushing =
             self.setup.metrics.flush_begins(&batch.origin().trace, batch.len(), oldest_ms, || batch.causes());
         match flush::flush(&self.setup.database, &self.setup.lanes, batch).await {
-            Ok(flushed) => {
+            Ok((flushed, batch)) => {
                 failpoint::reached("flush.committed");
                 flushing.committed(&flushed.settled.tally);
                 let Some(handoff) = self.handoffs.get(&ticket.handoff).cloned() else { return Err(Interrupted) };
                 self.landed(Some(flushed.settled.tally.applied));
                 self.tell(&flushed.settled);
+                self.drop_values(&handoff, &batch, &flushed.settled, stop).await?;
                 self.give_back(&handoff, flushed.settled).await?;
                 if let Some(batch) = flushed.unjudgeable {
                     self.settle_unjudgeable(&handoff, batch, stop).await?;
@@ -294,6 +296,29 @@ impl Settler {
         let _ = reclaim::acquit(link, &pipeline.stream, &pipeline.group(), consumer, id).await;
     }
 
+    /// Where counters are managed: values that the index does not answer for are dropped before anything is acknowledged.
+    async fn drop_values(
+        &mut self,
+        handoff: &Handoff,
+        batch: &Batch,
+        settled: &Settled,
+        stop: &Stop,
+    ) -> Result<(), Interrupted> {
+        let lanes = self.setup.lanes.clone();
+        let (doubtful, strangers) = strangers::of(batch, &self.setup.pipeline, &settled.tally);
+        self.setup.metrics.strangers(strangers);
+        for (lane, counters) in &doubtful {
+            // On a lost link nothing is acknowledged either: the entries come again, are recognised, and the values are dropped then.
+            while !handoff.link.is_lost() {
+                match strangers::drop_values(&handoff.link, lanes[*lane].pipeline(), counters).await {
+                    Ok(()) | Err(Fault::ValkeyLost(_) | Fault::ValkeyProtocol(_)) => break,
+                    Err(fault) => self.wait_out(&fault, stop).await?,
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// What is settled and pending is to be acknowledged.
     async fn give_back(&self, handoff: &Handoff, settled: Settled) -> Result<(), Interrupted> {
         match handoff.place {
@@ -348,10 +373,14 @@ impl Settler {
         let mut doubtful = batch.pick(&indices);
         doubtful.condemn(Death::from(Malformed::Unjudgeable));
         loop {
+            let kept = self.setup.pipeline.is_managed().then(|| doubtful.clone());
             let fault = match flush::bury_covered(&self.setup.database, &self.setup.lanes[lane], doubtful).await {
                 Ok(settled) => {
                     self.landed(None);
                     self.tell(&settled);
+                    if let Some(batch) = kept {
+                        self.drop_values(handoff, &batch, &settled, stop).await?;
+                    }
                     return self.give_back(handoff, settled).await;
                 }
                 Err(Failed { batch, why: Why::LaneGone(fault) }) => {
@@ -396,7 +425,7 @@ impl Settler {
     }
 
     /// Pending ids that the stream has no longer: flushed, if the ledger tells so; else Valkey lost them.
-    async fn account_for(&mut self, gone: &[EntryId], stop: &Stop) -> Result<(), Interrupted> {
+    async fn account_for(&mut self, link: &Link, gone: &[EntryId], stop: &Stop) -> Result<(), Interrupted> {
         let id = self.setup.lanes[0].id();
         let told = loop {
             match self.setup.database.run(async |c| ledger::tell_gone(c, id, gone).await).await {
@@ -405,6 +434,15 @@ impl Settler {
             }
         };
         self.landed(None);
+        // Their deltas are in the counters' values, and nobody knows in whose.
+        let is_in_doubt = self.setup.pipeline.is_managed() && !told.unflushed.is_empty();
+        while is_in_doubt && !link.is_lost() {
+            let keys = self.setup.lanes[0].pipeline().keys_of(0);
+            match gate::close_surely(link.commands(), &keys, "entries were lost").await {
+                Ok(()) => break,
+                Err(fault) => self.wait_out(&fault, stop).await?,
+            }
+        }
         let pipeline = &self.setup.pipeline.name;
         if !told.unflushed.is_empty() {
             self.setup.metrics.lost_unflushed(told.unflushed.len());

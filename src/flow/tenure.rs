@@ -59,13 +59,13 @@ impl Place {
         self.parts.push(Part { lane, tenure: tenure.clone(), number });
     }
 
-    /// Everything of the batch is settled. Gives the tenures whose positions can be moved.
-    pub fn settled(self) -> impl Iterator<Item = (Arc<Tenure>, Unmoved)> {
+    /// Everything of the batch is settled. Gives the tenures whose positions can be moved, each with its lane.
+    pub fn settled(self) -> impl Iterator<Item = (usize, Arc<Tenure>, Unmoved)> {
         self.parts.into_iter().map(|part| {
             let mut stretches = part.tenure.stretches();
             let unmoved = Unmoved { entries: stretches.settled(part.number), is_all: stretches.open.is_empty() };
             drop(stretches);
-            (part.tenure, unmoved)
+            (part.lane, part.tenure, unmoved)
         })
     }
 

@@ -7,9 +7,17 @@ use super::slot::{hash_tag, tag_beside};
 /// The stream that feeds the default pipeline.
 pub const DEFAULT_STREAM: &str = "flush:counters";
 
-/// The key that holds the live value of one counter, the one producers `INCRBY`.
+/// What the names of a pipeline's counters begin with, unless it is configured otherwise.
+pub const DEFAULT_COUNTERS: &str = "counter";
+
+/// The key that holds the live value of one counter of the default pipeline, the one producers `INCRBY`.
 pub fn counter(id: &str) -> String {
-    format!("counter:{id}")
+    counter_below(DEFAULT_COUNTERS, id)
+}
+
+/// The same where the names of the counters begin otherwise.
+pub fn counter_below(counters: &str, id: &str) -> String {
+    format!("{counters}:{id}")
 }
 
 /// The stream of one of several shards, in a slot of its own in a cluster.
@@ -23,9 +31,28 @@ pub fn shard_number(stream: &str, name: &str) -> Option<u16> {
     (sharded(stream, number) == name).then_some(number)
 }
 
-/// The same beside a stream: where that has a hash tag the counter bears it too, and both lie in one slot of a cluster.
-pub fn counter_beside(stream: &str, id: &str) -> String {
-    hash_tag(stream).map_or_else(|| counter(id), |tag| format!("counter:{{{tag}}}:{id}"))
+/// What the names of counters begin with beside a stream: where that has a hash tag, as that of each of several shards has, the counters bear it
+/// too, and all lie in one slot of a cluster.
+pub fn counters_beside(counters: &str, stream: &str) -> String {
+    hash_tag(stream).map_or_else(|| counters.to_owned(), |tag| format!("{counters}:{{{tag}}}"))
+}
+
+/// The key that says who brings a counter's value from PostgreSQL, in the slot of the counter.
+pub fn counter_lease(counters: &str, id: &str) -> String {
+    format!("{HYDRATIONS}{counters}:{id}")
+}
+
+/// What the names of all leases on counters begin with.
+pub const HYDRATIONS: &str = "tidegate:hydrate:";
+
+/// The key that names the dirty counters of a managed shard, each with its last entry.
+pub fn dirty_index(stream: &str, pipeline: &str) -> String {
+    format!("tidegate:dirty:{{{}}}:{stream}:{pipeline}", tag_beside(stream))
+}
+
+/// The key of what is known of a managed shard: how far it was settled, which PostgreSQL it belongs to, the lanes of its producers.
+pub fn shard_state(stream: &str, pipeline: &str) -> String {
+    format!("tidegate:state:{{{}}}:{stream}:{pipeline}", tag_beside(stream))
 }
 
 /// The consumer group of a pipeline. Two pipelines that read one stream have two groups, so each sees every entry.

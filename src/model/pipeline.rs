@@ -34,6 +34,10 @@ pub struct Pipeline {
     pub value_field: String,
     /// How a delta meets the value that is there.
     pub merge: Merge,
+    /// What the names of its counters in Valkey begin with.
+    pub counters: String,
+    /// Who answers for the counters in Valkey. No part of what a flush is.
+    pub mode: Mode,
     /// How its entries are given out. No part of what a flush is: it may differ between daemons and change while they run.
     pub delivery: Delivery,
 }
@@ -46,6 +50,16 @@ pub enum Delivery {
     Group,
     /// To one process at a time, which reads on from the group's position: Valkey keeps one position, and nothing for each entry.
     Exclusive,
+}
+
+/// Who answers for the values of a pipeline's counters in Valkey.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Its producers, with INCRBY: a counter that Valkey loses begins at zero again.
+    #[default]
+    Plain,
+    /// Tidegate, with its functions: a counter may vanish at any time and is brought back exactly.
+    Managed,
 }
 
 impl Pipeline {
@@ -62,6 +76,8 @@ impl Pipeline {
             key_field: "id".into(),
             value_field: "amount".into(),
             merge: Merge::Sum,
+            counters: names::DEFAULT_COUNTERS.into(),
+            mode: Mode::Plain,
             delivery: Delivery::Group,
         }
     }
@@ -84,12 +100,29 @@ impl Pipeline {
     /// The counter of a key. It bears the hash tag of the stream that takes its deltas, so that both lie in one slot of a cluster; where
     /// that stream has none, they do not.
     pub fn counter_of(&self, id: &str) -> String {
-        names::counter_beside(&self.stream_of(shard_of(id, self.shards)), id)
+        names::counter_below(&self.counters_of(shard_of(id, self.shards)), id)
     }
 
     /// Whether a counter and the stream that takes its deltas lie in one slot of a cluster: then one script can write both.
     pub fn is_in_one_slot(&self) -> bool {
         hash_tag(&self.stream_of(0)).is_some()
+    }
+
+    /// What the names of a shard's counters begin with.
+    pub fn counters_of(&self, shard: u16) -> String {
+        names::counters_beside(&self.counters, &self.stream_of(shard))
+    }
+
+    /// The keys of a shard whose counters Tidegate answers for.
+    pub fn keys_of(&self, shard: u16) -> ShardKeys {
+        let (stream, counters) = (self.stream_of(shard), self.counters_of(shard));
+        let (index, state) = (names::dirty_index(&stream, &self.name), names::shard_state(&stream, &self.name));
+        ShardKeys { stream, index, state, counters, group: self.group() }
+    }
+
+    /// Whether Tidegate answers for the values of its counters.
+    pub fn is_managed(&self) -> bool {
+        self.mode == Mode::Managed
     }
 
     /// Whether this stream is none of its shards, and was one when it had another number of them.
@@ -134,6 +167,38 @@ pub struct Shard {
     pub pipeline: Arc<Pipeline>,
     /// The stream's key in Valkey.
     pub stream: String,
+}
+
+/// The keys of one shard whose counters Tidegate answers for; in a cluster all of them lie in one slot, where there are several shards.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardKeys {
+    /// Its stream.
+    pub stream: String,
+    /// Its dirty counters: a hash, each with the id of its last entry.
+    pub index: String,
+    /// What is known of it: a hash.
+    pub state: String,
+    /// What the names of its counters begin with.
+    pub counters: String,
+    /// The consumer group whose frontier tells what is settled.
+    pub group: String,
+}
+
+impl ShardKeys {
+    /// The key of a counter's value.
+    pub fn counter(&self, id: &str) -> String {
+        names::counter_below(&self.counters, id)
+    }
+
+    /// The key of the lease to bring it.
+    pub fn lease(&self, id: &str) -> String {
+        names::counter_lease(&self.counters, id)
+    }
+
+    /// The id of a counter of this shard, by the key of its value.
+    pub fn id_of<'a>(&self, counter: &'a str) -> Option<&'a str> {
+        counter.strip_prefix(&self.counters)?.strip_prefix(':')
+    }
 }
 
 /// A table, always named with its schema, so that no `search_path` can redirect it.
@@ -237,6 +302,19 @@ mod tests {
         {
             assert!(!of(2).had(other), "{other}");
         }
+    }
+
+    #[test]
+    fn all_keys_of_a_shard_bear_its_tag_and_a_former_shard_keeps_its_counters() {
+        let pipeline = Pipeline { shards: 4, ..Pipeline::counters() };
+        let keys = pipeline.keys_of(3);
+        let all = [&keys.stream, &keys.index, &keys.state, &keys.counter("a"), &keys.lease("a")].map(String::clone);
+        assert!(all.iter().all(|key| key.split('{').nth(1).is_some_and(|rest| rest.starts_with("3}"))), "{all:?}");
+        assert_eq!(keys.id_of("counter:{3}:a:b"), Some("a:b"));
+        assert_eq!(pipeline.shard("flush:counters:{3}".into()).pipeline.keys_of(0), keys);
+        let one = Pipeline::counters();
+        assert_eq!(one.shard("flush:counters:{3}".into()).pipeline.counter_of("a"), "counter:{3}:a");
+        assert_eq!(pipeline.shard("flush:counters".into()).pipeline.counter_of("a"), "counter:a");
     }
 
     #[test]

@@ -10,8 +10,8 @@ use clap::{Parser, Subcommand};
 use super::context::Format;
 use super::{Context, Exit, Failure};
 use super::{
-    audit, bench, check, config, dead, demo, doctor, explain, group, health, migrate, pages, pause, pending, probe,
-    produce, replay, run, runbook, size, status, tap, top, trim, wait,
+    adopt, audit, bench, check, config, counter, dead, demo, doctor, explain, group, health, invalidate, memory,
+    migrate, pages, pause, pending, probe, produce, replay, run, runbook, size, status, tap, top, trim, wait, warm,
 };
 use crate::telemetry::Telemetry;
 
@@ -77,6 +77,16 @@ enum Verb {
     Bench(bench::Opts),
     /// Print what to do about an alert; without a name, list the runbooks
     Runbook(runbook::Opts),
+    /// Have a plain pipeline's counters managed from now on
+    Adopt(adopt::Opts),
+    /// Show a counter's value, its row, and what is on its way between them
+    Counter(counter::Opts),
+    /// Say what fills Valkey, what the eviction policy means, and how long PostgreSQL may stay away
+    Memory(memory::Opts),
+    /// Bring counters into Valkey before somebody asks
+    Warm(warm::Opts),
+    /// Drop cached rows or counters by key, by pattern, or of a pipeline
+    Invalidate(invalidate::Opts),
     /// Show the configuration as it took effect, and where each value comes from
     Config(config::Opts),
     /// Print completions for a shell
@@ -113,6 +123,11 @@ impl Verb {
             Verb::Demo(_) => "demo",
             Verb::Bench(_) => "bench",
             Verb::Runbook(_) => "runbook",
+            Verb::Adopt(_) => "adopt",
+            Verb::Counter(_) => "counter",
+            Verb::Memory(_) => "memory",
+            Verb::Warm(_) => "warm",
+            Verb::Invalidate(_) => "invalidate",
             Verb::Config(_) => "config",
             Verb::Completions(_) => "completions",
             Verb::Man(_) => "man",
@@ -166,6 +181,11 @@ impl Cli {
             Verb::Demo(opts) => demo::run(opts, context).await,
             Verb::Bench(opts) => bench::run(opts, context).await,
             Verb::Runbook(opts) => runbook::run(opts, context),
+            Verb::Adopt(opts) => adopt::run(opts, context).await,
+            Verb::Counter(opts) => counter::run(opts, context).await,
+            Verb::Memory(opts) => memory::run(opts, context).await,
+            Verb::Warm(opts) => warm::run(opts, context).await,
+            Verb::Invalidate(opts) => invalidate::run(opts, context).await,
             Verb::Config(opts) => config::run(opts, context),
             Verb::Completions(opts) => pages::completions(opts, context),
             Verb::Man(opts) => pages::man(opts, context),

@@ -2,6 +2,7 @@
 //!
 //! Data goes to stdout, as a table or as JSON ([`context`]); talk goes to stderr. [`cli`] has the command line.
 
+pub mod adopt;
 pub mod audit;
 pub mod bench;
 pub mod check;
@@ -9,6 +10,7 @@ pub mod cli;
 pub mod columns;
 pub mod config;
 pub mod context;
+pub mod counter;
 pub mod dead;
 pub mod demo;
 pub mod doctor;
@@ -16,6 +18,8 @@ pub mod explain;
 pub mod failure;
 pub mod group;
 pub mod health;
+pub mod invalidate;
+pub mod memory;
 pub mod migrate;
 pub mod observe;
 pub mod pages;
@@ -36,6 +40,7 @@ pub mod tap;
 pub mod top;
 pub mod trim;
 pub mod wait;
+pub mod warm;
 
 pub use self::context::Context;
 pub use self::failure::Failure;
@@ -93,6 +98,13 @@ impl From<&Fault> for Exit {
             FaultKind::Other => Exit::Error,
         }
     }
+}
+
+/// Says why a verb does not do what it was asked for.
+fn refused(verb: &str, exit: Exit, words: &str) -> std::io::Result<Exit> {
+    use std::io::Write;
+    writeln!(std::io::stderr(), "tidegate {verb}: {words}")?;
+    Ok(exit)
 }
 
 impl From<Exit> for std::process::ExitCode {

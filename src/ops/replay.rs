@@ -16,9 +16,12 @@ use super::context::one;
 use super::{Context, Exit, Failure};
 use crate::care::session::Session;
 use crate::care::trim;
+use crate::client::postgres::lineage;
 use crate::config::{Config, Needs};
 use crate::flow::judge;
 use crate::flow::ledger;
+use crate::functions;
+use crate::functions::gate::{self, Word};
 use crate::lanes::{self, Identity, LaneId};
 use crate::model::entry::EntryId;
 use crate::model::names;
@@ -95,7 +98,7 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
         let (mut worst, is_one) = (Exit::Ok, shards.len() == 1);
         for shard in &shards {
             let mut session = Session::open(&valkey.of_stream(&shard.stream), "tidegate:replay").await?;
-            match replay(&opts, context, &config, shard, &mut session, &database).await {
+            match replay(&opts, context, &config, (shard, pipeline.shards), &mut session, &database).await {
                 Ok(_) => {}
                 Err(failure) if failure.exit() == Exit::BadInput && !is_one => {
                     context.say(&failure.told_by("replay").unwrap_or_default());
@@ -126,7 +129,7 @@ async fn replay(
     opts: &Opts,
     context: &Context,
     config: &Config,
-    shard: &Shard,
+    (shard, shards): (&Shard, u16),
     session: &mut Session,
     database: &Database,
 ) -> Result<Exit, Failure> {
@@ -187,8 +190,22 @@ async fn replay(
         return Ok(Exit::Ok);
     }
     let closed = rewind(&session.link, source, pipeline, since).await?;
+    // Behind the rewind, which closes the gate by itself: what is brought back before it is refused or dropped.
+    if pipeline.is_managed() {
+        doubt_values(&session.link, database, shards, pipeline).await?;
+    }
     context.write(&format!("rewound; {closed} connections of workers were closed, and they read on from there\n"))?;
     Ok(Exit::Ok)
+}
+
+/// What Valkey has of the counters may be older or newer than what the replay makes of the table: all values are dropped by the daemon. From now on
+/// this PostgreSQL is the one that they are brought back from.
+async fn doubt_values(link: &Link, database: &Database, shards: u16, pipeline: &Pipeline) -> Result<(), Fault> {
+    let (connection, keys) = (link.commands(), pipeline.keys_of(0));
+    functions::load(connection).await?;
+    let lineage = database.run(async |c| lineage(c, shards).await).await?;
+    gate::open(connection, &keys, &lineage, Word::Accept).await?;
+    gate::close(connection, &keys, "replay").await
 }
 
 /// An id and its moment.

@@ -68,9 +68,11 @@ fn refused(refusal: Refusal) -> Failure {
     match refusal {
         Refusal::Config(problems) => problems.into(),
         Refusal::Fault(fault) | Refusal::Migration(schema::Error::Fault(fault)) => fault.into(),
-        Refusal::NotMigrated(_) | Refusal::Table(_) | Refusal::Unregistered(_) | Refusal::Evicting(_) => {
-            Failure::new(Exit::Config, refusal.to_string())
-        }
+        Refusal::NotMigrated(_)
+        | Refusal::Table(_)
+        | Refusal::Unregistered(_)
+        | Refusal::KeyOfManaged(..)
+        | Refusal::Evicting(_) => Failure::new(Exit::Config, refusal.to_string()),
         Refusal::Migration(_) | Refusal::Io(_) => Failure::new(Exit::Error, refusal.to_string()),
     }
 }

@@ -182,6 +182,13 @@ fn judge_valkey(code: &str, attempt: u32) -> Judgement {
         "BUSY" => retry("Valkey is busy with a script"),
         "MISCONF" => retry("Valkey cannot persist and refuses writes: see its log"),
         "OOM" => retry("Valkey is out of memory: raise maxmemory"),
+        "NOFUNCTION" => retry(
+            "this Valkey does not know Tidegate's functions yet (a new server?): a daemon with a managed pipeline loads them",
+        ),
+        "OTHERLIBRARY" => halt(
+            "Valkey holds a function library under the name of Tidegate's own, and it is another one: look at it with FUNCTION LIST, and remove it with \
+             FUNCTION DELETE where nobody needs it",
+        ),
         "WRONGTYPE" => {
             halt("the stream's key holds another type: rename or delete it, or correct the pipeline's stream")
         }

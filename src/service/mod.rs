@@ -21,13 +21,17 @@ use tracing::{error, info, warn};
 use self::admin::Admin;
 use self::drain::{Drain, Drained, Emptied, drain, until_empty};
 use self::notify::Notifier;
-use self::prepare::{Flow, Places, caretaker_setup, labels, prepare, raise_file_limit, try_prepare, worker_setup};
+use self::prepare::{
+    Flow, Places, caretaker_setup, labels, prepare, raise_file_limit, sweeper_setups, try_prepare, worker_setup,
+};
 pub use self::prepare::{Options, Refusal};
 use self::presence::Herald;
 use self::report::Reporter;
 use self::supervise::{supervise, supervise_soloist};
 use crate::care::caretaker::Caretaker;
 use crate::care::schedule::Schedule;
+use crate::care::sweep::Sweeper;
+use crate::care::touched::Touched;
 use crate::config::{Change, Config, Loaded, Problems, hide};
 use crate::failpoint;
 use crate::flow::flush::Lane;
@@ -180,6 +184,9 @@ impl Running {
             let streams = streams.into_iter().map(care).collect();
             caretakers.spawn(Schedule::new(valkey, streams, regrouped.clone()).run(stop.clone()));
             for flow in flows {
+                for parts in sweeper_setups(config, &places, flow) {
+                    caretakers.spawn(Sweeper::new(parts).run(stop.clone()));
+                }
                 let parts = worker_setup(config, &places, flow, regrouped.clone());
                 if parts.is_exclusive() {
                     workers.spawn(supervise_soloist(parts, stop.clone()));
@@ -189,6 +196,12 @@ impl Running {
                     workers.spawn(supervise(slot, parts.clone(), stop.clone()));
                 }
             }
+        }
+        if let (false, Some(flow)) = (config.cache.touched_every.is_zero(), flows.first()) {
+            let (valkey, database, every) =
+                (places.valkey.clone(), places.database.clone(), config.cache.touched_every);
+            let touched = Touched { valkey, database, every, metrics: flow.metrics.clone() };
+            caretakers.spawn(touched.run(stop.clone()));
         }
         let shard = |flow: &Flow| {
             let labels = labels(&flow.pipeline, config.telemetry.per_stream);

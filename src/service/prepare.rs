@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::pauses;
 use crate::care::setup::CaretakerSetup;
+use crate::care::sweep::{Standings, SweeperSetup};
 use crate::config::{Config, Problems};
 use crate::flow::bisect::Refusals;
 use crate::flow::flush::{Lane, Statements};
@@ -27,7 +28,7 @@ use crate::model::names;
 use crate::model::pipeline::{Delivery, Pipeline, Shard};
 use crate::postgres::{Database, schema};
 use crate::retry::{Fault, Incident, Verdict, advised, judge};
-use crate::target::{self, Unfit};
+use crate::target::{self, KeyOrder, Unfit};
 use crate::telemetry::contract::Metrics;
 use crate::telemetry::recorder::Labels;
 use crate::valkey::{self, Link, Links, info};
@@ -57,6 +58,12 @@ pub enum Refusal {
     /// A pipeline's table does not fit.
     #[error("{0}")]
     Table(#[from] Unfit),
+    /// Two counters of Valkey may be one row.
+    #[error(
+        "pipeline {0} is managed, and its table's key has the type {1}: texts that differ may be the same row, and then a counter would \
+         lack the other one's deltas. Use a text column without a collation of its own, or write mode = \"plain\""
+    )]
+    KeyOfManaged(String, String),
     /// The ledger tells of another configuration.
     #[error("{0}")]
     Unregistered(#[from] Unregistered),
@@ -106,10 +113,12 @@ pub(super) struct Flow {
     pub(super) refusals: Arc<Mutex<Refusals>>,
     pub(super) shares: Arc<Shares>,
     pub(super) pause: Pause,
+    /// How many shards the whole pipeline has.
+    pub(super) shards: u16,
 }
 
 impl Flow {
-    fn new(pipeline: &Pipeline, lanes: Vec<Lane>, metrics: Arc<Metrics>, pause: Pause) -> Flow {
+    fn new(pipeline: &Pipeline, lanes: Vec<Lane>, shards: u16, metrics: Arc<Metrics>, pause: Pause) -> Flow {
         Flow {
             pipeline: Arc::new(pipeline.clone()),
             metrics,
@@ -117,6 +126,7 @@ impl Flow {
             pause,
             shares: Arc::new(Shares::of(lanes.len())),
             lanes: lanes.into(),
+            shards,
         }
     }
 }
@@ -182,6 +192,9 @@ pub(super) async fn try_prepare(
     let (mut flows, mut turns) = (Vec::new(), HashMap::new());
     for pipeline in &config.pipelines {
         let order = database.run(async |c| target::check_table(c, pipeline).await).await.map_err(Refusal::Fault)??;
+        if let (true, KeyOrder::Typed(sql_type)) = (pipeline.is_managed(), &order) {
+            return Err(Refusal::KeyOfManaged(pipeline.name.clone(), sql_type.clone()));
+        }
         let source = &config.valkey.source;
         let shards = database.run(async |c| lanes::shards(c, source, pipeline).await).await.map_err(Refusal::Fault)?;
         let (statements, pause) = (Statements::of(pipeline, &order), Pause::default());
@@ -197,7 +210,8 @@ pub(super) async fn try_prepare(
             let number = names::shard_number(&pipeline.stream, &shard.stream);
             let turn: &Turn =
                 turns.entry((&pipeline.table, number)).or_insert_with(|| Turn::of(&pipeline.table, number));
-            let (pipeline, letter_bytes) = (Pipeline::clone(&shard.pipeline), config.dead_letters.max_bytes);
+            let (shards, letter_bytes) = (pipeline.shards, config.dead_letters.max_bytes);
+            let pipeline = Pipeline::clone(&shard.pipeline);
             let metrics = match &together {
                 Some(metrics) => Arc::clone(metrics),
                 None => Arc::new(Metrics::of(labels(&pipeline, per_stream))),
@@ -206,11 +220,14 @@ pub(super) async fn try_prepare(
             let lane = Lane::new(pipeline, statements.clone(), id, identity, turn, letter_bytes);
             match &together {
                 Some(_) => lanes.push(lane),
-                None => flows.push(Flow::new(&lane.pipeline().clone(), vec![lane], metrics, pause.clone())),
+                None => {
+                    let pipeline = lane.pipeline().clone();
+                    flows.push(Flow::new(&pipeline, vec![lane], shards, metrics, pause.clone()));
+                }
             }
         }
         if let Some(metrics) = together {
-            flows.push(Flow::new(pipeline, lanes, metrics, pause));
+            flows.push(Flow::new(pipeline, lanes, pipeline.shards, metrics, pause));
         }
     }
     // Before a worker reads: it may have been paused while no daemon was there.
@@ -261,6 +278,25 @@ pub(super) fn worker_setup(config: &Config, places: &Places, flow: &Flow, regrou
         metrics: flow.metrics.clone(),
         regrouped,
     }
+}
+
+/// Of each shard of a flow whose counters Tidegate answers for; of none where it does not.
+pub(super) fn sweeper_setups(config: &Config, places: &Places, flow: &Flow) -> Vec<SweeperSetup> {
+    let managed = || flow.lanes.iter().filter(|lane| lane.pipeline().is_managed());
+    let standings = Arc::new(Standings::of(managed().count(), flow.metrics.clone()));
+    let setup = |(slot, lane): (usize, &Lane)| SweeperSetup {
+        valkey: places.valkey.of_stream(&lane.pipeline().stream),
+        database: places.database.clone(),
+        lane: lane.clone(),
+        shards: flow.shards,
+        ttl: config.managed.ttl,
+        every: config.managed.sweep_every,
+        batch: config.managed.sweep_batch,
+        standings: standings.clone(),
+        slot,
+        metrics: flow.metrics.clone(),
+    };
+    managed().enumerate().map(setup).collect()
 }
 
 pub(super) fn caretaker_setup(

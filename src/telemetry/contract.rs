@@ -9,7 +9,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::metrics::{Clock, Gauge};
-pub use super::metrics::{Side, Tally, Unsettled};
+pub use super::metrics::{ManagedState, Side, Tally, Unsettled};
 use super::recorder::Recorder;
 use super::registry::Process;
 use super::steps::Steps;
@@ -45,6 +45,7 @@ pub const LABELS: [&str; 3] = ["pipeline", "stream", "table"];
 enum Together {
     Sum,
     Max,
+    Min,
 }
 
 impl Together {
@@ -52,6 +53,7 @@ impl Together {
     fn of(self, one: Option<u64>, other: Option<u64>) -> Option<u64> {
         match (one, other) {
             (Some(one), Some(other)) if self == Together::Sum => Some(one.saturating_add(other)),
+            (Some(one), Some(other)) if self == Together::Min => Some(one.min(other)),
             (Some(one), Some(other)) => Some(one.max(other)),
             (one, other) => one.or(other),
         }
@@ -154,6 +156,10 @@ instruments! {
         lost_unknown, "entries", "entries that Valkey lost, whose id lies within a range of flushed ones: most likely the table has them, and nobody can know";
         lost_flushed, "entries", "entries that Valkey lost after they were flushed: the table has them";
         trimmed, "entries", "entries trimmed from the stream";
+        cleaned, "counters", "managed counters that became clean: Valkey may evict them";
+        strangers, "entries", "entries of a managed pipeline that came from a plain producer: the value of their counter was dropped";
+        values_dropped, "counters", "values that were dropped because all of the shard were in doubt (a replay, a Valkey that lost entries)";
+        rows_invalidated, "rows", "cached rows that were invalidated because the trigger tidegate.touched had noted them; counted by the first pipeline";
         acks_dropped, "acknowledgements", "acknowledgements not sent because the connection had changed; the entries come again and are recognised";
     }
     gauges {
@@ -163,6 +169,8 @@ instruments! {
         at_risk_ms, Max, "milliseconds", "how long ago everything was settled for certain, at the most: a Valkey that is lost now takes the increments of so long with it";
         backlog_read_ms_ago, Max, "milliseconds", "how long ago Valkey was asked for its backlog: large while it cannot be asked";
         lease, Sum, "leases", "streams that this process reads alone; unknown where the delivery is `group`";
+        dirty, Sum, "counters", "managed counters with deltas that are not settled, which Valkey cannot evict; unknown where the mode is `plain`";
+        gate, Min, "gates", "1 while absent counters are brought back from PostgreSQL, 0 while they are not (a replay, an operator is waited for); unknown where the mode is `plain`";
         failing_workers, Sum, "workers", "workers whose flushes are failing now";
         halted, Max, "pipelines", "1 while reading or flushing waits for an operator, else 0";
         ledger_rows, Sum, "rows", "rows that the ledger has of this stream, as PostgreSQL told it last";
@@ -346,6 +354,18 @@ pub const METRICS: &[Metric] = &[
         "table rows written"),
     counter("tidegate.flushes", "{transaction}", &[("", |now| now.flushes)],
         "transactions committed"),
+    gauge("tidegate.managed.dirty", "{counter}", |now| count(now.dirty),
+        "managed counters with deltas that are not settled, which Valkey cannot evict; absent where the mode is `plain`"),
+    gauge("tidegate.managed.gate", "", |now| count(now.gate),
+        "1 while absent counters are brought back from PostgreSQL, 0 while those of any shard are not; absent where the mode is `plain`"),
+    counter("tidegate.managed.cleaned", "{counter}", &[("", |now| now.cleaned)],
+        "managed counters that became clean: Valkey may evict them"),
+    counter("tidegate.managed.strangers", "{entry}", &[("", |now| now.strangers)],
+        "entries of a managed pipeline that came from a plain producer: the value of their counter was dropped"),
+    counter("tidegate.managed.values.dropped", "{counter}", &[("", |now| now.values_dropped)],
+        "values that were dropped because all of the shard were in doubt"),
+    counter("tidegate.cache.rows.invalidated", "{row}", &[("", |now| now.rows_invalidated)],
+        "cached rows that were invalidated because the trigger tidegate.touched had noted them; counted by the first pipeline"),
     counter("tidegate.acks.dropped", "{acknowledgement}", &[("", |now| now.acks_dropped)],
         "acknowledgements not sent because the connection had changed; the entries come again and are recognised"),
     Metric { name: "tidegate.faults", unit: "{fault}", labels: &["pipeline", "side", "code"], source: Source::Faults, sentence:
@@ -405,6 +425,11 @@ pub const EVENTS: &[Event] = &[
     event("buried", "pipeline, entries", "entries became dead letters"),
     event("reclaimed", "pipeline, entries, gone", "entries were taken over from a dead consumer, or found again"),
     event("lost_upstream", "pipeline, entries, flushed", "Valkey lost entries; flushed: `no`, `yes`, or `unknown`"),
+    event(
+        "values_dropped",
+        "pipeline, stream, why, values",
+        "all values of a managed shard were in doubt and were dropped; they are brought back when they are needed",
+    ),
     event("lease_held", "pipeline, stream", "this process reads the stream alone from now on"),
     event("lease_waits", "pipeline, stream", "another process reads the stream: this one stands by"),
     event("lease_lost", "pipeline, stream", "another process has taken the stream over"),

@@ -96,6 +96,15 @@ pub struct Unsettled {
     pub age_ms: u64,
 }
 
+/// Where managed shards stand, as Valkey told it; none where it cannot be asked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ManagedState {
+    /// Whether absent counters are brought back.
+    pub is_open: Option<bool>,
+    /// How many counters have deltas that are not settled.
+    pub dirty: Option<u64>,
+}
+
 impl Metrics {
     /// A transaction was committed.
     pub fn flushed(&self, tally: &Tally) {
@@ -105,6 +114,32 @@ impl Metrics {
         add(&self.collided, tally.collided);
         add(&self.rows, tally.rows);
         add(&self.flushes, 1);
+    }
+
+    /// Managed counters became clean.
+    pub fn cleaned(&self, counters: u64) {
+        add(&self.cleaned, counters);
+    }
+
+    /// Entries of plain producers were flushed by a managed pipeline.
+    pub fn strangers(&self, entries: u64) {
+        add(&self.strangers, entries);
+    }
+
+    /// Rows that a trigger had noted were invalidated.
+    pub fn rows_invalidated(&self, rows: u64) {
+        add(&self.rows_invalidated, rows);
+    }
+
+    /// All values of a shard were dropped.
+    pub fn values_dropped(&self, values: u64) {
+        add(&self.values_dropped, values);
+    }
+
+    /// Where the managed shards stand.
+    pub fn managed(&self, state: ManagedState) {
+        self.gate.set(state.is_open.map(u64::from));
+        self.dirty.set(state.dirty);
     }
 
     /// Entries were taken up again.

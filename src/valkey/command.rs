@@ -37,6 +37,13 @@ impl Command {
         self
     }
 
+    /// Adds an argument of any bytes.
+    pub fn bytes(mut self, argument: &[u8]) -> Command {
+        self.text.extend_from_slice(argument);
+        self.ends.push(self.text.len());
+        self
+    }
+
     fn push(&mut self, argument: impl Display) {
         // Memory takes everything.
         let _ = write!(self.text, "{argument}");

@@ -19,6 +19,7 @@ use tokio::task::AbortHandle;
 
 use super::command::{Command, Reply, server_error};
 use super::endpoint::{Endpoint, Home, Route};
+use super::listener::Listener;
 use super::place::{KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_TRIES, Place, UNCONFIRMED_LIMIT};
 use super::plain;
 use super::resp::Bounds;
@@ -146,6 +147,11 @@ impl Connection {
     /// Where it leads to.
     pub(super) fn place(&self) -> &Place {
         &self.route.place
+    }
+
+    /// Opens a connection of its own to the same server, for what the server says unasked.
+    pub async fn open_listener(&self, name: &str, limit: Duration) -> Result<Listener, Fault> {
+        Listener::open(self.place(), name, limit, self.command_timeout).await
     }
 
     /// Whether the connection was found broken: by a command, or by itself while there was none.

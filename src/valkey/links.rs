@@ -41,7 +41,12 @@ impl Links {
         self.open.is_empty() || self.open.values().any(Link::is_lost)
     }
 
-    async fn of_stream(&mut self, stream: &str) -> Result<&Link, Fault> {
+    /// A link to the server that has a stream, or any other key, as far as is known. Where the server says that it is elsewhere the link is
+    /// lost, and the next one leads there.
+    ///
+    /// # Errors
+    /// What those said who were asked for the way to it, or the server.
+    pub async fn of_stream(&mut self, stream: &str) -> Result<&Link, Fault> {
         let home = self.endpoint.home_of(stream).await?;
         self.open.retain(|_, link| !link.is_lost());
         if !self.open.contains_key(&home) {

@@ -3,6 +3,7 @@
 use tidegate_lab::{admin, harness, proxy, sink};
 
 mod audit;
+mod cache;
 mod cluster;
 mod contract;
 mod crash;
@@ -11,13 +12,17 @@ mod doctor;
 mod entries;
 mod exclusive;
 mod failover;
+mod functions;
 mod health;
+mod hydration;
 mod load;
 mod looking;
+mod managed;
 mod measuring;
 mod memory;
 mod metrics;
 mod migrate;
+mod near;
 mod otlp;
 mod outage;
 mod pausing;

@@ -20,11 +20,16 @@ fn metric_of(series: &str) -> &str {
     ["_bucket", "_sum", "_count"].into_iter().find_map(histogram).unwrap_or(series)
 }
 
-/// A daemon of whose metrics none is without a value: it reads alone, takes turns, meets a fault and buries.
+/// A daemon of whose metrics none is without a value: it manages counters, reads alone, takes turns, meets a fault and buries.
 async fn busy(lab: &Lab) -> (Daemon, Admin) {
     lab.execute("alter table public.counters add constraint small check (value < 1000)").await;
-    let mut daemon = Daemon::start(lab.exclusive(&["run"]));
+    let mut program = lab.exclusive(&["run"]);
+    program.env("TIDEGATE__PIPELINES__COUNTERS__MODE", "managed");
+    let mut daemon = Daemon::start(program);
     let admin = Admin::of(&mut daemon).await;
+    // Before there are values of plain producers, on which an operator would be asked.
+    let gate = async || admin.scrape().await.text.contains("tidegate_managed_gate{pipeline=\"counters\"} 1");
+    eventually("the shard is managed", true, gate).await;
     let mut client = lab.client().await;
     for n in 0..300 {
         client.add(&format!("key-{n}"), 1).await;

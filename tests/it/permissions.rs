@@ -2,6 +2,11 @@
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
+use tidegate::client::{Cache, CacheOptions, Count, CounterOptions, Counters, NearCache, NearOptions, Taken, postgres};
+use tidegate::config::{Needs, Sources};
+use tidegate::model::pipeline::{Mode, Pipeline};
+use tidegate::valkey::Endpoint;
+
 use crate::harness::{Daemon, Lab, Resp, STREAM, database, eventually, output};
 
 const DOCUMENT: &str = include_str!("../../docs/permissions.md");
@@ -15,8 +20,13 @@ pub(crate) fn blocks(language: &str) -> Vec<&'static str> {
 
 /// Creates the users of Valkey; the worker with the rights that this delivery needs.
 async fn create_users(lab: &Lab, delivery: &str) {
-    let of_delivery = |line: &&str| delivery == "exclusive" || !line.contains("tidegate:lease");
-    for line in blocks("acl").into_iter().filter(of_delivery).filter(|line| !line.contains("+cluster|")) {
+    let is_needed = |line: &&str| {
+        let is_of_managed = line.contains("tidegate:dirty") && !line.contains("resetkeys");
+        (delivery == "exclusive" || !line.contains("tidegate:lease"))
+            && (delivery == "managed" || !is_of_managed)
+            && !line.contains("+cluster|")
+    };
+    for line in blocks("acl").into_iter().filter(is_needed) {
         let words: Vec<&str> = line.split(' ').collect();
         assert_eq!(lab.client().await.call(&words).await, Resp::Text(b"OK".to_vec()), "{line}");
     }
@@ -158,4 +168,62 @@ async fn operate(lab: &Lab) {
             assert!(!format!("{stdout}{stderr}").contains(refused), "{arguments:?}: {stdout}{stderr}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn managed_counters_and_cached_rows_work_with_the_documented_rights_and_no_other() {
+    let lab = Lab::new().await;
+    create_users(&lab, "managed").await;
+    let program = |arguments: &[&str], user: &str| {
+        let mut command = lab.program(arguments);
+        command.env("VALKEY_URL", as_user(&lab.valkey.url(), user));
+        command.env("TIDEGATE__PIPELINES__COUNTERS__MODE", "managed").env("TIDEGATE__CACHE__TOUCHED_EVERY", "20ms");
+        command
+    };
+    let mut daemon = Daemon::start(program(&["run"], "tidegate"));
+    let limit = std::time::Duration::from_secs(5);
+    let address = |user: &str| Endpoint::new(as_user(&lab.valkey.url(), user).into(), limit, limit);
+    let pipeline = Pipeline { mode: Mode::Managed, ..Pipeline::counters() };
+    let env = [("DATABASE_URL".to_owned(), lab.database.clone())].into();
+    let loaded = tidegate::config::load(&Sources { env, ..Sources::default() }, Needs::POSTGRES).expect("valid");
+    let truth = postgres::Database::new(loaded.config.postgres.address().expect("set"), "main", &pipeline, 2);
+    let options = CounterOptions { patience: limit, ..CounterOptions::default() };
+    let counters = Counters::connect(&address("counting"), &pipeline, truth, options).await.expect("connected");
+    eventually("a", Count::Exact(0), async || counters.get("a").await).await;
+    assert_eq!(counters.incr("a", 3).await, Ok(Count::Exact(3)));
+    counters.settled("a", limit).await.expect("settled");
+    lab.client().await.call(&["DEL", "counter:a"]).await;
+    counters.add("a", 1).await.expect("accepted");
+    assert_eq!(counters.take("a", 1, 0).await, Ok(Taken::Yes(Some(3))));
+    assert!(counters.add_many(&[("a", 1), ("b", 1)]).await.iter().all(Result::is_ok));
+    // A stranger's entry, and all values in doubt.
+    lab.client().await.add("a", 1).await;
+    eventually("a", Count::Exact(5), async || counters.get("a").await).await;
+    let (code, stdout, stderr) = output(&mut program(&["replay", "--since", "1h", "--yes"], "replay_operator")).await;
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    daemon.wait_for_event("values_dropped", |event| event["why"] == "replay").await;
+    eventually("a", Count::Exact(5), async || counters.get("a").await).await;
+
+    let cache: Cache<String> = Cache::new(&address("caching"), "users", CacheOptions::default());
+    let near = NearCache::new(&address("caching"), cache.clone(), NearOptions::default());
+    eventually("it listens", true, async || near.is_listening()).await;
+    cache.write("7", async || Ok(((), Some(Some("Ada".to_owned()))))).await.expect("written");
+    let row = near.get("7", async || Err("it is in the cache".into())).await.expect("there");
+    assert_eq!(row.as_deref().map(String::as_str), Some("Ada"));
+    lab.execute(
+        "create table public.users (id integer primary key, name text);
+         create trigger touched after insert or update or delete on public.users
+             for each row execute function tidegate.touched('users', 'id');
+         insert into public.users values (7, 'Grace')",
+    )
+    .await;
+    let name = async || {
+        let load = async || Ok(Some("Grace".to_owned()));
+        cache.get("7", load).await.ok().flatten().map(|row| row.to_string())
+    };
+    eventually("what psql wrote", Some("Grace".to_owned()), name).await;
+    lab.execute("update public.users set id = 8 where id = 7; delete from public.users").await;
+    eventually("touched rows", 0, async || lab.number("select count(*) from tidegate.touched_rows").await).await;
+    let lines = daemon.all_lines();
+    assert!(!lines.iter().any(|line| line.contains("NOPERM") || line.contains("permission denied")), "{lines:?}");
 }

@@ -234,9 +234,10 @@ impl Producer {
         arguments.push(self.traceparent.as_deref().unwrap_or_default().to_owned());
         let sequence = self.shared.sequence.fetch_add(pairs.len() as u64, Ordering::Relaxed);
         let sound = pairs.iter().filter(|(id, _)| is_text(id));
+        let prefix = names::counters_beside(&pipeline.counters, &stream);
         let mut counters = Vec::with_capacity(pairs.len());
         for (sequence, (id, amount)) in (sequence..).zip(sound) {
-            counters.push(names::counter_beside(&stream, id));
+            counters.push(names::counter_below(&prefix, id));
             arguments.extend([(*id).to_owned(), amount.to_string(), format!("{}-{sequence}", self.shared.origin)]);
         }
         let eval = Command::new("EVAL").arg(SCRIPT).arg(counters.len() + 1).arg(&stream).args(counters).args(arguments);
@@ -319,7 +320,7 @@ fn by_shard<I: AsRef<str>>(increments: &[(I, i64)], shards: u16) -> BTreeMap<u16
 }
 
 /// What [`crate::model::entry`] takes for a row's key.
-fn is_text(id: &str) -> bool {
+pub(super) fn is_text(id: &str) -> bool {
     !id.contains('\0')
 }
 

@@ -1,0 +1,303 @@
+//! Hydrate: brings an absent counter's value from PostgreSQL, exactly, while others go on adding to it.
+//!
+//! Takes a lease that Valkey granted; gives the value, in place. In this order: wait until the flush has passed the last entry of the counter; take one
+//! snapshot of PostgreSQL; ask Valkey which increments were noted since the lease; ask the ledger, in the same snapshot, which of those the snapshot
+//! holds; put the value in place with those that it does not. Any failure gives the lease back, and leaves PostgreSQL alone for a while where that is
+//! what failed.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+
+use super::counters::{Count, Shared, Why, look_again, token};
+use super::lineage_of;
+use super::truth::{Truth, TruthError, View};
+use crate::functions::{Answer, Call, Function, Status};
+use crate::model::entry::EntryId;
+use crate::model::pipeline::ShardKeys;
+use crate::retry::Fault;
+
+/// Leave to bring one counter's value.
+#[derive(Debug, Clone)]
+pub(super) struct Granted {
+    token: u64,
+    /// Whether everything of the counter is settled.
+    is_ready: bool,
+    lineage: String,
+    witness: Option<EntryId>,
+}
+
+impl Granted {
+    /// As `MISS` tells it.
+    pub(super) fn told(answer: &Answer, token: u64) -> Option<Granted> {
+        let (is_ready, lineage) = (answer.int(0)? == 1, answer.text(1)?.to_owned());
+        Some(Granted { token, is_ready, lineage, witness: answer.text(2)?.parse().ok() })
+    }
+}
+
+/// Open for a while after PostgreSQL failed to answer.
+#[derive(Debug, Default)]
+pub(super) struct Breaker(Mutex<Option<Instant>>);
+
+impl Breaker {
+    pub(super) fn is_open(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
+    }
+
+    fn trip(&self, rest: Duration) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + rest);
+    }
+}
+
+/// What asking for a lease comes to.
+enum Asked {
+    Present(i64),
+    Granted(Granted),
+    Busy,
+    Failed(Why),
+}
+
+impl<T: Truth> Shared<T> {
+    /// Brings a value with a lease that was granted. The lease is given back where it fails.
+    pub(super) async fn bring(&self, id: &str, granted: Granted, until: Instant) -> Result<i64, Why> {
+        let keys = self.keys_of(id);
+        let brought = match self.wait_until_ready(id, &granted, until).await {
+            Ok(()) => self.hydrate(keys, &[(id, granted.clone())]).await.pop().unwrap_or(Err(Why::Busy)),
+            Err(why) => Err(why),
+        };
+        if brought.is_err() {
+            self.release(keys, id, granted.token).await;
+        }
+        brought
+    }
+
+    /// Asks for the lease and brings the value, or waits for whoever does.
+    pub(super) async fn fetch(&self, id: &str) -> Result<i64, Why> {
+        let until = Instant::now() + self.options.patience;
+        loop {
+            match self.ask(id).await {
+                Asked::Present(value) => return Ok(value),
+                Asked::Granted(granted) => return self.bring(id, granted, until).await,
+                Asked::Busy if Instant::now() < until => look_again().await,
+                Asked::Busy => return Err(Why::Busy),
+                Asked::Failed(why) => return Err(why),
+            }
+        }
+    }
+
+    /// The same for many: those that are ready share a snapshot of PostgreSQL, shard by shard.
+    pub(super) async fn fetch_many(&self, ids: &[&str]) -> Vec<Result<i64, Why>> {
+        let asked = join_all(ids.iter().map(|id| self.ask(id))).await;
+        let mut outcomes: Vec<Option<Result<i64, Why>>> = Vec::new();
+        let mut ready: Vec<(usize, &ShardKeys, Granted)> = Vec::new();
+        for (place, asked) in asked.into_iter().enumerate() {
+            outcomes.push(match asked {
+                Asked::Present(value) => Some(Ok(value)),
+                Asked::Failed(why) => Some(Err(why)),
+                Asked::Granted(granted) if granted.is_ready => {
+                    ready.push((place, self.keys_of(ids[place]), granted));
+                    None
+                }
+                Asked::Granted(granted) => {
+                    let until = Instant::now() + self.options.patience;
+                    Some(self.bring(ids[place], granted, until).await)
+                }
+                Asked::Busy => Some(self.fetch(ids[place]).await),
+            });
+        }
+        while let Some((_, keys, first)) = ready.first() {
+            let (keys, lineage, witness) = (*keys, first.lineage.clone(), first.witness);
+            // Leases granted a moment apart may know different witnesses: each is asked about its own.
+            let (now, later) = ready.into_iter().partition(|(_, of, granted)| {
+                of.stream == keys.stream && granted.lineage == lineage && granted.witness == witness
+            });
+            ready = later;
+            let now: Vec<(usize, &ShardKeys, Granted)> = now;
+            let leases: Vec<(&str, Granted)> =
+                now.iter().map(|(place, _, granted)| (ids[*place], granted.clone())).collect();
+            for ((place, _, granted), brought) in now.iter().zip(self.hydrate(keys, &leases).await) {
+                if brought.is_err() {
+                    self.release(keys, ids[*place], granted.token).await;
+                }
+                outcomes[*place] = Some(brought);
+            }
+        }
+        outcomes.into_iter().map(|outcome| outcome.unwrap_or(Err(Why::Busy))).collect()
+    }
+
+    /// What PostgreSQL has of these counters, where that is better than nothing: while the flush catches up.
+    pub(super) async fn stored(&self, ids: &[&str], why: Why) -> Vec<Count> {
+        let unknown = || vec![Count::Unknown(why); ids.len()];
+        if !matches!(why, Why::CatchingUp | Why::ValkeyDown) || self.breaker.is_open() {
+            return unknown();
+        }
+        // The stream says only whose ledger is asked about the witness, and there is none.
+        let stream = &self.keys_of(ids.first().copied().unwrap_or_default()).stream;
+        let read = async {
+            let mut view = self.truth.view().await?;
+            let standing = view.read(stream, ids, None).await?;
+            view.end().await;
+            Ok::<_, TruthError>(standing.values)
+        };
+        match tokio::time::timeout(self.options.lease, read).await {
+            Ok(Ok(values)) => values.into_iter().map(Count::Stored).collect(),
+            _ => {
+                self.breaker.trip(self.options.breaker);
+                unknown()
+            }
+        }
+    }
+
+    async fn ask(&self, id: &str) -> Asked {
+        if self.breaker.is_open() {
+            return Asked::Failed(Why::PostgresDown);
+        }
+        let (keys, token) = (self.keys_of(id), token());
+        let of_counter = [&keys.counter(id), &keys.lease(id), &keys.stream, &keys.index, &keys.state];
+        let call = Call::new(Function::Lease, of_counter).arg(id).arg(&keys.group);
+        let answer = self.send(call.arg(self.options.lease.as_millis()).arg(token)).await;
+        let Ok(answer) = answer else { return Asked::Failed(Why::ValkeyDown) };
+        match answer.status {
+            Status::Done => answer.number(0).map_or(Asked::Failed(Why::ValkeyDown), Asked::Present),
+            Status::Miss => Granted::told(&answer, token).map_or(Asked::Busy, Asked::Granted),
+            Status::Busy => Asked::Busy,
+            _ => Asked::Failed(Why::CatchingUp),
+        }
+    }
+
+    async fn send(&self, call: Call) -> Result<Answer, Fault> {
+        let connection = self.connector.connection().await?;
+        let answer = call.send(&connection).await;
+        if let Err(fault) = &answer {
+            self.load_if_missing(&connection, fault).await;
+        }
+        answer
+    }
+
+    async fn wait_until_ready(&self, id: &str, granted: &Granted, until: Instant) -> Result<(), Why> {
+        let keys = self.keys_of(id);
+        let mut is_ready = granted.is_ready;
+        while !is_ready {
+            let call = Call::new(Function::Ready, [&keys.lease(id), &keys.stream, &keys.state]);
+            let call = call.arg(granted.token).arg(&keys.group).arg(self.options.lease.as_millis());
+            match self.send(call).await.map_err(|_| Why::ValkeyDown)?.status {
+                Status::Done => is_ready = true,
+                Status::Busy if Instant::now() < until => look_again().await,
+                Status::Closed | Status::Busy => return Err(Why::CatchingUp),
+                _ => return Err(Why::Busy),
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings counters of one shard, whose leases know the same PostgreSQL and the same witness, from one snapshot.
+    async fn hydrate(&self, keys: &ShardKeys, leases: &[(&str, Granted)]) -> Vec<Result<i64, Why>> {
+        let all = |why: Why| vec![Err(why); leases.len()];
+        if self.breaker.is_open() {
+            return all(Why::PostgresDown);
+        }
+        let Some((_, first)) = leases.first() else { return Vec::new() };
+        let ids: Vec<&str> = leases.iter().map(|(id, _)| *id).collect();
+        let work = async {
+            let mut view = self.truth.view().await?;
+            let standing = view.read(&keys.stream, &ids, first.witness).await?;
+            if lineage_of(&standing.lineage, self.pipeline.shards) != first.lineage || !standing.has_witness {
+                view.end().await;
+                return Ok(all(Why::OtherPostgres));
+            }
+            let firsts = leases
+                .iter()
+                .zip(&standing.values)
+                .map(|((id, granted), value)| self.send(self.install(keys, id, granted, *value, -1)));
+            let mut outcomes = Vec::new();
+            for (((id, granted), value), answer) in leases.iter().zip(&standing.values).zip(join_all(firsts).await) {
+                outcomes.push(match answer {
+                    Ok(answer) if answer.status == Status::Judge => {
+                        self.judge(keys, &mut view, (id, granted), *value, &answer).await?
+                    }
+                    answer => installed(answer),
+                });
+            }
+            view.end().await;
+            Ok::<_, TruthError>(outcomes)
+        };
+        // Beyond that the lease has run out.
+        match tokio::time::timeout(self.options.lease, work).await {
+            Ok(Ok(outcomes)) => outcomes,
+            Ok(Err(_)) | Err(_) => {
+                self.breaker.trip(self.options.breaker);
+                all(Why::PostgresDown)
+            }
+        }
+    }
+
+    /// Puts a value in place with the noted increments that its snapshot does not hold.
+    async fn judge<V: View>(
+        &self,
+        keys: &ShardKeys,
+        view: &mut V,
+        (id, granted): (&str, &Granted),
+        value: i64,
+        answer: &Answer,
+    ) -> Result<Result<i64, Why>, TruthError> {
+        let Some(notes) = answer.text(0).and_then(notes) else { return Ok(Err(Why::ValkeyDown)) };
+        let entries: Vec<EntryId> = notes.iter().map(|(entry, _)| *entry).collect();
+        let held = view.holds(&keys.stream, &entries).await?;
+        let lacking = notes.iter().zip(&held).filter(|(_, held)| !**held);
+        let base = lacking.map(|((_, amount), _)| *amount).try_fold(value, i64::checked_add);
+        // No counter of 64 bits holds it.
+        let Some(base) = base else { return Ok(Err(Why::Busy)) };
+        Ok(installed(self.send(self.install(keys, id, granted, base, notes.len() as i64)).await))
+    }
+
+    fn install(&self, keys: &ShardKeys, id: &str, granted: &Granted, base: i64, judged: i64) -> Call {
+        let of_counter = [&keys.counter(id), &keys.lease(id), &keys.stream, &keys.index, &keys.state];
+        let jitter = 1.0 + self.options.jitter.clamp(0.0, 1.0) * rand::random_range(-1.0..=1.0);
+        let ttl_ms = self.options.ttl.mul_f64(jitter).as_millis().max(1);
+        let call = Call::new(Function::Install, of_counter).arg(id).arg(granted.token).arg(base);
+        call.arg(judged).arg(ttl_ms).arg(&keys.group)
+    }
+
+    async fn release(&self, keys: &ShardKeys, id: &str, token: u64) {
+        // If this fails the lease runs out.
+        let _ = self.send(Call::new(Function::Release, [keys.lease(id)]).arg(token)).await;
+    }
+}
+
+fn installed(answer: Result<Answer, Fault>) -> Result<i64, Why> {
+    let answer = answer.map_err(|_| Why::ValkeyDown)?;
+    match answer.status {
+        Status::Done => answer.number(0).ok_or(Why::ValkeyDown),
+        Status::Closed => Err(Why::CatchingUp),
+        _ => Err(Why::Busy),
+    }
+}
+
+/// The notes of a lease: `entry amount entry amount …`.
+fn notes(text: &str) -> Option<Vec<(EntryId, i64)>> {
+    let words: Vec<&str> = text.split(' ').collect();
+    words.as_chunks::<2>().0.iter().map(|[entry, amount]| Some((entry.parse().ok()?, amount.parse().ok()?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_are_entries_with_their_amounts() {
+        let entry = |ms| EntryId { ms, seq: 0 };
+        assert_eq!(notes("1-0 5 2-0 -7"), Some(vec![(entry(1), 5), (entry(2), -7)]));
+        assert_eq!(notes("1-0 x"), None);
+    }
+
+    #[test]
+    fn a_breaker_is_open_for_a_while() {
+        let breaker = Breaker::default();
+        assert!(!breaker.is_open());
+        breaker.trip(Duration::from_secs(60));
+        assert!(breaker.is_open());
+        breaker.trip(Duration::ZERO);
+        assert!(!breaker.is_open());
+    }
+}

@@ -1,0 +1,251 @@
+//! `tidegate counter show ID`: what a counter is, and how that comes about.
+//!
+//! Takes an id; gives its value in Valkey, its row in PostgreSQL, and the deltas that are not flushed yet, as one sum. It ends with 3 where the sum does not
+//! come out. Read while producers add: it looks again until nothing has changed meanwhile.
+
+use std::io::Write;
+
+use super::context::one;
+use super::{Context, Exit, Failure, refused};
+use crate::client::postgres;
+use crate::client::truth::{Truth, TruthError, View};
+use crate::config::{Config, Needs};
+use crate::model::entry::EntryId;
+use crate::model::pipeline::{Pipeline, ShardKeys};
+use crate::model::shard::shard_of;
+use crate::retry::{Fault, advised};
+use crate::valkey::{Command, Connection, Reply, info, unexpected};
+
+const VERB: &str = "counter";
+/// Entries read in one step.
+const STEP: usize = 1_000;
+/// How often it looks again where the counter changes meanwhile.
+const TRIES: usize = 20;
+
+/// What can be said on the command line.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Opts {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Clone, clap::Subcommand)]
+enum What {
+    /// Show a counter's value, its row, and what is on its way between them
+    Show {
+        /// The key of the row
+        id: String,
+        /// The pipeline; may be left out where there is only one
+        #[arg(long, value_name = "NAME")]
+        pipeline: Option<String>,
+    },
+}
+
+/// Why it could not be told.
+enum Failed {
+    Valkey(Fault),
+    Postgres(TruthError),
+}
+
+impl From<Fault> for Failed {
+    fn from(fault: Fault) -> Failed {
+        Failed::Valkey(fault)
+    }
+}
+
+impl From<TruthError> for Failed {
+    fn from(error: TruthError) -> Failed {
+        Failed::Postgres(error)
+    }
+}
+
+/// What is known of a counter at one moment.
+#[derive(Debug, PartialEq, Eq)]
+struct Known {
+    value: Option<String>,
+    left_ms: Option<i64>,
+    last: Option<String>,
+    lease_ms: Option<i64>,
+    row: i64,
+    unflushed: Vec<(EntryId, i64)>,
+}
+
+/// Runs the verb.
+pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
+    let config = context.configured(Vec::new(), Needs::BOTH)?;
+    Ok(answer(&opts, &config, &mut std::io::stdout()).await?)
+}
+
+async fn answer(opts: &Opts, config: &Config, out: &mut dyn Write) -> std::io::Result<Exit> {
+    let What::Show { id, pipeline } = &opts.what;
+    let pipeline = match one(config, pipeline.as_deref()) {
+        Ok(pipeline) => pipeline,
+        Err(failure) => return refused(VERB, failure.exit(), &failure.to_string()),
+    };
+    let (valkey, postgres) = match (config.valkey.address(), config.postgres.address()) {
+        (Ok(valkey), Ok(postgres)) => (valkey, postgres),
+        (Err(problems), _) | (_, Err(problems)) => return refused(VERB, Exit::Config, &problems.to_string()),
+    };
+    let truth = postgres::Database::new(postgres, &config.valkey.source, pipeline, 1);
+    let looked = async {
+        let connection = Connection::open(&valkey, "tidegate:counter").await?;
+        let mut known = look(&connection, &truth, pipeline, id).await?;
+        for _ in 1..TRIES {
+            if known.is_ok() {
+                break;
+            }
+            known = look(&connection, &truth, pipeline, id).await?;
+        }
+        Ok::<_, Failed>(known)
+    };
+    match looked.await {
+        Ok(Ok(known)) => show(out, pipeline, id, &known),
+        Ok(Err(known)) => {
+            show(out, pipeline, id, &known)?;
+            refused(
+                VERB,
+                Exit::Retry,
+                "the counter changed whenever it was looked at: the sum above may not come out; run it again",
+            )
+        }
+        Err(Failed::Valkey(fault)) => refused(VERB, Exit::from(&fault), &advised(&fault)),
+        Err(Failed::Postgres(error)) => refused(VERB, Exit::Unavailable, &error.to_string()),
+    }
+}
+
+/// Looks once: an error if the counter changed meanwhile.
+async fn look(
+    connection: &Connection,
+    truth: &postgres::Database,
+    pipeline: &Pipeline,
+    id: &str,
+) -> Result<Result<Known, Known>, Failed> {
+    let keys = pipeline.keys_of(shard_of(id, pipeline.shards));
+    let text = |reply: Reply| reply.as_text().map(str::to_owned);
+    let value = text(connection.call(Command::new("GET").arg(keys.counter(id))).await?);
+    // From where on entries may not be flushed: first asked, then the table is read, so that nothing falls in between.
+    let standing = info::standing(connection, &keys.stream, &keys.group).await?;
+    let from = [standing.oldest_pending, standing.first_undelivered].into_iter().flatten().min();
+    let mut view = truth.view().await?;
+    let read = view.read(&keys.stream, &[id], None).await?;
+    let entries = match from {
+        Some(from) => entries_of(connection, &keys, pipeline, id, from).await?,
+        None => Vec::new(),
+    };
+    let ids: Vec<EntryId> = entries.iter().map(|(entry, _)| *entry).collect();
+    let held = view.holds(&keys.stream, &ids).await?;
+    view.end().await;
+    let unflushed = entries.into_iter().zip(held).filter(|(_, held)| !held).map(|(entry, _)| entry).collect();
+    let of_lease = connection.call(Command::new("PTTL").arg(keys.lease(id))).await?.as_int();
+    let known = Known {
+        left_ms: connection.call(Command::new("PTTL").arg(keys.counter(id))).await?.as_int().filter(|ms| *ms >= 0),
+        last: text(connection.call(Command::new("HGET").arg(&keys.index).arg(id)).await?),
+        lease_ms: of_lease.filter(|ms| *ms >= 0),
+        row: read.values.first().copied().unwrap_or(0),
+        unflushed,
+        value,
+    };
+    let again = text(connection.call(Command::new("GET").arg(keys.counter(id))).await?);
+    let now = info::standing(connection, &keys.stream, &keys.group).await?;
+    let is_stable = again == known.value && (known.is_right() || now.first_undelivered == standing.first_undelivered);
+    Ok(if is_stable { Ok(known) } else { Err(known) })
+}
+
+/// The entries of one counter from this id on.
+async fn entries_of(
+    connection: &Connection,
+    keys: &ShardKeys,
+    pipeline: &Pipeline,
+    id: &str,
+    from: EntryId,
+) -> Result<Vec<(EntryId, i64)>, Fault> {
+    let (mut found, mut from) = (Vec::new(), Some(from));
+    while let Some(start) = from {
+        let range = Command::new("XRANGE").arg(&keys.stream).arg(start).arg("+").arg("COUNT").arg(STEP);
+        let page = connection.call(range).await?.into_array().ok_or_else(|| unexpected("XRANGE"))?;
+        let (mut count, mut last) = (0, None);
+        for entry in page {
+            let mut parts = entry.into_array().ok_or_else(|| unexpected("XRANGE"))?;
+            let entry = parts.next().and_then(|entry| entry.as_text()?.parse::<EntryId>().ok());
+            let entry = entry.ok_or_else(|| unexpected("XRANGE"))?;
+            (count, last) = (count + 1, Some(entry));
+            let Some(fields) = parts.next() else { continue };
+            let strings: Vec<&[u8]> = fields.strings().collect();
+            let field = |name: &str| {
+                strings.as_chunks::<2>().0.iter().find(|[field, _]| *field == name.as_bytes()).map(|[_, value]| *value)
+            };
+            let amount = field(&pipeline.value_field).and_then(|amount| std::str::from_utf8(amount).ok()?.parse().ok());
+            if field(&pipeline.key_field) == Some(id.as_bytes())
+                && let Some(amount) = amount
+            {
+                found.push((entry, amount));
+            }
+        }
+        from = last.filter(|_| count == STEP).and_then(EntryId::next);
+    }
+    Ok(found)
+}
+
+impl Known {
+    fn sum(&self) -> i128 {
+        self.unflushed.iter().map(|(_, amount)| i128::from(*amount)).sum::<i128>() + i128::from(self.row)
+    }
+
+    fn is_right(&self) -> bool {
+        self.value.as_ref().is_none_or(|value| *value == self.sum().to_string())
+    }
+}
+
+fn show(out: &mut dyn Write, pipeline: &Pipeline, id: &str, known: &Known) -> std::io::Result<Exit> {
+    let state = match (&known.value, &known.last) {
+        (None, None) => "absent: the next read brings it from PostgreSQL".to_owned(),
+        (None, Some(last)) => format!("absent, with deltas up to {last} that are not known to be settled"),
+        (Some(_), Some(last)) => format!("dirty up to {last}: it cannot be evicted"),
+        (Some(_), None) => match known.left_ms {
+            Some(ms) => format!("clean: it may be evicted, and expires in {} s", ms / 1000),
+            None => "kept by its producers".to_owned(),
+        },
+    };
+    let lease = known.lease_ms.map(|ms| format!("held for {ms} ms")).unwrap_or_else(|| "none".into());
+    let on_the_way: i128 = known.unflushed.iter().map(|(_, amount)| i128::from(*amount)).sum();
+    writeln!(
+        out,
+        "counter {id:?} of pipeline {}\n\
+         state          {state}\n\
+         lease          {lease}\n\
+         in PostgreSQL  {:>20}\n\
+         not flushed    {on_the_way:>20}  in {} entries\n\
+         together       {:>20}\n\
+         in Valkey      {:>20}",
+        pipeline.name,
+        known.row,
+        known.unflushed.len(),
+        known.sum(),
+        known.value.as_deref().unwrap_or("absent"),
+    )?;
+    if known.is_right() {
+        return Ok(Exit::Ok);
+    }
+    writeln!(out, "the two differ")?;
+    Ok(Exit::Drift)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_right_if_it_is_the_row_and_what_is_on_the_way() {
+        let entry = EntryId { ms: 1, seq: 0 };
+        let known = |value: Option<&str>| Known {
+            value: value.map(str::to_owned),
+            left_ms: None,
+            last: None,
+            lease_ms: None,
+            row: i64::MAX,
+            unflushed: vec![(entry, 1), (entry, -3)],
+        };
+        assert!(known(Some("9223372036854775805")).is_right() && known(None).is_right());
+        assert!(!known(Some("9223372036854775807")).is_right());
+    }
+}

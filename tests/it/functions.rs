@@ -1,0 +1,77 @@
+//! docs/functions.md, executed: the lines for valkey-cli by a plain client, the programs by the real client libraries.
+//!
+//! `make peers` installs those apart from everything; PYTHON names the interpreter that has `valkey`, NODE_PEER the folder that has `iovalkey`. Without
+//! them that part is left out, and says so.
+
+use std::path::Path;
+use std::process::Stdio;
+
+use tokio::process::Command;
+
+use crate::harness::{Daemon, Lab, Resp, eventually, output};
+
+const DOCUMENT: &str = include_str!("../../docs/functions.md");
+
+/// The fenced blocks of this language.
+fn blocks(language: &str) -> Vec<&'static str> {
+    let fence = format!("```{language}\n");
+    DOCUMENT.split(fence.as_str()).skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect()
+}
+
+async fn managed() -> (Lab, Daemon) {
+    let lab = Lab::new().await;
+    let mut command = lab.program(&["run"]);
+    command.env("TIDEGATE__PIPELINES__COUNTERS__MODE", "managed");
+    let daemon = Daemon::start(command);
+    let state = "tidegate:state:{flush:counters}:flush:counters:counters";
+    eventually("managed", Some(1), async || lab.client().await.call(&["HEXISTS", state, "lineage"]).await.int()).await;
+    (lab, daemon)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_lines_for_valkey_cli_add_once() {
+    let (lab, _daemon) = managed().await;
+    let [lines] = blocks("sh")[..] else { panic!("one block") };
+    let lines: Vec<Vec<&str>> = lines.lines().map(|line| line.split(' ').skip(1).collect()).collect();
+    assert_eq!(lab.client().await.call(&lines[0]).await, Resp::Array(vec![Resp::Int(2)]), "accepted, blind");
+    let again = lab.client().await.call(&lines[0]).await.array();
+    assert_eq!(again[0], Resp::Int(3), "seen");
+    lab.await_value("7", 5).await;
+    let status = lab.client().await.call(&lines[1]).await.array();
+    assert_eq!(status[0], Resp::Int(1), "{status:?}");
+}
+
+/// Runs a program, and waits for what it added three times five of.
+async fn adds_fifteen(lab: &Lab, mut command: Command, id: &str) {
+    command.env("VALKEY_URL", lab.valkey.url()).stdin(Stdio::null());
+    let (code, stdout, stderr) = output(&mut command).await;
+    // Absent: nobody has brought the value. It is accepted all the same.
+    assert_eq!((code, stdout.trim()), (0, "absent"), "{stderr}");
+    lab.await_value(id, 15).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_python_program_adds_with_the_real_client_library() {
+    let Ok(python) = std::env::var("PYTHON") else {
+        eprintln!("skipped: PYTHON names no interpreter with the library valkey (make peers)");
+        return;
+    };
+    let (lab, _daemon) = managed().await;
+    let [program] = blocks("python")[..] else { panic!("one program") };
+    let mut command = Command::new(python);
+    command.args(["-c", program]);
+    adds_fifteen(&lab, command, "python").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_node_program_adds_with_the_real_client_library() {
+    let Ok(folder) = std::env::var("NODE_PEER") else {
+        eprintln!("skipped: NODE_PEER names no folder with the library iovalkey (make peers)");
+        return;
+    };
+    let (lab, _daemon) = managed().await;
+    let [program] = blocks("javascript")[..] else { panic!("one program") };
+    let mut command = Command::new("node");
+    command.args(["--input-type=module", "--eval", program]).current_dir(Path::new(&folder));
+    adds_fifteen(&lab, command, "node").await;
+}
