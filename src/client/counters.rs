@@ -378,7 +378,7 @@ impl<T: Truth> Shared<T> {
         }
         let (keys, pipeline, token) = (self.keys_of(id), &self.pipeline, token());
         let answer = self
-            .operate(|lane, seq| {
+            .operate(keys, |lane, seq| {
                 let of_counter = [&keys.counter(id), &keys.lease(id), &keys.stream, &keys.index, &keys.state];
                 let call = Call::new(Function::Incr, of_counter).arg(id).arg(by).arg(lane).arg(seq);
                 let call = call.arg(u8::from(want)).arg(&keys.group).arg(self.options.lease.as_millis()).arg(token);
@@ -401,7 +401,7 @@ impl<T: Truth> Shared<T> {
 
     async fn incr_many(&self, keys: &ShardKeys, pairs: &[(&str, i64)]) -> Result<Vec<Option<i64>>, NotAdded> {
         let answer = self
-            .operate(|lane, seq| {
+            .operate(keys, |lane, seq| {
                 let mut all = vec![keys.stream.clone(), keys.index.clone(), keys.state.clone()];
                 all.extend(pairs.iter().flat_map(|(id, _)| [keys.counter(id), keys.lease(id)]));
                 let call = Call::new(Function::IncrMany, all).arg(lane).arg(seq);
@@ -413,7 +413,7 @@ impl<T: Truth> Shared<T> {
     }
 
     /// Sends one operation of a lane until it is known what became of it, for `retry_for`.
-    async fn operate(&self, call: impl Fn(&str, u64) -> Call) -> Result<Answer, NotAdded> {
+    async fn operate(&self, keys: &ShardKeys, call: impl Fn(&str, u64) -> Call) -> Result<Answer, NotAdded> {
         let (lane, until) = (self.lanes.take().await, Instant::now() + self.options.retry_for);
         let mut in_doubt = false;
         loop {
@@ -433,8 +433,14 @@ impl<T: Truth> Shared<T> {
                 Err(fault) => fault,
             };
             let passes = match &fault {
-                // A full server says so at once: whoever adds must know, and decide.
-                Fault::Valkey { code, .. } if code == "OOM" => false,
+                // A full server says so at once: whoever adds must know, and decide. Unless an earlier try may have been done: a full server runs no
+                // function that would say so, and is asked for the lane's number.
+                Fault::Valkey { code, .. } if code == "OOM" => {
+                    if in_doubt && self.was_done(keys, lane.name(), lane.seq()).await {
+                        return Ok(Answer::seen());
+                    }
+                    in_doubt
+                }
                 fault => judge(fault, u32::MAX).verdict == Verdict::Retry,
             };
             if !passes || Instant::now() >= until {
@@ -448,6 +454,13 @@ impl<T: Truth> Shared<T> {
             }
             look_again().await;
         }
+    }
+
+    /// Whether the shard has noted this operation of a lane.
+    async fn was_done(&self, keys: &ShardKeys, lane: &str, seq: u64) -> bool {
+        let Ok(connection) = self.connector.connection().await else { return false };
+        let noted = connection.call(Command::new("HGET").arg(&keys.state).arg(format!("lane:{lane}"))).await;
+        noted.ok().and_then(|noted| noted.as_text()?.parse::<u64>().ok()).is_some_and(|noted| noted >= seq)
     }
 
     /// Where the server does not know the functions (a new one of a cluster, say) whoever may load them does so.

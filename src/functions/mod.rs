@@ -135,6 +135,11 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// That an operation was done before, of which nothing else is known.
+    pub(crate) fn seen() -> Answer {
+        Answer { status: Status::Seen, rest: Vec::new() }
+    }
+
     /// The element behind the status, counted from 0, where it is a text.
     pub fn text(&self, n: usize) -> Option<&str> {
         self.rest.get(n)?.as_text()
