@@ -1,7 +1,7 @@
 //! The lab: what the tests against real servers and the lab's own programs share. The daemon knows nothing of it.
 //!
 //! [`harness`] starts servers and the real program, and waits; [`cluster`] and [`sentinel`] are servers that watch over each other,
-//! with [`tls`] where they are asked to; [`proxy`] stands between them and harms connections; [`edits`] are the promises that are broken on purpose, in a copied tree. `main.rs`
+//! with [`tls`] where they are asked to, and [`writers`] find their way among them; [`proxy`] stands between them and harms connections; [`edits`] are the promises that are broken on purpose, in a copied tree. `main.rs`
 //! lists the programs.
 
 pub mod cluster;
@@ -10,3 +10,4 @@ pub mod harness;
 pub mod proxy;
 pub mod sentinel;
 pub mod tls;
+pub mod writers;

@@ -7,7 +7,6 @@ mod crash;
 mod entries;
 mod exclusive;
 mod failover;
-mod load;
 mod memory;
 mod outage;
 mod permissions;
