@@ -17,6 +17,7 @@ help:
 	@echo "make controls  promises broken on purpose, which the tests must notice (ONLY, CHECK)"
 	@echo "make crash     a worker killed at each crash point, again and again, and the books looked at (KILLS)"
 	@echo "make soak      producers and workers under random faults, and the books looked at (SECONDS, SEED, DELIVERY, RESULTS)"
+	@echo "make upheaval  a cluster whose primaries die and whose slots move under load, and the books looked at (SECONDS, SEED)"
 	@echo "make caretaking  what trimming and compaction cost a flush"
 	@echo "make ledger    the ledger's size under a steady load, and the memory to start with it (SECONDS, RATE)"
 	@echo "make bench-compare  Tidegate, hand-written workers and the servers' limits side by side (ENTRIES, RUNS, OUT)"
@@ -146,6 +147,10 @@ crash: cargo servers
 .PHONY: soak
 soak: cargo servers
 	@$(WITH_SERVERS) $(PROOF) soak --seconds $(SECONDS) --seed $(SEED) --delivery $(DELIVERY) $(if $(RESULTS),--results $(abspath $(RESULTS)))
+
+.PHONY: upheaval
+upheaval: cargo servers
+	@$(WITH_SERVERS) $(PROOF) upheaval --seconds $(SECONDS) --seed $(SEED)
 
 .PHONY: caretaking
 caretaking: cargo servers

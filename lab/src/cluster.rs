@@ -1,5 +1,7 @@
 //! A real Valkey Cluster: servers that this starts, joins, moves slots between, and kills. No tool of Valkey's is needed for it.
 
+use std::collections::BTreeSet;
+
 use tidegate::model::slot::{SLOTS, Slot};
 use tidegate::ops::sandbox::Valkey;
 
@@ -191,6 +193,30 @@ impl Cluster {
         let found = async || self.primary_of(key).await.is_some();
         eventually("somebody has the slot", true, found).await;
         self.primary_of(key).await.expect("found a moment ago")
+    }
+
+    /// The ports for plain clients.
+    pub fn ports(&self) -> Vec<u16> {
+        self.nodes.iter().map(|node| node.valkey.port()).collect()
+    }
+
+    /// Whether so many of so many nodes are primaries, all serve, and each of the others has what its primary has.
+    pub async fn is_whole(&self, primaries: usize, nodes: usize) -> bool {
+        let mut found = 0;
+        for node in &self.nodes {
+            let is_primary = node.is_primary().await;
+            found += usize::from(is_primary);
+            if !node.is_ready().await || !is_primary && !node.is_replica_in_step().await {
+                return false;
+            }
+        }
+        (found, self.nodes.len()) == (primaries, nodes)
+    }
+
+    /// The keys of the entries that a stream holds: their first fields.
+    pub async fn keys_in(&self, stream: &str) -> BTreeSet<String> {
+        let entries = self.client_of(stream).await.call(&["XRANGE", stream, "-", "+"]).await.array();
+        entries.into_iter().map(|entry| entry.array().remove(1).array()[1].text()).collect()
     }
 
     /// The numbers of the primaries other than that of a key.

@@ -1,8 +1,9 @@
 //! The lab: what the tests against real servers and the lab's own programs share. The daemon knows nothing of it.
 //!
 //! [`harness`] starts servers and the real program, and waits; [`cluster`] and [`sentinel`] are servers that watch over each other,
-//! with [`tls`] where they are asked to; [`proxy`] stands between them and harms connections; [`admin`] asks a daemon's admin port, and [`sink`] takes
-//! what it exports; [`edits`] are the promises that are broken on purpose, in a copied tree. `main.rs` lists the programs.
+//! with [`tls`] where they are asked to, and [`writers`] find their way among them; [`proxy`] stands between them and harms connections; [`admin`] asks a
+//! daemon's admin port, and [`sink`] takes what it exports; [`edits`] are the promises that are broken on purpose, in a copied tree. `main.rs` lists the
+//! programs.
 
 pub mod admin;
 pub mod cluster;
@@ -12,3 +13,4 @@ pub mod proxy;
 pub mod sentinel;
 pub mod sink;
 pub mod tls;
+pub mod writers;

@@ -4,6 +4,7 @@
 //! - `crash` kills a worker at each crash point, again and again, and compares all totals after each death;
 //! - `soak` lets producers and workers run under a random schedule of faults, compares totals all the time, and writes down
 //!   what came out;
+//! - `upheaval` lets a cluster's primaries die, its slots move and its workers end, in random order, and compares in the end;
 //! - `caretaking` shows what trimming and compaction cost a flush, and how large ledger and stream stay;
 //! - `ledger` shows how large the ledger becomes under a steady load, and what a daemon that starts with it needs;
 //! - `compare` measures Tidegate, hand-written workers and the limits of the two servers side by side.
@@ -21,6 +22,7 @@ mod journal;
 mod ledger;
 mod load;
 mod soak;
+mod upheaval;
 
 use std::process::ExitCode;
 
@@ -34,6 +36,8 @@ enum Cli {
     Crash(crash::Args),
     /// Run for long under random faults
     Soak(soak::Args),
+    /// Run on a cluster whose nodes die and whose slots move
+    Upheaval(upheaval::Args),
     /// Measure what trimming and compaction cost a flush
     Caretaking(caretaking::Args),
     /// Measure the ledger's size under a steady load
@@ -48,6 +52,7 @@ async fn main() -> ExitCode {
         Cli::Controls(args) => controls::run(args).await,
         Cli::Crash(args) => crash::run(args).await,
         Cli::Soak(args) => soak::run(args).await,
+        Cli::Upheaval(args) => upheaval::run(args).await,
         Cli::Caretaking(args) => caretaking::run(args).await,
         Cli::Ledger(args) => ledger::run(args).await,
         Cli::Compare(args) => compare::run(args).await,

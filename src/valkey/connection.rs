@@ -127,7 +127,9 @@ impl Connection {
             Sender::Asking(wire) => wire.lock().await.call(&command).await,
         };
         reply.inspect_err(|fault| {
-            if self.is_of_link && fault.is_of_another_server() {
+            // One that leads to a node, and not to a stream, is good for the streams that are left.
+            let is_over = !fault.is_redirection() || self.route.stream.is_some();
+            if self.is_of_link && fault.is_of_another_server() && is_over {
                 self.give_up();
             }
         })

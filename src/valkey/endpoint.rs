@@ -3,7 +3,6 @@
 //! Takes the url, and perhaps a stream or one node of a cluster; gives the way there, for each connection anew: a primary may have been
 //! replaced since the last one. It fails with what those said who were asked for the way.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -43,18 +42,10 @@ enum Goal {
     Node(Node),
 }
 
-/// The server that has a stream, as far as is known: streams of one home can share a connection ([`Endpoint::at`]).
+/// The server that has a stream, as far as is known: streams of one home can share a connection ([`Endpoint::at`]). A command that names
+/// several streams is another matter: in a cluster they must be in one [`Slot`].
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Home(Option<Node>);
-
-impl fmt::Display for Home {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.0 {
-            Some(node) => write!(f, "{node}"),
-            None => f.write_str("the primary"),
-        }
-    }
-}
 
 /// The way to one server.
 #[derive(Debug, Clone)]

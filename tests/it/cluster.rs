@@ -11,13 +11,13 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tidegate::client::Producer;
 use tidegate::model::pipeline::Pipeline;
-use tidegate::valkey::Endpoint;
+use tidegate::valkey::{Endpoint, Link};
 use tidegate_lab::cluster::Cluster;
 use tidegate_lab::tls::Certificate;
+use tidegate_lab::writers::{Writer, both_go_on, lab, program, rows};
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 
 use crate::harness::{Client, Daemon, Lab, Resp, eventually, output};
-use crate::load::{Writer, both_go_on, lab, program, rows};
 use crate::permissions::{as_user, blocks};
 
 static CLUSTER: Mutex<Option<Cluster>> = Mutex::const_new(None);
@@ -26,7 +26,7 @@ static CLUSTER: Mutex<Option<Cluster>> = Mutex::const_new(None);
 async fn cluster() -> MappedMutexGuard<'static, Cluster> {
     let mut guard = CLUSTER.lock().await;
     let is_whole = match guard.as_ref() {
-        Some(cluster) => is_whole(cluster).await,
+        Some(cluster) => cluster.is_whole(3, 6).await,
         None => false,
     };
     if !is_whole {
@@ -36,32 +36,9 @@ async fn cluster() -> MappedMutexGuard<'static, Cluster> {
     MutexGuard::map(guard, |cluster| cluster.as_mut().expect("started"))
 }
 
-/// Whether three of six nodes are primaries, and each of the others has what its primary has.
-async fn is_whole(cluster: &Cluster) -> bool {
-    let mut primaries = 0;
-    for node in cluster.nodes() {
-        let is_primary = node.is_primary().await;
-        primaries += usize::from(is_primary);
-        if !is_primary && !node.is_replica_in_step().await {
-            return false;
-        }
-    }
-    primaries == 3 && cluster.nodes().len() == 6
-}
-
-fn ports(cluster: &Cluster) -> Vec<u16> {
-    cluster.nodes().iter().map(|node| node.valkey.port()).collect()
-}
-
-/// The keys of the entries that a stream holds.
-async fn keys_in(cluster: &Cluster, stream: &str) -> BTreeSet<String> {
-    let entries = cluster.client_of(stream).await.call(&["XRANGE", stream, "-", "+"]).await.array();
-    entries.into_iter().map(|entry| entry.array().remove(1).array()[1].text()).collect()
-}
-
 /// Waits until every entry that the stream holds has landed; then nothing may have landed twice, nor anything that no server took.
 async fn assert_exact(lab: &Lab, cluster: &Cluster, stream: &str, table: &str) -> BTreeSet<String> {
-    let held = keys_in(cluster, stream).await;
+    let held = cluster.keys_in(stream).await;
     let missing = async || {
         let rows = rows(lab, table).await;
         held.iter().filter(|key| !rows.contains_key(*key)).count()
@@ -87,7 +64,7 @@ impl Flowing {
         let lab = lab().await;
         let (group, alone) = (format!("flush:{{{tag}}}"), format!("alone:{{{tag}}}"));
         let daemons = (0..2).map(|_| Daemon::start(program(&lab, url, &["run"], &group, Some(&alone)))).collect();
-        let writers = [&group, &alone].map(|stream| Writer::to(&ports(cluster), stream)).into();
+        let writers = [&group, &alone].map(|stream| Writer::to(&cluster.ports(), stream)).into();
         let flowing = Flowing { lab, group, alone, daemons, writers };
         both_go_on(&flowing.lab).await;
         flowing
@@ -149,6 +126,29 @@ async fn shards_on_all_primaries_land_by_both_ways_of_delivery() {
         assert_eq!(output(&mut program(&["run", "--until-empty"])).await.0, 0);
         assert_eq!(lab.number("select sum(value)::bigint from public.counters").await, 8_000);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_of_one_home_share_a_link_until_a_slot_goes() {
+    let cluster = cluster().await;
+    let (goes, stays) = ("flush:{goes}", "flush:{stays}");
+    let limit = Duration::from_secs(10);
+    let endpoint = Endpoint::new(cluster.url().into(), limit, limit);
+    let home = cluster.await_primary_of(goes).await;
+    if cluster.await_primary_of(stays).await != home {
+        cluster.move_slot(stays, home).await;
+    }
+    let shared = endpoint.homes().await.expect("told");
+    assert_eq!(shared.len(), 3);
+    let shared = endpoint.home_of(goes).await.expect("told");
+    assert_eq!(endpoint.home_of(stays).await.expect("told"), shared);
+    let link = Link::open(&endpoint.at(&shared), "test").await.expect("connected");
+    assert!(link.has(goes).await.expect("told") && link.has(stays).await.expect("told"));
+    cluster.move_slot(goes, cluster.other_primaries(goes).await[0]).await;
+    assert!(!link.has(goes).await.expect("told") && link.has(stays).await.expect("told") && !link.is_lost());
+    assert_ne!(endpoint.home_of(goes).await.expect("learned"), shared);
+    let there = Link::open(&endpoint.of_stream(goes), "test").await.expect("connected");
+    assert!(there.has(goes).await.expect("told"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -251,7 +251,7 @@ async fn a_primary_that_dies_under_load_is_replaced_and_what_survives_lands_once
     eventually("a replica again", true, async || cluster.nodes()[old].is_replica_in_step().await).await;
     cluster.promote(old).await;
     both_go_on(&flowing.lab).await;
-    eventually("all as before", true, async || is_whole(&cluster).await).await;
+    eventually("all as before", true, async || cluster.is_whole(3, 6).await).await;
     // Replication is asynchronous: the last entries may be lost with the primary.
     flowing.end_exact(&cluster, false).await;
 }
@@ -283,7 +283,7 @@ async fn a_cluster_that_is_down_for_a_while_is_waited_for() {
     flowing.daemons[0].wait_for_event("interrupted", told).await;
     others.iter().for_each(|number| cluster.nodes()[*number].valkey.resume());
     both_go_on(&flowing.lab).await;
-    eventually("all as before", true, async || is_whole(&cluster).await).await;
+    eventually("all as before", true, async || cluster.is_whole(3, 6).await).await;
     flowing.end_exact(&cluster, false).await;
 }
 

@@ -15,7 +15,6 @@ mod failover;
 mod functions;
 mod health;
 mod hydration;
-mod load;
 mod looking;
 mod managed;
 mod measuring;

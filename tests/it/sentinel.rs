@@ -7,9 +7,9 @@ use rustix::process::Signal;
 use tidegate::ops::sandbox::Valkey;
 use tidegate_lab::sentinel::{SERVICE, Sentinel};
 use tidegate_lab::tls::Certificate;
+use tidegate_lab::writers::{Writer, both_go_on, lab, program, rows};
 
 use crate::harness::{Client, Daemon, Lab, Resp, eventually, free_port, output};
-use crate::load::{Writer, both_go_on, lab, program, rows};
 use crate::permissions::{as_user, blocks};
 
 /// A primary, a replica, and three sentinels of whom two must agree.

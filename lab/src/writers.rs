@@ -1,4 +1,4 @@
-//! A load for tests whose servers change places: entries of keys of their own, for both ways of delivery, and what became of them.
+//! A load for servers that change places: entries of keys of their own, for both ways of delivery, and what became of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,13 +10,7 @@ use tokio::task::JoinHandle;
 use crate::harness::{Client, Lab, Resp, eventually};
 
 /// The program on this Valkey. Its pipeline `counters` reads this stream as a member of the group, and `alone`, where it is named, that one alone.
-pub(crate) fn program(
-    lab: &Lab,
-    url: &str,
-    arguments: &[&str],
-    stream: &str,
-    alone: Option<&str>,
-) -> tokio::process::Command {
+pub fn program(lab: &Lab, url: &str, arguments: &[&str], stream: &str, alone: Option<&str>) -> tokio::process::Command {
     let mut command = lab.program(arguments);
     command.env("VALKEY_URL", url).env("TIDEGATE__PIPELINES__COUNTERS__STREAM", stream);
     command.env("TIDEGATE__PIPELINES__COUNTERS__DELIVERY", "group");
@@ -29,21 +23,21 @@ pub(crate) fn program(
 }
 
 /// A database with a second table.
-pub(crate) async fn lab() -> Lab {
+pub async fn lab() -> Lab {
     let lab = Lab::new().await;
     lab.execute("create table public.alone (like public.counters including all)").await;
     lab
 }
 
-/// A foreign producer: adds entries, each of a key of its own, and finds the primary by itself.
-pub(crate) struct Writer {
+/// A foreign producer: adds entries, each of a key that no other entry of any stream has, and finds the primary by itself.
+pub struct Writer {
     stop: Arc<AtomicBool>,
     task: JoinHandle<BTreeSet<String>>,
 }
 
 impl Writer {
     /// To this stream, on whichever of the servers on these ports takes it.
-    pub(crate) fn to(ports: &[u16], stream: &str) -> Writer {
+    pub fn to(ports: &[u16], stream: &str) -> Writer {
         let mut ports = ports.to_vec();
         let (stop, stream) = (Arc::new(AtomicBool::new(false)), stream.to_owned());
         let stopped = stop.clone();
@@ -60,7 +54,7 @@ impl Writer {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                     continue;
                 };
-                let ids: Vec<String> = (n..n + 20).map(|n| format!("k{n}")).collect();
+                let ids: Vec<String> = (n..n + 20).map(|n| format!("{stream} {n}")).collect();
                 n += 20;
                 let commands: Vec<Vec<&str>> =
                     ids.iter().map(|id| vec!["XADD", &stream, "*", "id", id, "amount", "1"]).collect();
@@ -89,14 +83,14 @@ impl Writer {
     }
 
     /// The keys of all entries that a server took.
-    pub(crate) async fn stop(self) -> BTreeSet<String> {
+    pub async fn stop(self) -> BTreeSet<String> {
         self.stop.store(true, Ordering::Relaxed);
         self.task.await.expect("it ends")
     }
 }
 
 /// The rows of a table.
-pub(crate) async fn rows(lab: &Lab, table: &str) -> BTreeMap<String, i64> {
+pub async fn rows(lab: &Lab, table: &str) -> BTreeMap<String, i64> {
     let query = format!("select id, value from {table}");
     let rows: Vec<(String, i64)> =
         sqlx::query_as(sqlx::AssertSqlSafe(query)).fetch_all(&mut lab.sql().await).await.expect("readable");
@@ -104,7 +98,7 @@ pub(crate) async fn rows(lab: &Lab, table: &str) -> BTreeMap<String, i64> {
 }
 
 /// Waits until rows of both ways of delivery have landed that had not when it was called.
-pub(crate) async fn both_go_on(lab: &Lab) {
+pub async fn both_go_on(lab: &Lab) {
     for table in ["public.counters", "public.alone"] {
         let before = rows(lab, table).await.len();
         eventually(table, true, async || rows(lab, table).await.len() > before).await;
