@@ -222,3 +222,35 @@ async fn a_postgresql_out_of_reach_is_told_in_plain_words_with_its_place() {
     assert_ne!(code, 0);
     assert!(stderr.contains("offers no TLS"), "{stderr}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_work_through_a_pooler_and_leave_nothing_in_it() {
+    let lab = Lab::new().await;
+    let Some(pooler) = Pooler::start(&lab, "").await else { return };
+    lab.execute("alter table public.counters add constraint small check (value < 100)").await;
+    let mut client = lab.client().await;
+    client.add("a", 5).await;
+    client.add("a", 500).await;
+    assert_eq!(output(&mut pooler.program(&lab, &["run", "--until-empty"])).await.0, 65);
+    lab.execute("alter table public.counters drop constraint small").await;
+    let before = pooler.seen_by_others(&lab).await;
+    for (arguments, exit) in [
+        (&["status"][..], 4),
+        (&["doctor"], 0),
+        (&["audit", "--full"], 0),
+        (&["dead", "redrive", "--all", "--dry-run"], 0),
+        (&["dead", "redrive", "--all", "--yes"], 0),
+        (&["audit", "--full"], 0),
+        (&["pause", "counters", "--for", "1m"], 0),
+        (&["resume", "counters"], 0),
+        (&["trim", "--dry-run"], 0),
+    ] {
+        let (code, stdout, stderr) = output(&mut pooler.program(&lab, arguments)).await;
+        assert_eq!(code, exit, "{arguments:?}: {stdout}{stderr}");
+    }
+    assert_eq!(pooler.seen_by_others(&lab).await, before);
+    assert_eq!(lab.value("a").await, Some(505));
+    let (code, _, stderr) = output(&mut pooler.program(&lab, &["audit", "--full", "--repair", "--yes"])).await;
+    assert_eq!(code, 78, "{stderr}");
+    assert!(stderr.contains("name PostgreSQL itself"), "{stderr}");
+}

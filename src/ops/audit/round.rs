@@ -395,11 +395,12 @@ async fn read_snapshot(
         }
     };
     let mut snapshot = connection.begin_with("begin isolation level repeatable read read only").await.map_err(fault)?;
-    // Between two statements streams are read.
-    sqlx::raw_sql("set local idle_in_transaction_session_timeout = 0; set local search_path = public")
-        .execute(&mut *snapshot)
-        .await
-        .map_err(fault)?;
+    // Between two statements streams are read. Set here, because a pooler takes no settings at the start.
+    let limit = servers.database.address().statement_timeout.as_millis();
+    let settings = format!(
+        "set local idle_in_transaction_session_timeout = 0; set local search_path = public; set local statement_timeout = {limit}"
+    );
+    sqlx::raw_sql(AssertSqlSafe(settings)).execute(&mut *snapshot).await.map_err(fault)?;
     let ids: Vec<String> = counted.keys().cloned().collect();
     let forms = keys.canonical(&mut snapshot, &ids).await.map_err(fault)?;
     let mut book = Book::open(counted, &ids, &forms);
@@ -423,8 +424,9 @@ async fn read_snapshot(
             break;
         }
     }
+    // Behind this transaction a pooler's connection may be somebody else's.
+    snapshot.clear_cached_statements().await.map_err(fault)?;
     snapshot.rollback().await.map_err(fault)?;
-    let _ = servers;
     Ok(match partial {
         Some(why) => Err(why),
         None => Ok(book.close()),
