@@ -253,7 +253,7 @@ impl Holder {
                     self.keep_alive(session).await?;
                     speak_at = Instant::now() + self.setup.sign_of_life_every();
                 }
-                if self.rounds.len() == 0 {
+                if self.rounds.is_empty() {
                     let until = self.look_at.min(speak_at);
                     tokio::select! {
                         () = self.leases.changed.notified() => self.look_at = Instant::now(),

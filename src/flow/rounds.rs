@@ -66,9 +66,9 @@ impl Rounds {
         self.all = streams;
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.all.len()
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
     }
 
     /// The next read. `has_some`: whether something was read that need not wait for more. None: nothing more is known to be there.
