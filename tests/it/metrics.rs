@@ -31,9 +31,14 @@ async fn busy(lab: &Lab) -> (Daemon, Admin) {
     let gate = async || admin.scrape().await.text.contains("tidegate_managed_gate{pipeline=\"counters\"} 1");
     eventually("the shard is managed", true, gate).await;
     let mut client = lab.client().await;
-    for n in 0..300 {
-        client.add(&format!("key-{n}"), 1).await;
-    }
+    // In one step, so that one flush has all of their rows and takes its turn.
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let adds = (0..300).flat_map(|n| {
+        let key = format!("key-{n}");
+        [words(&["INCRBY", &format!("counter:{key}"), "1"]), words(&["XADD", STREAM, "*", "id", &key, "amount", "1"])]
+    });
+    let step: Vec<Vec<String>> = [words(&["MULTI"])].into_iter().chain(adds).chain([words(&["EXEC"])]).collect();
+    client.pipeline(&step).await;
     client.add("refused", 5_000).await;
     client.add_many("hot", 500).await;
     lab.await_value("hot", 500).await;
