@@ -196,7 +196,7 @@ compose-test:
 
 .PHONY: systemd-test
 systemd-test: cargo
-	@cargo build --quiet --locked --bin tidegate
+	@cargo build --quiet --locked --workspace --bins --test it
 	@tests/systemd.sh target/debug/tidegate
 
 .PHONY: deb
