@@ -14,7 +14,7 @@
 //! `Valkey = PostgreSQL + pending - ahead + dead letters`
 //!
 //! holds exactly, under any load, for producers that add counter and entry in one step. For those that add them in two, a counter is a moment
-//! ahead of its entry: what differs is looked at again, and only what differs each time by as much is called drift.
+//! ahead of its entry: what differs is looked at again, at random moments, and only what differs each time, and often by as much, is called drift.
 
 mod judge;
 mod repair;
@@ -39,9 +39,11 @@ use crate::target;
 /// How many counters are judged together.
 const TOGETHER: usize = 20_000;
 /// How often a counter that differs is looked at, at the most.
-const ROUNDS: usize = 6;
-/// How long it is waited between two looks.
-const BETWEEN: Duration = Duration::from_millis(250);
+const ROUNDS: usize = 20;
+/// How often a look is taken again because something was trimmed meanwhile.
+const TRIES: usize = 6;
+/// The shortest and the longest wait between two looks, in milliseconds: at random, so that no producer keeps step with them.
+const BETWEEN_MS: (u64, u64) = (40, 200);
 
 /// What can be said on the command line.
 #[derive(Debug, Clone, clap::Args)]
@@ -186,7 +188,7 @@ async fn judge(
     let mut open = ids;
     for round in 0..ROUNDS {
         if round > 0 {
-            tokio::time::sleep(BETWEEN).await;
+            tokio::time::sleep(pause()).await;
         }
         let sums = persistently(context, servers, pipeline, keys, &open).await?;
         let mut differ = BTreeSet::new();
@@ -205,6 +207,10 @@ async fn judge(
     Ok(judged)
 }
 
+fn pause() -> Duration {
+    Duration::from_millis(rand::random_range(BETWEEN_MS.0..=BETWEEN_MS.1))
+}
+
 /// A round, again where something was trimmed while it was read.
 async fn persistently(
     context: &Context,
@@ -213,12 +219,12 @@ async fn persistently(
     keys: &Keys,
     ids: &BTreeSet<String>,
 ) -> Result<BTreeMap<String, Sums>, Failure> {
-    for _ in 0..ROUNDS {
+    for _ in 0..TRIES {
         match round::take(servers, pipeline, keys, ids).await? {
             Round::Whole(sums) => return Ok(sums),
             Round::Partial(why) => context.say(&format!("reading again: {why}")),
         }
-        tokio::time::sleep(BETWEEN).await;
+        tokio::time::sleep(pause()).await;
     }
     Err(Failure::new(
         Exit::Retry,
