@@ -250,7 +250,7 @@ impl Holder {
             if asked.is_none() {
                 self.look_around(session).await?;
                 if Instant::now() >= speak_at {
-                    self.keep_alive(session).await?;
+                    self.keep_alive(session, true).await?;
                     speak_at = Instant::now() + self.setup.sign_of_life_every();
                 }
                 if self.rounds.is_empty() {
@@ -272,7 +272,7 @@ impl Holder {
             let to = tokio::select! {
                 to = async { pause.over().await; outlets.room().await } => to,
                 () = sleep_until(speak_at.into()) => {
-                    self.keep_alive(session).await?;
+                    self.keep_alive(session, asked.is_none()).await?;
                     speak_at = Instant::now() + self.setup.sign_of_life_every();
                     continue;
                 }
@@ -708,12 +708,20 @@ impl Holder {
     // Signs of life.
 
     /// Tells the groups that this process lives; keeps both connections from being idle; looks whether positions are where they were left.
-    async fn keep_alive(&mut self, session: &mut Session) -> Result<(), Fault> {
+    /// `is_quiet`: whether no answer is coming over the wire.
+    async fn keep_alive(&mut self, session: &mut Session, is_quiet: bool) -> Result<(), Fault> {
         let alone = |lane: &usize| matches!(self.streams[*lane], Standing::Alone(..) | Standing::Leaving(_));
         let lanes: Vec<usize> = (0..self.streams.len()).filter(alone).collect();
         for some in lanes.chunks(SIGNED_AT_ONCE) {
             match session.link.commands().call(self.sign_of_life(session, some)).await {
                 // Which of them has no group any more, the look at its position says.
+                Err(fault) if judge(&fault, 1).verdict == Verdict::Regroup => {}
+                answer => drop(answer?),
+            }
+        }
+        if let Some(lane) = lanes.first().filter(|_| is_quiet) {
+            session.wire.send(&self.sign_of_life(session, &[*lane]));
+            match session.wire.run(Duration::ZERO, |_| ControlFlow::Continue(())).await {
                 Err(fault) if judge(&fault, 1).verdict == Verdict::Regroup => {}
                 answer => drop(answer?),
             }
