@@ -134,14 +134,14 @@ async fn a_foreign_host_is_refused_and_listed_ones_are_served() {
     );
 }
 
+/// The first bytes of the answer, with its status; nothing when the server ends the connection without one.
 async fn raw(address: &str, request: &str) -> String {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let mut stream = tokio::net::TcpStream::connect(address).await.expect("connected");
     stream.write_all(request.as_bytes()).await.expect("sent");
-    stream.shutdown().await.expect("no more");
-    let mut answer = Vec::new();
-    let _ = within_limit("an answer, or an end", stream.read_to_end(&mut answer)).await;
-    String::from_utf8_lossy(&answer).into_owned()
+    let mut answer = [0; 1024];
+    let length = within_limit("an answer, or an end", stream.read(&mut answer)).await.unwrap_or(0);
+    String::from_utf8_lossy(&answer[..length]).into_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
