@@ -6,6 +6,7 @@ use std::sync::Arc;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use tidegate::flow::batch::{Batch, Filling, Origin};
 use tidegate::flow::ledger::NewRows;
+use tidegate::flow::rows::Plan;
 use tidegate::model::entry::{EntryId, Generation, digest};
 use tidegate::model::pipeline::Pipeline;
 use tidegate::model::row;
@@ -63,6 +64,7 @@ fn steps(criterion: &mut Criterion) {
     for (name, keys) in [("1,000 keys", 1_000), ("100,000 keys", 100_000)] {
         let (pipeline, replies) = (Pipeline::counters(), replies(keys));
         let batch = fill(&replies);
+        let plan = Plan::of(&pipeline).expect("a plan");
         let mut group = criterion.benchmark_group(name);
         group.throughput(Throughput::Elements(BATCH as u64));
         group.bench_function("scan the replies", |b| {
@@ -83,7 +85,7 @@ fn steps(criterion: &mut Criterion) {
                 batch.entries().iter().filter_map(|entry| row::decode(batch.canonical(entry), &pipeline).ok()).count()
             });
         });
-        group.bench_function("coalesce", |b| b.iter(|| batch.coalesce(&pipeline, 0..batch.len())));
+        group.bench_function("coalesce", |b| b.iter(|| batch.coalesce(&plan, 0..batch.len())));
         group.bench_function("ledger rows to bind", |b| b.iter(|| NewRows::of(&batch, batch.runs(), |_| 1)));
         group.bench_function("split in halves", |b| {
             b.iter_batched(|| batch.clone(), |batch| drop(black_box(batch.halve())), BatchSize::LargeInput);

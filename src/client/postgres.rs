@@ -35,7 +35,7 @@ impl Database {
     /// `source` is the daemon's `valkey.source`; `connections` is how many are open at once at the most.
     pub fn new(address: Endpoint, source: &str, pipeline: &Pipeline, connections: usize) -> Database {
         let (key, value) = (pipeline.key.quoted(), pipeline.value.quoted());
-        let table = format!("{}.{}", pipeline.table.schema.quoted(), pipeline.table.name.quoted());
+        let table = pipeline.table.quoted();
         let values = format!(
             "select coalesce(t.{value}, 0)::text from unnest($1::text[]) with ordinality as k (id, n) \
              left join {table} t on t.{key} = k.id order by k.n"

@@ -14,6 +14,7 @@ use super::setting::Setting;
 use super::units::{is_number, parse_bytes, parse_duration, parse_whole, show_bytes, show_duration};
 use super::url;
 use crate::model::pipeline::{Identifier, Table};
+use crate::model::target;
 
 /// What a key accepts. A further kind is a variant here, and a [`Setting`] if no variant of that fits.
 #[derive(Debug)]
@@ -30,6 +31,11 @@ pub(super) enum Kind {
     TableName,
     Column,
     OptionalColumn,
+    OptionalName,
+    /// Key columns, or nothing.
+    Keys,
+    /// Value columns, or nothing.
+    Values,
     /// One of these words.
     Choice(&'static [&'static str]),
     /// True or false.
@@ -63,6 +69,8 @@ impl Kind {
             Kind::ValkeyUrl | Kind::PostgresUrl => "url, secret",
             Kind::Path => "path",
             Kind::Name | Kind::TableName | Kind::Column | Kind::OptionalColumn => "name",
+            Kind::OptionalName => "name",
+            Kind::Keys | Kind::Values => "columns",
             Kind::Text => "text",
             Kind::Choice(_) => "choice",
             Kind::Switch => "switch",
@@ -94,6 +102,9 @@ impl Kind {
             Kind::TableName => "schema.table, two plain SQL names of at most 63 letters, digits or _".into(),
             Kind::Column => "a plain SQL name of at most 63 letters, digits or _".into(),
             Kind::OptionalColumn => "a plain SQL name of at most 63 letters, digits or _, or \"\"".into(),
+            Kind::OptionalName => "the name of another pipeline, or \"\"".into(),
+            Kind::Keys => "columns, such as \"tenant: uuid, day = day(at, Europe/Berlin)\", or \"\"".into(),
+            Kind::Values => "columns, such as \"requests = count(), bytes = sum(bytes)\", or \"\"".into(),
             Kind::Choice(words) => words.join(" or "),
             Kind::Switch => "true or false".into(),
             Kind::Listen => "an IP address and a port, such as \"127.0.0.1:9464\" or \"[::]:9464\" (port 0: any that is free), or \"\"".into(),
@@ -135,6 +146,10 @@ impl Kind {
                 Ok(Setting::Nothing)
             }
             Kind::Listen | Kind::Hosts | Kind::HttpUrl if text.is_empty() => Ok(Setting::Nothing),
+            Kind::OptionalName | Kind::Keys | Kind::Values if text.trim().is_empty() => Ok(Setting::Nothing),
+            Kind::OptionalName => accept_if(is_name(text), Setting::Text(text.into())),
+            Kind::Keys => target::parse_keys(text).map(|_| Setting::Text(text.into())),
+            Kind::Values => target::parse_values(text).map(|_| Setting::Text(text.into())),
             Kind::Switch => accept_if(matches!(text, "true" | "false"), Setting::Text(text.into())),
             Kind::Listen => accept_if(text.parse::<SocketAddr>().is_ok(), Setting::Text(text.into())),
             Kind::Hosts => accept_if(text.split(',').all(|name| is_host(name.trim())), Setting::Text(text.into())),

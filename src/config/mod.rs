@@ -102,7 +102,7 @@ impl Config {
             telemetry: settings.section()?,
             managed: settings.section()?,
             cache: settings.section()?,
-            pipelines: pipelines.keys().map(|name| pipelines::build(settings, name)).collect::<Option<_>>()?,
+            pipelines: pipelines::build_all(settings, pipelines)?,
         })
     }
 }
@@ -205,6 +205,7 @@ pub fn load(sources: &Sources, needs: Needs) -> Result<Loaded, Problems> {
             return Err(Problems(problems));
         }
     };
+    pipelines::settle(&mut settings, &pipelines);
     // If a file was not read to its end, a key may seem to be missing, or not to fit, only because it was not seen.
     if complete {
         problems.extend(servers::settle_urls(&mut settings, needs));

@@ -11,37 +11,114 @@ use super::problem::Problem;
 use super::sections::PipelineSection;
 use super::settings::{Effective, Settings};
 use crate::client::{MARK_FIELD, OP_FIELD, TRACEPARENT_FIELD};
-use crate::model::pipeline::Pipeline;
+use crate::merge::Merge;
+use crate::model::datum::Calendar;
+use crate::model::pipeline::{Pipeline, Table};
 use crate::model::slot::hash_tag;
+use crate::model::target::{Field, KeyColumn, Kind, Part, Target, ValueColumn};
 
 /// The pipelines, each with the place that first named it.
 pub(super) type Named = BTreeMap<String, String>;
 
-/// The pipeline of this name. None if one of its values was refused or is missing.
-pub(super) fn build(settings: &Settings, name: &str) -> Option<Pipeline> {
-    let path = PipelineSection::PATH.replace("<name>", name);
-    let section = PipelineSection::from_settings(settings, &path)?;
-    Some(Pipeline {
+/// All pipelines. None if one of their values was refused or is missing.
+pub(super) fn build_all(settings: &Settings, named: &Named) -> Option<Vec<Pipeline>> {
+    let sections: Vec<(&str, PipelineSection)> =
+        named.keys().map(|name| Some((name.as_str(), section(settings, name)?))).collect::<Option<_>>()?;
+    let leads = sections.iter().filter(|(_, section)| section.with.is_none());
+    Some(leads.map(|(name, section)| build(name, section, &sections)).collect())
+}
+
+fn section(settings: &Settings, name: &str) -> Option<PipelineSection> {
+    PipelineSection::from_settings(settings, &PipelineSection::PATH.replace("<name>", name))
+}
+
+/// What is about a stream.
+const OF_STREAMS: [&str; 5] = ["stream", "shards", "delivery", "mode", "counter_prefix"];
+
+/// Whoever goes with another pipeline has its stream, and all that is about one.
+pub(super) fn settle(settings: &mut Settings, named: &Named) {
+    for name in named.keys() {
+        let lead = settings.get(&format!("pipelines.{name}.with")).and_then(|with| with.setting.as_ref()?.text());
+        if let Some(lead) = lead.map(str::to_owned) {
+            for key in OF_STREAMS {
+                settings.inherit(&format!("pipelines.{name}.{key}"), &format!("pipelines.{lead}.{key}"));
+            }
+        }
+    }
+}
+
+/// A pipeline, and the tables of those that go with it.
+fn build(name: &str, section: &PipelineSection, all: &[(&str, PipelineSection)]) -> Pipeline {
+    let mut pipeline = Pipeline {
         name: name.into(),
-        stream: section.stream,
+        stream: section.stream.clone(),
         shards: section.shards,
-        table: section.table,
-        key: section.key_column,
-        value: section.value_column,
-        updated_at: section.updated_at_column,
-        key_field: section.key_field,
-        value_field: section.value_field,
-        merge: section.merge,
-        counters: section.counter_prefix,
+        table: section.table.clone(),
+        key: section.key_column.clone(),
+        value: section.value_column.clone(),
+        updated_at: section.updated_at_column.clone(),
+        key_field: section.key_field.clone(),
+        value_field: section.value_field.clone(),
+        tables: Vec::new(),
+        counters: section.counter_prefix.clone(),
         mode: section.mode,
         delivery: section.delivery,
-    })
+    };
+    let of_counter = pipeline.targets().swap_remove(0);
+    let own = target(section);
+    let others = all.iter().filter(|(_, other)| other.with.as_deref() == Some(name)).map(|(_, other)| target(other));
+    let tables: Vec<Target> = std::iter::once(own).chain(others).collect();
+    if tables != [of_counter] {
+        pipeline.tables = tables;
+    }
+    pipeline
+}
+
+/// The table of a section. What it says nothing of is as it is for counters.
+fn target(section: &PipelineSection) -> Target {
+    let PipelineSection { key_column, key_field, value_column, value_field, .. } = section;
+    let mut target = Target {
+        table: section.table.clone(),
+        keys: section.keys.clone(),
+        values: section.values.clone(),
+        updated_at: section.updated_at_column.clone(),
+        write: section.write,
+    };
+    if target.keys.is_empty() {
+        target.keys.push(KeyColumn { column: key_column.clone(), part: Part::Field(key_field.clone(), Kind::Text) });
+    }
+    if target.values.is_empty() {
+        let field = Field { name: value_field.clone(), kind: Kind::Bigint, is_optional: false };
+        target.values.push(ValueColumn {
+            column: value_column.clone(),
+            merge: Merge::Sum,
+            field: Some(field),
+            by: None,
+        });
+    }
+    target
 }
 
 /// Every problem between the keys of a pipeline, and between pipelines.
 pub(super) fn check(settings: &Settings, named: &Named) -> Vec<Problem> {
+    let sections: Vec<(&str, PipelineSection)> =
+        named.keys().filter_map(|name| Some((name.as_str(), section(settings, name)?))).collect();
+    let riders: Vec<&str> =
+        sections.iter().filter(|(_, section)| section.with.is_some()).map(|(name, _)| *name).collect();
     let mut problems: Vec<Problem> = settings.missing().map(|effective| missing(effective, named)).collect();
-    let pipelines: Vec<Pipeline> = named.keys().filter_map(|name| build(settings, name)).collect();
+    for (name, section) in &sections {
+        let sentences = [
+            goes_with(settings, name, section, &riders, named),
+            columns_twice(settings, name, section),
+            zone(name, section),
+        ];
+        let contradiction = target(section).contradiction().map(|said| format!("pipeline {name} {said}"));
+        let place = named.get(*name).cloned().unwrap_or_default();
+        let all = sentences.into_iter().flatten().chain(contradiction);
+        problems.extend(all.map(|sentence| Problem::invalid(&place, sentence)));
+    }
+    let leads = sections.iter().filter(|(_, section)| section.with.is_none());
+    let pipelines: Vec<Pipeline> = leads.map(|(name, section)| build(name, section, &sections)).collect();
     for (index, pipeline) in pipelines.iter().enumerate() {
         let others: Vec<&Pipeline> =
             pipelines.iter().enumerate().filter(|(other, _)| *other != index).map(|(_, other)| other).collect();
@@ -49,7 +126,7 @@ pub(super) fn check(settings: &Settings, named: &Named) -> Vec<Problem> {
             twins(&pipelines[..index], pipeline),
             tag(pipeline),
             fields(pipeline),
-            columns(pipeline),
+            managed(pipeline),
             prefix(pipeline),
             shared_counters(&others, pipeline),
         ];
@@ -57,6 +134,60 @@ pub(super) fn check(settings: &Settings, named: &Named) -> Vec<Problem> {
         problems.extend(sentences.into_iter().flatten().map(|sentence| Problem::invalid(&place, sentence)));
     }
     problems
+}
+
+/// Whoever goes with another pipeline has no stream of its own, nor anything that is about one.
+fn goes_with(
+    settings: &Settings,
+    name: &str,
+    section: &PipelineSection,
+    riders: &[&str],
+    named: &Named,
+) -> Option<String> {
+    let lead = section.with.as_deref()?;
+    if let Some(key) = OF_STREAMS.into_iter().find(|key| settings.is_set(&format!("pipelines.{name}.{key}"))) {
+        return Some(format!("pipeline {name} goes with {lead}, which says {key} for both; leave {key} out"));
+    }
+    if !named.contains_key(lead) {
+        let hint = nearest(lead, named.keys().filter(|other| *other != name).cloned());
+        let hint = hint.map(|meant| format!("did you mean {meant}? ")).unwrap_or_default();
+        return Some(format!(
+            "pipeline {name} goes with {lead:?}, which is no pipeline; {hint}name one that reads a stream"
+        ));
+    }
+    if lead == name || riders.contains(&lead) {
+        return Some(format!("pipeline {name} goes with {lead}, which reads no stream itself; name one that does"));
+    }
+    None
+}
+
+/// Keys and values are written in one way.
+fn columns_twice(settings: &Settings, name: &str, section: &PipelineSection) -> Option<String> {
+    let long = |is_empty: bool, long: &'static str, short: [&'static str; 2]| {
+        let short = short.into_iter().find(|short| settings.is_set(&format!("pipelines.{name}.{short}")));
+        short.filter(|_| !is_empty).map(|short| format!("pipeline {name} has {long} and {short}; write one of them"))
+    };
+    long(section.keys.is_empty(), "keys", ["key_column", "key_field"])
+        .or_else(|| long(section.values.is_empty(), "values", ["value_column", "value_field"]))
+}
+
+fn zone(name: &str, section: &PipelineSection) -> Option<String> {
+    section.keys.iter().find_map(|key| match &key.part {
+        Part::Bucket { unit, zone, .. } if Calendar::of(*unit, zone).is_none() => {
+            Some(format!("pipeline {name} names the time zone {zone:?}, which is not known; write an IANA name such as Europe/Berlin, or UTC"))
+        }
+        _ => None,
+    })
+}
+
+/// Only a counter a row can be answered for.
+fn managed(pipeline: &Pipeline) -> Option<String> {
+    (pipeline.is_managed() && !pipeline.is_counter()).then(|| {
+        format!(
+            "pipeline {} is managed, and its rows are more than a counter each; leave out keys, values and write, or write mode = \"plain\"",
+            pipeline.name
+        )
+    })
 }
 
 /// Only a pipeline has keys that must be set.
@@ -70,8 +201,16 @@ fn missing(effective: &Effective, named: &Named) -> Problem {
 }
 
 fn twins(before: &[Pipeline], pipeline: &Pipeline) -> Option<String> {
-    let Pipeline { name, stream, table, .. } = pipeline;
-    let twin = before.iter().find(|other| (&other.stream, &other.table) == (stream, table))?;
+    let Pipeline { name, stream, .. } = pipeline;
+    let tables: Vec<Table> = pipeline.targets().into_iter().map(|target| target.table).collect();
+    if let Some((_, table)) = tables.iter().enumerate().find(|(n, table)| tables[..*n].contains(table)) {
+        return Some(format!(
+            "pipeline {name} and one that goes with it both feed {table}: every delta would count twice; give one of them another table"
+        ));
+    }
+    let feeds = |other: &&Pipeline, table: &Table| other.targets().iter().any(|target| target.table == *table);
+    let twin = |table: &Table| before.iter().find(|other| other.stream == *stream && feeds(other, table));
+    let (table, twin) = tables.iter().find_map(|table| Some((table, twin(table)?)))?;
     Some(format!(
         "pipelines {} and {name} both feed {table} from {stream}: every delta would count twice; remove one or change its \
          stream or table",
@@ -89,29 +228,17 @@ fn tag(pipeline: &Pipeline) -> Option<String> {
 }
 
 fn fields(pipeline: &Pipeline) -> Option<String> {
-    let Pipeline { name, key_field, value_field, .. } = pipeline;
-    let of_producers =
-        [key_field, value_field].into_iter().find(|f| [OP_FIELD, TRACEPARENT_FIELD].contains(&f.as_str()));
-    let mark = [key_field, value_field].into_iter().find(|f| pipeline.is_managed() && *f == MARK_FIELD);
+    let Pipeline { name, .. } = pipeline;
+    let targets = pipeline.targets();
+    let used = || targets.iter().flat_map(Target::fields);
+    let of_producers = used().find(|field| [OP_FIELD, TRACEPARENT_FIELD].contains(field));
+    let mark = used().find(|field| pipeline.is_managed() && *field == MARK_FIELD);
     match of_producers.or(mark) {
-        Some(field) => Some(format!(
-            "pipeline {name} uses the field {field}, which producers fill; write other fields as key_field and value_field"
-        )),
-        None => (key_field == value_field).then(|| {
+        Some(field) => Some(format!("pipeline {name} uses the field {field}, which producers fill; use another one")),
+        None => (pipeline.is_counter() && pipeline.key_field == pipeline.value_field).then(|| {
             format!("pipeline {name} uses one field twice; write two different ones as key_field and value_field")
         }),
     }
-}
-
-fn columns(pipeline: &Pipeline) -> Option<String> {
-    let Pipeline { name, key, value, updated_at, .. } = pipeline;
-    let twice = key == value || updated_at.as_ref().is_some_and(|column| column == key || column == value);
-    twice.then(|| {
-        format!(
-            "pipeline {name} uses one column twice; write three different ones as key_column, value_column and \
-             updated_at_column"
-        )
-    })
 }
 
 /// What decides the slot of a key in a cluster, and Tidegate's own names, stay clear of the counters.
@@ -131,7 +258,7 @@ fn shared_counters(others: &[&Pipeline], pipeline: &Pipeline) -> Option<String> 
     if !pipeline.is_managed() {
         return None;
     }
-    if let Some(other) = others.iter().find(|other| other.table == *table) {
+    if let Some(other) = others.iter().find(|other| other.targets().iter().any(|target| target.table == *table)) {
         return Some(format!(
             "pipeline {name} is managed, and pipeline {} writes the same table {table}: a counter would lack the other one's \
              deltas; give one of them another table, or write mode = \"plain\"",

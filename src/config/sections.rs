@@ -15,8 +15,8 @@ use super::kind::Kind::*;
 use super::setting::choice;
 use super::settings::Settings;
 use crate::flow::reclaim::ALONE_AFTER;
-use crate::merge::Merge;
 use crate::model::pipeline::{Delivery, Identifier, Mode, Table};
+use crate::model::target::{KeyColumn, ValueColumn, Write};
 
 const fn ms(count: u64) -> Duration {
     Duration::from_millis(count)
@@ -214,8 +214,18 @@ sections! {
         key_field: String = "id", Text;
         /// The entry's field that has the delta.
         value_field: String = "amount", Text;
-        /// How a delta and the row's value become the new value.
-        merge: Merge = "sum", Choice(Merge::WORDS);
+        /// Key columns, where a row has other keys than one text: `column: type` or `column = field: type`, or the beginning of a stretch of
+        /// time, `column = day(field, zone)` (docs/tables.md). Empty: key_column from key_field.
+        keys: Vec<KeyColumn> = "", Keys;
+        /// Value columns, where a row has others than one sum: `column = operator(field)`, separated by commas (docs/tables.md). Empty:
+        /// value_column is the sum of value_field.
+        values: Vec<ValueColumn> = "", Values;
+        /// `merge`: rows are inserted or merged. `insert`: those that are there stay as they are. `delete_zero`: rows are deleted when all
+        /// their sums and counts are zero.
+        write: Write = "merge", Choice(Write::WORDS);
+        /// The pipeline whose entries feed this table, too: both tables are written in one transaction, with one place in the ledger and
+        /// one consumer group (docs/tables.md). Empty: this pipeline reads its own stream.
+        with: Option<String> = "", OptionalName;
         /// `group`: any number of workers share the stream, and Valkey keeps a mark for each entry until it is settled.
         /// `exclusive`: one process at a time reads it, at a fraction of the cost for Valkey.
         delivery: Delivery = "group", Choice(Delivery::WORDS);
@@ -251,7 +261,7 @@ choice! { OtlpProtocol: "auto" => OtlpProtocol::Auto, "http/protobuf" => OtlpPro
 choice! { LogFormat: "text" => LogFormat::Text, "json" => LogFormat::Json }
 choice! { Delivery: "group" => Delivery::Group, "exclusive" => Delivery::Exclusive }
 choice! { Mode: "plain" => Mode::Plain, "managed" => Mode::Managed }
-choice! { Merge: "sum" => Merge::Sum }
+choice! { Write: "merge" => Write::Merge, "insert" => Write::Insert, "delete_zero" => Write::DeleteZero }
 
 /// Two keys whose values must keep an order.
 #[derive(Debug)]

@@ -12,6 +12,7 @@ use secrecy::SecretString;
 
 use super::units::show_duration;
 use crate::model::pipeline::{Identifier, Table};
+use crate::model::target::{self, KeyColumn, ValueColumn};
 
 /// A value that its kind has accepted.
 #[derive(Clone, PartialEq, Eq)]
@@ -131,6 +132,18 @@ impl Field for Identifier {
 impl Field for Table {
     fn from_setting(setting: &Setting) -> Option<Table> {
         Table::parse(setting.text()?).ok()
+    }
+}
+
+impl Field for Vec<KeyColumn> {
+    fn from_setting(setting: &Setting) -> Option<Vec<KeyColumn>> {
+        target::parse_keys(setting.text().unwrap_or_default()).ok().or(Some(Vec::new()))
+    }
+}
+
+impl Field for Vec<ValueColumn> {
+    fn from_setting(setting: &Setting) -> Option<Vec<ValueColumn>> {
+        target::parse_values(setting.text().unwrap_or_default()).ok().or(Some(Vec::new()))
     }
 }
 

@@ -67,6 +67,20 @@ impl Settings {
         T::from_setting(self.get(path)?.setting.as_ref()?)
     }
 
+    /// Whether a source sets this key.
+    pub(super) fn is_set(&self, path: &str) -> bool {
+        let origin = self.get(path).and_then(|effective| effective.origin.as_deref());
+        origin.is_some_and(|origin| origin != "default" && !origin.starts_with("pipelines."))
+    }
+
+    /// A key that no source sets has the value of another one.
+    pub(super) fn inherit(&mut self, path: &str, from: &str) {
+        let inherited = self.get(from).map(|effective| effective.setting.clone());
+        if let (false, Some(setting), Some(effective)) = (self.is_set(path), inherited, self.get_mut(path)) {
+            (effective.setting, effective.origin) = (setting, Some(from.to_owned()));
+        }
+    }
+
     pub(super) fn get(&self, path: &str) -> Option<&Effective> {
         self.0.iter().find(|effective| effective.path == path)
     }

@@ -18,7 +18,8 @@ use super::bury::{self, Letters};
 use super::coalesce::Coalesced;
 use super::judge::{self, Findings};
 use super::ledger::{self, NewRows};
-use super::statement::{Count, IN_TURN, MANY_KEYS, preamble, statement};
+use super::rows::{NoZone, Plan};
+use super::statement::{self, Count, IN_TURN, preamble, statement};
 use super::turn::{MANY_ROWS, Turn};
 use crate::failpoint;
 use crate::lanes::{self, Identity, LaneId, Record, Unregistered};
@@ -26,7 +27,7 @@ use crate::model::entry::{DIGEST_VERSION, EntryId, Generation};
 use crate::model::pipeline::Pipeline;
 use crate::postgres::{Database, Session};
 use crate::retry::Fault;
-use crate::target::KeyOrder;
+use crate::target::Fit;
 use crate::telemetry::contract::Tally;
 use crate::telemetry::trace::Trace;
 
@@ -35,19 +36,22 @@ const LANE_GONE: &str = "TG002";
 /// How often a careful flush that meets concurrent ones starts over before it says so.
 const RESTARTS: u32 = 20;
 
-/// The statements that feed a pipeline's table.
+/// How a pipeline's entries become rows: its plan, and the statements that feed its tables.
 #[derive(Debug, Clone)]
 pub struct Statements {
+    plan: Plan,
     usual: Arc<str>,
-    /// The same for many keys, where there is another one.
+    /// The same for many rows, where there is another one.
     of_many: Option<Arc<str>>,
 }
 
 impl Statements {
-    /// Of a pipeline whose table has this order of keys.
-    pub fn of(pipeline: &Pipeline, order: &KeyOrder) -> Statements {
-        let of_many = (*order == KeyOrder::Bytes).then(|| statement(pipeline, order, Count::Diagnosed).into());
-        Statements { usual: statement(pipeline, order, Count::Returned).into(), of_many }
+    /// Of a pipeline whose tables fit so, in their order.
+    pub fn of(pipeline: &Pipeline, fits: &[Fit]) -> Result<Statements, NoZone> {
+        let tables: Vec<_> = pipeline.targets().into_iter().zip(fits.iter().cloned()).collect();
+        let [usual, of_many] = [Count::Returned, Count::Diagnosed].map(|count| statement(&tables, count));
+        let of_many = (of_many != usual).then(|| of_many.into());
+        Ok(Statements { plan: Plan::of(pipeline)?, usual: usual.into(), of_many })
     }
 }
 
@@ -106,6 +110,11 @@ impl Lane {
     /// Rung when something of it was acknowledged.
     pub fn acknowledged(&self) -> &Notify {
         &self.acknowledged
+    }
+
+    /// How its entries become rows.
+    pub fn plan(&self) -> &Plan {
+        &self.statements.plan
     }
 
     /// The pipeline it belongs to.
@@ -195,9 +204,9 @@ async fn flush_fresh(database: &Database, lanes: &[Lane], batch: &Batch) -> Resu
     failpoint::reached("flush.parsed");
     let (first, id) = (&lanes[0], |lane: usize| lanes[lane].id());
     let rows = NewRows::of(batch, batch.runs(), id);
-    let coalesced = batch.coalesce(&first.pipeline, 0..batch.len()).map_err(Why::Fault)?;
+    let coalesced = batch.coalesce(first.plan(), 0..batch.len()).map_err(Why::Fault)?;
     let tally = tally(batch.len(), &coalesced, &Findings::default());
-    let has_many = coalesced.keys.len() >= MANY_ROWS;
+    let has_many = coalesced.rows() >= MANY_ROWS;
     let _turn = if has_many { Some(first.turn.in_process().await) } else { None };
     let among = first.turn.among_processes(database.address()).filter(|_| has_many);
     let applied =
@@ -244,7 +253,7 @@ async fn examine_and_apply(
     let rows = failpoint::during("careful.ledger", locked).await?;
     let findings = judge::examine(batch, &rows);
     failpoint::reached("careful.judged");
-    let coalesced = match batch.coalesce(&lane.pipeline, findings.new.iter().copied()) {
+    let coalesced = match batch.coalesce(lane.plan(), findings.new.iter().copied()) {
         Ok(coalesced) => coalesced,
         Err(fault) => {
             transaction.rollback().await?;
@@ -281,7 +290,7 @@ async fn apply(
     let of_batch: Vec<&Lane> = batch.lanes().into_iter().map(|lane| &lanes[lane]).collect();
     let letters = Letters::of(batch, &coalesced.dead, *letter_bytes, |lane| lanes[lane].id());
     let buries = !coalesced.dead.is_empty();
-    let of_many = statements.of_many.as_ref().filter(|_| coalesced.keys.len() >= MANY_KEYS);
+    let of_many = statements.of_many.as_ref().filter(|_| coalesced.rows() >= statement::MANY_ROWS);
     let statement = of_many.unwrap_or(&statements.usual).clone();
     let query = match turn {
         None => sqlx::query(AssertSqlSafe(statement)),
@@ -294,11 +303,8 @@ async fn apply(
         .bind(rows.last)
         .bind(rows.digests)
         .bind(rows.entries)
-        .bind(DIGEST_VERSION)
-        .bind(coalesced.keys)
-        .bind(coalesced.amounts)
-        .bind(identity.of_pipeline())
-        .bind(&identity.mapping);
+        .bind(DIGEST_VERSION);
+    let query = Coalesced::bind(coalesced.columns, query).bind(identity.of_pipeline()).bind(&identity.mapping);
     let query = letters.bind(query);
     let query = query.bind(of_batch.iter().map(|lane| lane.id()).collect::<Vec<LaneId>>());
     let sent = query.bind(of_batch.iter().map(|lane| &*lane.identity.stream).collect::<Vec<_>>()).execute(connection);
@@ -329,7 +335,7 @@ fn tally(new: usize, coalesced: &Coalesced<'_>, findings: &Findings) -> Tally {
         recognised: findings.known.len() as u64,
         buried: coalesced.dead.len() as u64,
         collided: findings.amended.values().map(|indices| indices.len() as u64).sum(),
-        rows: coalesced.keys.len() as u64,
+        rows: coalesced.rows() as u64,
     }
 }
 

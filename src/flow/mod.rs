@@ -1,5 +1,5 @@
 //! The life of a delta, in order. [`worker`] wires three actors: [`taker`] takes batches from Valkey ([`session`], [`read`],
-//! [`reclaim`], [`liveness`]), [`settler`] settles them in PostgreSQL ([`batch`], [`coalesce`], [`bisect`], [`judge`], [`ledger`],
+//! [`reclaim`], [`liveness`]), [`settler`] settles them in PostgreSQL ([`batch`], [`coalesce`], [`rows`], [`bisect`], [`judge`], [`ledger`],
 //! [`statement`], [`turn`], [`flush`], [`bury`], [`causes`], `strangers`), [`acker`]
 //! acknowledges ([`ack`]); [`pause`] keeps them from reading; [`handoff`] is what they pass on to each other. Where one process reads streams
 //! alone, [`lease`] says which, [`holder`] reads all of them in [`rounds`], each once a [`member`] of its group has settled what was given out, and
@@ -26,6 +26,7 @@ pub mod read;
 pub mod reclaim;
 pub mod redrive;
 pub mod rounds;
+pub mod rows;
 pub mod session;
 pub mod settler;
 pub mod setup;

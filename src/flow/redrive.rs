@@ -19,14 +19,15 @@ use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Connection, Row};
 
 use super::batch::{Batch, Filling, Origin};
+use super::coalesce::Coalesced;
+use super::rows::{NoZone, Plan};
 use super::statement::{Count, preamble, statement};
 use crate::lanes::{Identity, LaneId};
-use crate::model::entry::{DIGEST_VERSION, EntryId, Generation, Malformed};
+use crate::model::entry::{DIGEST_VERSION, EntryId, Generation};
 use crate::model::pipeline::Pipeline;
-use crate::model::row;
 use crate::postgres::{Database, Session, refusal};
 use crate::retry::{Fault, Verdict, judge};
-use crate::target::KeyOrder;
+use crate::target::Fit;
 use crate::telemetry::trace::Trace;
 
 /// Which letter of a lane.
@@ -57,16 +58,23 @@ pub enum Outcome {
 pub struct Redrive {
     lane: LaneId,
     identity: Identity,
-    pipeline: Pipeline,
+    plan: Plan,
     statement: Arc<str>,
     resolution: String,
 }
 
 impl Redrive {
     /// For this lane; `resolution` is kept in each letter that lands.
-    pub fn new(pipeline: Pipeline, order: &KeyOrder, lane: LaneId, identity: Identity, resolution: String) -> Redrive {
-        let statement = statement(&pipeline, order, Count::Returned).into();
-        Redrive { lane, identity, pipeline, statement, resolution }
+    pub fn new(
+        pipeline: &Pipeline,
+        fits: &[Fit],
+        lane: LaneId,
+        identity: Identity,
+        resolution: String,
+    ) -> Result<Redrive, NoZone> {
+        let tables: Vec<_> = pipeline.targets().into_iter().zip(fits.iter().cloned()).collect();
+        let (plan, statement) = (Plan::of(pipeline)?, statement(&tables, Count::Returned).into());
+        Ok(Redrive { lane, identity, plan, statement, resolution })
     }
 
     /// Redrives these letters, in one transaction.
@@ -171,12 +179,15 @@ impl Redrive {
 
     /// Those that ask for something now, in the order of their keys; why the others still do not.
     fn sound(&self, batch: &Batch, outcomes: &mut HashMap<LetterId, Outcome>) -> Vec<usize> {
-        let mut sound: Vec<(&str, usize)> = Vec::new();
+        let mut sound: Vec<(Vec<u8>, usize)> = Vec::new();
         for (index, entry) in batch.entries().iter().enumerate() {
-            match row::decode(batch.canonical(entry), &self.pipeline) {
-                Ok(delta) => sound.push((delta.key, index)),
-                Err(malformed) => {
-                    outcomes.insert(identity(batch, index), Outcome::Refused(said_of(malformed)));
+            match self.plan.key_of(batch.canonical(entry)) {
+                Ok(key) => sound.push((key, index)),
+                Err(death) => {
+                    outcomes.insert(
+                        identity(batch, index),
+                        Outcome::Refused(format!("{} ({})", death.detail, death.reason)),
+                    );
                 }
             }
         }
@@ -191,7 +202,7 @@ impl Redrive {
         batch: &Batch,
         part: &[usize],
     ) -> Result<Result<(), Cause>, sqlx::Error> {
-        let Ok(coalesced) = batch.coalesce(&self.pipeline, part.iter().copied()) else { return Ok(Err(Cause::Sum)) };
+        let Ok(coalesced) = batch.coalesce(&self.plan, part.iter().copied()) else { return Ok(Err(Cause::Sum)) };
         let mut savepoint = connection.begin().await?;
         let none: [&str; 0] = [];
         // The flush's own statement, with nothing for the ledger and nothing to bury.
@@ -202,11 +213,9 @@ impl Redrive {
             .bind(&none[..])
             .bind(Vec::<Vec<u8>>::new())
             .bind(Vec::<i32>::new())
-            .bind(DIGEST_VERSION)
-            .bind(coalesced.keys)
-            .bind(coalesced.amounts)
-            .bind(self.identity.of_pipeline())
-            .bind(&self.identity.mapping);
+            .bind(DIGEST_VERSION);
+        let query = Coalesced::bind(coalesced.columns, query);
+        let query = query.bind(self.identity.of_pipeline()).bind(&self.identity.mapping);
         let query = super::bury::Letters::default().bind(query);
         let query = query.bind(vec![self.lane]).bind(vec![&*self.identity.stream]);
         match query.execute(&mut *savepoint).await {
@@ -276,8 +285,4 @@ fn identity(batch: &Batch, index: usize) -> LetterId {
 
 fn columns(letters: impl Iterator<Item = LetterId>) -> (Vec<String>, Vec<i64>) {
     letters.map(|(id, digest)| (id.number().to_string(), digest as i64)).unzip()
-}
-
-fn said_of(malformed: Malformed) -> String {
-    format!("{malformed} ({})", malformed.reason())
 }

@@ -21,7 +21,6 @@ use super::{ledger, reclaim, strangers};
 use crate::failpoint;
 use crate::functions::gate;
 use crate::model::entry::{EntryId, Malformed, digest};
-use crate::model::row;
 use crate::retry::{Fault, Incident, Judgement, Response, Verdict};
 use crate::shutdown::Stop;
 use crate::telemetry::contract::Side;
@@ -184,10 +183,10 @@ impl Settler {
                     self.incident.forget();
                 }
                 debug!(consumer = %self.consumer, %fault, advice, entries, "the table refused a piece");
-                let pipeline = self.setup.pipeline.clone();
+                let setup = self.setup.clone();
                 let key = |batch: &Batch| {
-                    let entry = batch.canonical(&batch.entries()[0]);
-                    row::decode(entry, &pipeline).map_or(batch.entries()[0].digest, |row| digest(row.key.as_bytes()))
+                    let entry = &batch.entries()[0];
+                    setup.lanes[0].plan().key_of(batch.canonical(entry)).map_or(entry.digest, |key| digest(&key))
                 };
                 let refused = self.search.refused(piece, key, &mut lock(&self.setup), now);
                 match refused {
@@ -290,7 +289,7 @@ impl Settler {
     /// An entry that is tried alone: if it kills its readers it does so here, in memory. Who dies later dies of something else.
     async fn acquit(&self, link: &Link, batch: &Batch, id: EntryId) {
         let pipeline = &self.setup.pipeline;
-        let _ = batch.coalesce(pipeline, 0..batch.len());
+        let _ = batch.coalesce(self.setup.lanes[0].plan(), 0..batch.len());
         let consumer = &batch.origin().consumer;
         // If it fails, the entry counts one death too many.
         let _ = reclaim::acquit(link, &pipeline.stream, &pipeline.group(), consumer, id).await;

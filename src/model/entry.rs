@@ -115,6 +115,12 @@ pub fn digest(canonical: &[u8]) -> u64 {
 pub struct Canonical<'a>(pub &'a [u8]);
 
 impl<'a> Canonical<'a> {
+    /// Its id; the lowest where these are no canonical bytes.
+    pub fn id(self) -> EntryId {
+        let number = |at: usize| self.0.get(at..).and_then(<[u8]>::first_chunk).map(|bytes| u64::from_le_bytes(*bytes));
+        EntryId { ms: number(0).unwrap_or_default(), seq: number(8).unwrap_or_default() }
+    }
+
     /// Its strings in order: name, value, name, value …
     pub fn strings(self) -> impl Iterator<Item = &'a [u8]> {
         let mut rest = self.0.get(16..).unwrap_or_default();

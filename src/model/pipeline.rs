@@ -1,4 +1,4 @@
-//! Which stream feeds which table, by which key, merged how.
+//! Which stream feeds which tables, by which keys, merged how.
 //!
 //! A pipeline is all that Tidegate knows of an application's data. Its names come from the configuration alone, never
 //! from an entry: what a producer writes can select a row, and can never select a table or a column.
@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::names;
 use super::shard::shard_of;
 use super::slot::hash_tag;
+use super::target::{Field, KeyColumn, Kind, Part, Target, ValueColumn, Write};
 use crate::merge::Merge;
 
 /// One stream flowing into one table.
@@ -32,8 +33,9 @@ pub struct Pipeline {
     pub key_field: String,
     /// The entry's field that holds the delta.
     pub value_field: String,
-    /// How a delta meets the value that is there.
-    pub merge: Merge,
+    /// The tables it writes, where it is more than a counter a row; the first one is `table`. Then these say what is written, and not `key`, `value` and
+    /// their fields.
+    pub tables: Vec<Target>,
     /// What the names of its counters in Valkey begin with.
     pub counters: String,
     /// Who answers for the counters in Valkey. No part of what a flush is.
@@ -75,7 +77,7 @@ impl Pipeline {
             updated_at: Some(Identifier::known("updated_at")),
             key_field: "id".into(),
             value_field: "amount".into(),
-            merge: Merge::Sum,
+            tables: Vec::new(),
             counters: names::DEFAULT_COUNTERS.into(),
             mode: Mode::Plain,
             delivery: Delivery::Group,
@@ -131,16 +133,37 @@ impl Pipeline {
         is_one && !(0..self.shards.max(1)).any(|number| self.stream_of(number) == stream)
     }
 
-    /// What defines a flush beside names and table, for the ledger and for people: columns, fields, merge operator.
+    /// Whether its own table has a counter a row: one text as the key, one sum as the value. Only then there is a counter in Valkey to each row.
+    pub fn is_counter(&self) -> bool {
+        self.tables.first().is_none_or(|first| *first == self.counter_target())
+    }
+
+    /// All tables it writes, in the order in which they are written.
+    pub fn targets(&self) -> Vec<Target> {
+        if self.tables.is_empty() { vec![self.counter_target()] } else { self.tables.clone() }
+    }
+
+    fn counter_target(&self) -> Target {
+        let field = Field { name: self.value_field.clone(), kind: Kind::Bigint, is_optional: false };
+        Target {
+            table: self.table.clone(),
+            keys: vec![KeyColumn { column: self.key.clone(), part: Part::Field(self.key_field.clone(), Kind::Text) }],
+            values: vec![ValueColumn { column: self.value.clone(), merge: Merge::Sum, field: Some(field), by: None }],
+            updated_at: self.updated_at.clone(),
+            write: Write::Merge,
+        }
+    }
+
+    /// What defines a flush beside names and table, for the ledger and for people: columns, fields, merge operators, further tables.
     pub fn mapping(&self) -> String {
+        if let [first, others @ ..] = &self.tables[..] {
+            let also = others.iter().map(|target| format!(" also {}: {}", target.table, target.mapping()));
+            return first.mapping() + &also.collect::<String>();
+        }
         let updated_at = self.updated_at.as_ref().map_or("-", Identifier::as_str);
         format!(
-            "key={} value={} updated_at={updated_at} key_field={:?} value_field={:?} merge={}",
-            self.key,
-            self.value,
-            self.key_field,
-            self.value_field,
-            self.merge.name()
+            "key={} value={} updated_at={updated_at} key_field={:?} value_field={:?} merge=sum",
+            self.key, self.value, self.key_field, self.value_field
         )
     }
 
@@ -215,6 +238,11 @@ impl Table {
     pub fn parse(text: &str) -> Result<Table, BadIdentifier> {
         let (schema, name) = text.split_once('.').unwrap_or(("public", text));
         Ok(Table { schema: Identifier::parse(schema)?, name: Identifier::parse(name)? })
+    }
+
+    /// Both names as SQL wants them.
+    pub fn quoted(&self) -> String {
+        format!("{}.{}", self.schema.quoted(), self.name.quoted())
     }
 }
 

@@ -5,7 +5,6 @@
 
 use super::entry::{Canonical, Malformed};
 use super::pipeline::Pipeline;
-use crate::merge::sum::parse_amount;
 
 /// What an entry asks for: this much more on this row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +36,23 @@ pub fn decode<'a>(entry: Canonical<'a>, pipeline: &Pipeline) -> Result<Delta<'a>
     }
     let amount = parse_amount(amount.ok_or(Malformed::NoAmount)?)?;
     Ok(Delta { key, amount })
+}
+
+/// A whole number as `INCRBY` takes it: an optional minus, then digits.
+pub(crate) fn parse_amount(text: &[u8]) -> Result<i64, Malformed> {
+    let digits = text.strip_prefix(b"-").unwrap_or(text);
+    if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
+        return Err(Malformed::AmountNotANumber);
+    }
+    let negative = digits.len() < text.len();
+    digits
+        .iter()
+        .try_fold(0i64, |sum, digit| {
+            let digit = i64::from(digit - b'0');
+            let sum = sum.checked_mul(10)?;
+            if negative { sum.checked_sub(digit) } else { sum.checked_add(digit) }
+        })
+        .ok_or(Malformed::AmountTooLarge)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use std::io::Write;
 
-use super::context::one;
+use super::context::one_of_counters;
 use super::{Context, Exit, Failure, refused};
 use crate::client::postgres::lineage;
 use crate::config::{Config, Needs};
@@ -41,7 +41,7 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
 }
 
 async fn answer(opts: &Opts, config: &Config, out: &mut dyn Write) -> std::io::Result<Exit> {
-    let pipeline = match one(config, opts.pipeline.as_deref()) {
+    let pipeline = match one_of_counters(config, opts.pipeline.as_deref()) {
         Ok(pipeline) => pipeline,
         Err(failure) => return refused(VERB, failure.exit(), &failure.to_string()),
     };

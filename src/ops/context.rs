@@ -159,3 +159,16 @@ pub fn one<'a>(config: &'a Config, name: Option<&str>) -> Result<&'a Pipeline, F
     };
     Err(Failure::new(Exit::Config, words))
 }
+
+/// The same where the verb is about counters: a counter in Valkey to each row.
+pub fn one_of_counters<'a>(config: &'a Config, name: Option<&str>) -> Result<&'a Pipeline, Failure> {
+    let pipeline = one(config, name)?;
+    if pipeline.is_counter() {
+        return Ok(pipeline);
+    }
+    let words = format!(
+        "the rows of pipeline {} are more than a counter each, and Valkey has no counter that stands for one: name a pipeline of counters",
+        pipeline.name
+    );
+    Err(Failure::new(Exit::Config, words))
+}

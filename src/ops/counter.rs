@@ -5,7 +5,7 @@
 
 use std::io::Write;
 
-use super::context::one;
+use super::context::one_of_counters;
 use super::{Context, Exit, Failure, refused};
 use crate::client::postgres;
 use crate::client::truth::{Truth, TruthError, View};
@@ -78,7 +78,7 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
 
 async fn answer(opts: &Opts, config: &Config, out: &mut dyn Write) -> std::io::Result<Exit> {
     let What::Show { id, pipeline } = &opts.what;
-    let pipeline = match one(config, pipeline.as_deref()) {
+    let pipeline = match one_of_counters(config, pipeline.as_deref()) {
         Ok(pipeline) => pipeline,
         Err(failure) => return refused(VERB, failure.exit(), &failure.to_string()),
     };

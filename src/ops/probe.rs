@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, Row};
 
-use super::context::one;
+use super::context::one_of_counters;
 use super::{Context, Exit, Failure};
 use crate::client::Producer;
 use crate::config::{Config, Needs};
 use crate::model::pipeline::Pipeline;
 use crate::postgres::{Database, Endpoint};
-use crate::target::{KeyOrder, check_table};
+use crate::target::check_tables;
 
 /// How often the row is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -43,7 +43,7 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
 }
 
 async fn probe(opts: &Opts, config: &Config) -> Result<String, Failure> {
-    let pipeline = one(config, opts.pipeline.as_deref())?;
+    let pipeline = one_of_counters(config, opts.pipeline.as_deref())?;
     let (valkey, postgres) = (config.valkey.address()?, config.postgres.address()?);
     let table = Counter::of(postgres, pipeline, &opts.key).await?;
     let before = table.value().await?;
@@ -102,14 +102,11 @@ struct Counter<'a> {
 impl<'a> Counter<'a> {
     async fn of(address: Endpoint, pipeline: &Pipeline, key: &'a str) -> Result<Counter<'a>, Failure> {
         let database = Database::new(address, 1);
-        let fits = database.run(async |connection| check_table(connection, pipeline).await).await?;
-        let order = fits.map_err(|unfit| Failure::new(Exit::Config, unfit.to_string()))?;
-        let table = format!("{}.{}", pipeline.table.schema.quoted(), pipeline.table.name.quoted());
+        let fits = database.run(async |connection| check_tables(connection, pipeline).await).await?;
+        let fits = fits.map_err(|unfit| Failure::new(Exit::Config, unfit.to_string()))?;
+        let table = pipeline.table.quoted();
         let (column, value) = (pipeline.key.quoted(), pipeline.value.quoted());
-        let key_type = match order {
-            KeyOrder::Bytes => "text".to_owned(),
-            KeyOrder::Typed(sql_type) => sql_type,
-        };
+        let key_type = &fits[0].keys[0];
         // As text: the column may be numeric, and hold more digits than any type of ours.
         let query = format!("select {value}::text from {table} where {column} = $1::text::{key_type}");
         Ok(Counter { database, query, key })

@@ -20,13 +20,13 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::context::one;
+use super::context::one_of_counters;
 use super::{Context, Exit, Failure};
 use crate::client::{Added, NotAdded, Producer};
 use crate::config::Needs;
-use crate::merge::sum::parse_amount;
 use crate::model::entry::Malformed;
 use crate::model::pipeline::Pipeline;
+use crate::model::row::parse_amount;
 use crate::retry::{Fault, advised};
 use crate::telemetry::trace::parse_traceparent;
 use crate::valkey::Endpoint;
@@ -84,7 +84,7 @@ fn traceparent(text: &str) -> Result<String, &'static str> {
 /// Runs the verb.
 pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
     let config = context.configured(Vec::new(), Needs::VALKEY)?;
-    let pipeline = one(&config, Some(&opts.pipeline))?.clone();
+    let pipeline = one_of_counters(&config, Some(&opts.pipeline))?.clone();
     Ok(produce(opts, config.valkey.address()?, pipeline).await)
 }
 

@@ -17,9 +17,9 @@ use super::dead::show::{Bytes, added_at};
 use super::observe::Servers;
 use super::{Context, Exit, Failure};
 use crate::config::Needs;
+use crate::flow::rows::Plan;
 use crate::model::entry::{Canonical, EntryId, write_canonical};
 use crate::model::pipeline::Shard;
-use crate::model::row;
 use crate::retry::Fault;
 use crate::shutdown::Signals;
 use crate::valkey::resp::Bounds;
@@ -130,7 +130,8 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
     let mut taps = tokio::task::JoinSet::new();
     for shard in shards {
         let link = servers.link(&shard.stream).await?;
-        let tap = Tap { shard, redact: opts.redact, bad: opts.bad, rate, skipped: 0 };
+        let plan = Plan::of(&shard.pipeline).map_err(|no_zone| Failure::new(Exit::Config, no_zone.to_string()))?;
+        let tap = Tap { shard, plan, redact: opts.redact, bad: opts.bad, rate, skipped: 0 };
         taps.spawn(tap.run(link, opts.after, sender.clone()));
     }
     drop(sender);
@@ -163,6 +164,7 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
 /// One stream's tap.
 struct Tap {
     shard: Shard,
+    plan: Plan,
     redact: bool,
     bad: bool,
     rate: u32,
@@ -252,7 +254,7 @@ impl Tap {
         let entry = Canonical(&bytes);
         let bad = match shortened {
             true => None,
-            false => row::decode(entry, &self.shard.pipeline).err().map(|malformed| malformed.to_string()),
+            false => self.plan.key_of(entry).err().map(|death| death.detail),
         };
         let field = |(name, value): (&[u8], &[u8])| TappedField {
             name: Bytes::of(name),

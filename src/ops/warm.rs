@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::AssertSqlSafe;
 
-use super::context::one;
+use super::context::one_of_counters;
 use super::{Context, Exit, Failure, refused};
 use crate::client::{Count, CounterOptions, Counters, postgres};
 use crate::config::{Config, Needs};
@@ -46,7 +46,7 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
 }
 
 async fn answer(opts: &Opts, config: &Config, out: &mut dyn Write) -> std::io::Result<Exit> {
-    let pipeline = match one(config, opts.pipeline.as_deref()) {
+    let pipeline = match one_of_counters(config, opts.pipeline.as_deref()) {
         Ok(pipeline) => pipeline,
         Err(failure) => return refused(VERB, failure.exit(), &failure.to_string()),
     };
@@ -110,7 +110,7 @@ fn read_ids(file: &PathBuf) -> std::io::Result<Vec<String>> {
 
 async fn top_of(database: &Database, pipeline: &Pipeline, count: u32) -> Result<Vec<String>, Fault> {
     let (key, value) = (pipeline.key.quoted(), pipeline.value.quoted());
-    let table = format!("{}.{}", pipeline.table.schema.quoted(), pipeline.table.name.quoted());
+    let table = pipeline.table.quoted();
     let query = format!("select {key}::text from {table} order by {value} desc nulls last limit $1");
     database.run(async |c| sqlx::query_scalar(AssertSqlSafe(query)).bind(i64::from(count)).fetch_all(c).await).await
 }

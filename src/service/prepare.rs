@@ -21,6 +21,7 @@ use crate::flow::lease::Shares;
 use crate::flow::pause::Pause;
 use crate::flow::read::{self, Limits};
 use crate::flow::reclaim::Patience;
+use crate::flow::rows::NoZone;
 use crate::flow::setup::WorkerSetup;
 use crate::flow::turn::Turn;
 use crate::lanes::{self, Identity, Record, Unregistered};
@@ -28,7 +29,7 @@ use crate::model::names;
 use crate::model::pipeline::{Delivery, Pipeline, Shard};
 use crate::postgres::{Database, schema};
 use crate::retry::{Fault, Incident, Verdict, advised, judge};
-use crate::target::{self, KeyOrder, Unfit};
+use crate::target::{self, Unfit};
 use crate::telemetry::contract::Metrics;
 use crate::telemetry::recorder::Labels;
 use crate::valkey::{self, Link, Links, info};
@@ -64,6 +65,9 @@ pub enum Refusal {
          lack the other one's deltas. Use a text column without a collation of its own, or write mode = \"plain\""
     )]
     KeyOfManaged(String, String),
+    /// A time zone of its keys is not known here.
+    #[error(transparent)]
+    Zone(#[from] NoZone),
     /// The ledger tells of another configuration.
     #[error("{0}")]
     Unregistered(#[from] Unregistered),
@@ -191,13 +195,13 @@ pub(super) async fn try_prepare(
     let mut links = Links::to(&places.valkey, "tidegate:start");
     let (mut flows, mut turns) = (Vec::new(), HashMap::new());
     for pipeline in &config.pipelines {
-        let order = database.run(async |c| target::check_table(c, pipeline).await).await.map_err(Refusal::Fault)??;
-        if let (true, KeyOrder::Typed(sql_type)) = (pipeline.is_managed(), &order) {
-            return Err(Refusal::KeyOfManaged(pipeline.name.clone(), sql_type.clone()));
+        let fits = database.run(async |c| target::check_tables(c, pipeline).await).await.map_err(Refusal::Fault)??;
+        if pipeline.is_managed() && fits[0].is_grouped {
+            return Err(Refusal::KeyOfManaged(pipeline.name.clone(), fits[0].keys[0].clone()));
         }
         let source = &config.valkey.source;
         let shards = database.run(async |c| lanes::shards(c, source, pipeline).await).await.map_err(Refusal::Fault)?;
-        let (statements, pause) = (Statements::of(pipeline, &order), Pause::default());
+        let (statements, pause) = (Statements::of(pipeline, &fits)?, Pause::default());
         // What one worker reads of many streams it counts together. In a cluster each stream may be on another server.
         let is_together = pipeline.delivery == Delivery::Exclusive && !places.valkey.is_cluster();
         let (mut lanes, per_stream) = (Vec::new(), config.telemetry.per_stream);

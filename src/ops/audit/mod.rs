@@ -28,7 +28,7 @@ use serde::Serialize;
 use self::judge::{Class, History, Sums};
 use self::round::{Keys, Round};
 use super::columns::{Page, Tone, count, cut, plural, printable, signed};
-use super::context::{Report, one};
+use super::context::{Report, one_of_counters};
 use super::observe::Servers;
 use super::{Context, Exit, Failure};
 use crate::config::Needs;
@@ -133,7 +133,7 @@ pub struct Difference {
 /// Runs the verb.
 pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
     let config = context.configured(Vec::new(), Needs::BOTH)?;
-    let pipeline = one(&config, opts.pipeline.as_deref())?;
+    let pipeline = one_of_counters(&config, opts.pipeline.as_deref())?;
     let mut servers = Servers::of(&config, "tidegate:audit")?;
     let mut signals = Signals::listen()?;
     tokio::select! {
@@ -143,14 +143,14 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
 }
 
 async fn audit(opts: &Opts, context: &Context, pipeline: &Pipeline, servers: &mut Servers) -> Result<Exit, Failure> {
-    let checked = servers.database.run(async |c| target::check_table(c, pipeline).await).await?;
-    let order = checked.map_err(|unfit| Failure::new(Exit::Config, unfit.to_string()))?;
+    let checked = servers.database.run(async |c| target::check_tables(c, pipeline).await).await?;
+    let fits = checked.map_err(|unfit| Failure::new(Exit::Config, unfit.to_string()))?;
     // Held to the end: two repairs at once would both add what one of them should.
     let lock = match opts.repair && !opts.dry_run {
         true => Some(repair::lock(servers, pipeline).await?),
         false => None,
     };
-    let keys = Keys::new(pipeline, &order);
+    let keys = Keys::new(pipeline, &fits[0]);
     let scope = if opts.full {
         "full"
     } else if opts.keys.is_empty() {

@@ -22,7 +22,7 @@ use crate::model::row;
 use crate::ops::Failure;
 use crate::ops::observe::Servers;
 use crate::retry::Fault;
-use crate::target::KeyOrder;
+use crate::target::Fit;
 use crate::telemetry::trace::Trace;
 use crate::valkey::resp::Bounds;
 use crate::valkey::{Command, Delivered, Link, Reply, Wire, info, unexpected};
@@ -53,17 +53,13 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    pub(super) fn new(pipeline: &Pipeline, order: &KeyOrder) -> Keys {
-        let (sql_type, is_typed) = match order {
-            KeyOrder::Bytes => ("text".to_owned(), false),
-            KeyOrder::Typed(sql_type) => (sql_type.clone(), true),
-        };
-        Keys { pipeline: pipeline.clone(), sql_type, is_typed }
+    pub(super) fn new(pipeline: &Pipeline, fit: &Fit) -> Keys {
+        Keys { pipeline: pipeline.clone(), sql_type: fit.keys[0].clone(), is_typed: fit.is_grouped }
     }
 
     /// The table, quoted.
     fn table(&self) -> String {
-        format!("{}.{}", self.pipeline.table.schema.quoted(), self.pipeline.table.name.quoted())
+        self.pipeline.table.quoted()
     }
 
     /// The keys that are to be judged, in groups.
@@ -697,9 +693,10 @@ mod tests {
 
     #[test]
     fn counters_are_named_as_producers_name_them() {
-        let plain = Keys::new(&Pipeline::counters(), &KeyOrder::Bytes);
+        let fit = Fit { keys: vec!["text".into()], values: vec!["bigint".into()], is_grouped: false };
+        let plain = Keys::new(&Pipeline::counters(), &fit);
         assert_eq!((plain.of_counter("counter:a:b"), plain.of_counter("other:a")), (Some("a:b".into()), None));
-        let sharded = Keys::new(&Pipeline { shards: 4, ..Pipeline::counters() }, &KeyOrder::Bytes);
+        let sharded = Keys::new(&Pipeline { shards: 4, ..Pipeline::counters() }, &fit);
         assert_eq!(sharded.of_counter("counter:{3}:a"), Some("a".into()));
         assert_eq!(sharded.of_counter("counter:{0}:a"), None, "another shard's");
     }

@@ -116,9 +116,10 @@ async fn redrive_lane(
     account: &mut Redriven,
 ) -> Result<(), Failure> {
     let (pipeline, identity) = pipeline_of(config, database, lane).await?;
-    let checked = database.run(async |c| target::check_table(c, &pipeline).await).await?;
-    let order = checked.map_err(|unfit| Failure::new(Exit::Config, unfit.to_string()))?;
-    let redrive = Redrive::new(pipeline, &order, lane, identity, format!("redriven by {}", operator()));
+    let checked = database.run(async |c| target::check_tables(c, &pipeline).await).await?;
+    let fits = checked.map_err(|unfit| Failure::new(Exit::Config, unfit.to_string()))?;
+    let redrive = Redrive::new(&pipeline, &fits, lane, identity, format!("redriven by {}", operator()));
+    let redrive = redrive.map_err(|no_zone| Failure::new(Exit::Config, no_zone.to_string()))?;
     let mode = if opts.dry_run { Mode::Rehearse } else { Mode::Commit };
     for letters in letters.chunks(TOGETHER) {
         for ((id, digest), outcome) in persistently(&redrive, database, letters, mode).await? {

@@ -6,12 +6,13 @@ use sqlx::{AssertSqlSafe, Row};
 
 use super::{Findings, Severity};
 use crate::config::Config;
-use crate::model::pipeline::Pipeline;
+use crate::model::pipeline::{Identifier, Pipeline, Table};
+use crate::model::target::ValueColumn;
 use crate::ops::columns::{lasting, plural};
 use crate::ops::observe::{Look, Servers};
 use crate::postgres::Session;
 use crate::retry::Fault;
-use crate::target::{self, KeyOrder};
+use crate::target;
 
 /// The oldest version that is tested.
 const TESTED_FROM: i32 = 150_000;
@@ -239,7 +240,7 @@ async fn registered(config: &Config, pipeline: &Pipeline, servers: &Servers, fin
 }
 
 async fn table(servers: &Servers, pipeline: &Pipeline, findings: &mut Findings) -> Result<(), Fault> {
-    let checked = servers.database.run(async |c| target::check_table(c, pipeline).await).await?;
+    let checked = servers.database.run(async |c| target::check_tables(c, pipeline).await).await?;
     match checked {
         Err(unfit) => {
             findings.of(
@@ -251,13 +252,44 @@ async fn table(servers: &Servers, pipeline: &Pipeline, findings: &mut Findings) 
             );
             return Ok(());
         }
-        Ok(KeyOrder::Bytes) => findings.well("D19", format!("{} fits", pipeline.table)),
-        Ok(KeyOrder::Typed(kind)) => {
-            let evidence = format!("the key is compared as {kind}: PostgreSQL sorts and joins the keys of each batch");
-            findings.of(pipeline, "D19", Severity::Info, evidence, "nothing; a key of type text is a little faster");
+        Ok(fits) => {
+            for (target, fit) in pipeline.targets().iter().zip(fits) {
+                let table = &target.table;
+                if !fit.is_grouped {
+                    findings.well("D19", format!("{table} fits"));
+                    continue;
+                }
+                let kinds = fit.keys.join(", ");
+                let evidence = format!(
+                    "the keys of {table} are compared as {kinds}: PostgreSQL sorts and joins those of each batch"
+                );
+                findings.of(
+                    pipeline,
+                    "D19",
+                    Severity::Info,
+                    evidence,
+                    "nothing; a key of type text is a little faster",
+                );
+            }
         }
     }
-    let (schema, name, value) = (pipeline.table.schema.as_str(), pipeline.table.name.as_str(), pipeline.value.as_str());
+    for target in pipeline.targets() {
+        for value in &target.values {
+            column(servers, pipeline, &target.table, value, findings).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Constraints on a value's column, and how near its values are to the end of their type.
+async fn column(
+    servers: &Servers,
+    pipeline: &Pipeline,
+    table: &Table,
+    value: &ValueColumn,
+    findings: &mut Findings,
+) -> Result<(), Fault> {
+    let (schema, name, column) = (table.schema.as_str(), table.name.as_str(), value.column.as_str());
     let checks: Vec<String> = servers
         .database
         .run(async |c| {
@@ -269,13 +301,13 @@ async fn table(servers: &Servers, pipeline: &Pipeline, findings: &mut Findings) 
             )
             .bind(schema)
             .bind(name)
-            .bind(value)
+            .bind(column)
             .fetch_all(c)
             .await
         })
         .await?;
     for check in checks {
-        let evidence = format!("column {value} has the constraint {check}");
+        let evidence = format!("column {column} has the constraint {check}");
         findings.of(
             pipeline,
             "D20",
@@ -284,11 +316,17 @@ async fn table(servers: &Servers, pipeline: &Pipeline, findings: &mut Findings) 
             "docs/guarantees.md, \"constraints on the value\", says how to keep it",
         );
     }
-    headroom(servers, pipeline, findings).await
+    headroom(servers, pipeline, table, &value.column, findings).await
 }
 
 /// How near the largest values are to the end of their type.
-async fn headroom(servers: &Servers, pipeline: &Pipeline, findings: &mut Findings) -> Result<(), Fault> {
+async fn headroom(
+    servers: &Servers,
+    pipeline: &Pipeline,
+    table: &Table,
+    column: &Identifier,
+    findings: &mut Findings,
+) -> Result<(), Fault> {
     let kind: Option<String> = servers
         .database
         .run(async |c| {
@@ -296,9 +334,9 @@ async fn headroom(servers: &Servers, pipeline: &Pipeline, findings: &mut Finding
                 "select a.atttypid::regtype::text from pg_attribute a
                  where a.attrelid = format('%I.%I', $1::text, $2::text)::regclass and a.attname = $3 and not a.attisdropped",
             )
-            .bind(pipeline.table.schema.as_str())
-            .bind(pipeline.table.name.as_str())
-            .bind(pipeline.value.as_str())
+            .bind(table.schema.as_str())
+            .bind(table.name.as_str())
+            .bind(column.as_str())
             .fetch_optional(c)
             .await
         })
@@ -309,15 +347,17 @@ async fn headroom(servers: &Servers, pipeline: &Pipeline, findings: &mut Finding
         Some("bigint") => i64::MAX as f64,
         _ => return Ok(()),
     };
-    let table = format!("{}.{}", pipeline.table.schema.quoted(), pipeline.table.name.quoted());
     // Every name is validated and quoted. A sample: a table of millions of rows is not read for this.
-    let sql =
-        format!("select max(abs({0}::float8)) from (select {0} from {table} limit 100000) s", pipeline.value.quoted());
+    let sql = format!(
+        "select max(abs({0}::float8)) from (select {0} from {1} limit 100000) s",
+        column.quoted(),
+        table.quoted()
+    );
     let largest: Option<f64> =
         servers.database.run(async |c| sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(c).await).await?;
     if largest.is_some_and(|largest| largest > end * HEADROOM) {
-        let evidence = format!("values of {} are near the end of {}", pipeline.value, kind.unwrap_or_default());
-        let fix = format!("alter table {} alter column {} type bigint, or numeric", pipeline.table, pipeline.value);
+        let evidence = format!("values of {} are near the end of {}", column, kind.unwrap_or_default());
+        let fix = format!("alter table {} alter column {} type bigint, or numeric", table, column);
         findings.of(pipeline, "D15", Severity::Warning, evidence, fix);
     }
     Ok(())

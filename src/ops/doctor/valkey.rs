@@ -10,11 +10,11 @@ use crate::care::session::Session;
 use crate::care::trim;
 use crate::client::OP_FIELD;
 use crate::config::Config;
+use crate::flow::rows::Plan;
 use crate::flow::{judge, ledger};
 use crate::lanes::{self, Identity};
 use crate::model::entry::{Canonical, EntryId, write_canonical};
 use crate::model::pipeline::Pipeline;
-use crate::model::row;
 use crate::ops::columns::{bytes, lasting_ms, plural};
 use crate::ops::observe::valkey::Stream;
 use crate::ops::observe::{Look, Seen, Servers};
@@ -357,6 +357,8 @@ async fn producers(
     if stream.length.unwrap_or(0) == 0 {
         return Ok(());
     }
+    // A zone that is not known keeps the daemon from starting, which says so.
+    let Ok(plan) = Plan::of(pipeline) else { return Ok(()) };
     let link = servers.link(name).await?;
     let (bounds, mut sampled, mut with_op, mut bad) =
         (crate::valkey::resp::Bounds { entry: 64 << 10, kept: 1 << 10 }, 0u64, 0u64, None);
@@ -369,15 +371,15 @@ async fn producers(
             let entry = Canonical(&bytes);
             sampled += 1;
             with_op += u64::from(entry.fields().any(|(name, _)| name == OP_FIELD.as_bytes()));
-            if let Err(malformed) = row::decode(entry, pipeline) {
-                bad.get_or_insert((id, malformed));
+            if let Err(death) = plan.key_of(entry) {
+                bad.get_or_insert((id, death.detail));
             }
         }
         std::ops::ControlFlow::Continue(())
     });
     read.await?;
-    if let Some((id, malformed)) = bad {
-        let evidence = format!("entry {id} of {name} cannot be applied: {malformed}");
+    if let Some((id, why)) = &bad {
+        let evidence = format!("entry {id} of {name} cannot be applied: {why}");
         findings.of(
             pipeline,
             "D13",
