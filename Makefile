@@ -20,6 +20,7 @@ help:
 	@echo "make upheaval  a cluster whose primaries die and whose slots move under load, and the books looked at (SECONDS, SEED)"
 	@echo "make caretaking  what trimming and compaction cost a flush"
 	@echo "make ledger    the ledger's size under a steady load, and the memory to start with it (SECONDS, RATE)"
+	@echo "make bench-operators  what each operator of a value column costs (ENTRIES, RUNS)"
 	@echo "make bench-compare  Tidegate, hand-written workers and the servers' limits side by side (ENTRIES, RUNS, OUT)"
 	@echo "make fuzz      what parses foreign bytes, under a fuzzer (FUZZ_SECONDS)"
 	@echo "make chart-test   the Helm chart, the alerts and the dashboard: rendered, validated, compared; skipped without Python"
@@ -69,6 +70,11 @@ bench-compare: servers build peers
 	@$(WITH_SERVERS) TIDEGATE=target/release/tidegate TIDEGATE_CONTROLS=target/controls/target/release/tidegate \
 		NODE_PEER=$(PEERS)/node PYTHON=$(PEERS)/python/bin/python \
 		cargo run --release --locked --package tidegate-lab -- compare --entries $(ENTRIES) --runs $(RUNS) --out $(OUT)
+
+# What each operator of a value column costs, against the default pipeline in the same round.
+.PHONY: bench-operators
+bench-operators: servers build
+	@$(WITH_SERVERS) TIDEGATE=target/release/tidegate cargo run --release --locked --package tidegate-lab -- operators --entries $(ENTRIES) --runs $(RUNS)
 
 FUZZ_SECONDS ?= 60
 
