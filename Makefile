@@ -142,17 +142,19 @@ SEED ?= $(shell date +%s)
 RESULTS ?=
 # How the soak's workers read: group, exclusive, or both.
 DELIVERY ?= both
+# TABLES=1: beside the counters a table with every operator is written, from the same read.
+TABLES ?=
 # The program with failpoints stands in a place of its own, so that nobody takes it for a release; its dependencies are the release's.
 FAILPOINTS = CARGO_TARGET_DIR=target/failpoints CARGO_BUILD_BUILD_DIR=target
 PROOF = $(FAILPOINTS) cargo build --release --locked --workspace --bins --features tidegate/failpoints && target/failpoints/release/lab
 
 .PHONY: crash
 crash: cargo servers
-	@$(WITH_SERVERS) $(PROOF) crash --kills $(KILLS)
+	@$(WITH_SERVERS) $(PROOF) crash --kills $(KILLS) $(if $(TABLES),--tables)
 
 .PHONY: soak
 soak: cargo servers
-	@$(WITH_SERVERS) $(PROOF) soak --seconds $(SECONDS) --seed $(SEED) --delivery $(DELIVERY) $(if $(RESULTS),--results $(abspath $(RESULTS)))
+	@$(WITH_SERVERS) $(PROOF) soak --seconds $(SECONDS) --seed $(SEED) --delivery $(DELIVERY) $(if $(TABLES),--tables) $(if $(RESULTS),--results $(abspath $(RESULTS)))
 
 .PHONY: upheaval
 upheaval: cargo servers

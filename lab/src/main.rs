@@ -23,6 +23,7 @@ mod journal;
 mod ledger;
 mod load;
 mod operators;
+mod operators_table;
 mod soak;
 mod upheaval;
 
