@@ -88,7 +88,9 @@ fn expected(entries: &[(EntryId, Meant)]) -> Vec<String> {
     let (first, last) = (entries.first(), entries.last());
     let evens: Vec<bool> = deltas().map(|delta| delta % 2 == 0).collect();
     let mut doc = BTreeMap::new();
-    entries.iter().for_each(|(_, meant)| drop(doc.insert(meant.writer, meant.n)));
+    for (_, meant) in entries {
+        doc.insert(meant.writer, meant.n);
+    }
     let doc: Vec<String> = doc.iter().map(|(writer, n)| format!("\"w{writer}\": {n}")).collect();
     vec![
         entries.len().to_string(),

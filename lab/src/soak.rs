@@ -14,8 +14,8 @@ use tokio::task::JoinSet;
 
 use crate::books::{Books, Verdicts};
 use crate::faults::{Dice, Fault, Reading, Stage};
-use crate::operators_table;
 use crate::journal::{Journal, WRITERS, Writer};
+use crate::operators_table;
 use tidegate_lab::harness::{Client, GROUP, Resp, STREAM, migrate};
 
 /// Worker processes.
