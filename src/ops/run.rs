@@ -72,6 +72,7 @@ fn refused(refusal: Refusal) -> Failure {
         | Refusal::Table(_)
         | Refusal::Unregistered(_)
         | Refusal::KeyOfManaged(..)
+        | Refusal::SlotsOfManaged(..)
         | Refusal::Evicting(_) => Failure::new(Exit::Config, refusal.to_string()),
         Refusal::Migration(_) | Refusal::Io(_) => Failure::new(Exit::Error, refusal.to_string()),
     }

@@ -25,7 +25,7 @@ use crate::flow::setup::WorkerSetup;
 use crate::flow::turn::Turn;
 use crate::lanes::{self, Identity, Record, Unregistered};
 use crate::model::names;
-use crate::model::pipeline::{Delivery, Pipeline, Shard};
+use crate::model::pipeline::{Delivery, Mode, Pipeline, Shard};
 use crate::postgres::{Database, schema};
 use crate::retry::{Fault, Incident, Verdict, advised, judge};
 use crate::target::{self, KeyOrder, Unfit};
@@ -64,6 +64,12 @@ pub enum Refusal {
          lack the other one's deltas. Use a text column without a collation of its own, or write mode = \"plain\""
     )]
     KeyOfManaged(String, String),
+    /// In a cluster a managed counter and its stream are changed by one function: they must be on one server.
+    #[error(
+        "pipeline {0} is managed, and in a cluster its stream {1} and its counters {2} lie in different slots: give the stream a hash tag, \
+         such as {{{1}}}, or the pipeline several shards"
+    )]
+    SlotsOfManaged(String, String, String),
     /// The ledger tells of another configuration.
     #[error("{0}")]
     Unregistered(#[from] Unregistered),
@@ -195,6 +201,10 @@ pub(super) async fn try_prepare(
         if let (true, KeyOrder::Typed(sql_type)) = (pipeline.is_managed(), &order) {
             return Err(Refusal::KeyOfManaged(pipeline.name.clone(), sql_type.clone()));
         }
+        if places.valkey.is_cluster() && pipeline.is_managed() && !pipeline.is_in_one_slot() {
+            let (stream, counter) = (pipeline.stream_of(0), pipeline.counter_of("…"));
+            return Err(Refusal::SlotsOfManaged(pipeline.name.clone(), stream, counter));
+        }
         let source = &config.valkey.source;
         let shards = database.run(async |c| lanes::shards(c, source, pipeline).await).await.map_err(Refusal::Fault)?;
         let (statements, pause) = (Statements::of(pipeline, &order), Pause::default());
@@ -211,7 +221,11 @@ pub(super) async fn try_prepare(
             let turn: &Turn =
                 turns.entry((&pipeline.table, number)).or_insert_with(|| Turn::of(&pipeline.table, number));
             let (shards, letter_bytes) = (pipeline.shards, config.dead_letters.max_bytes);
-            let pipeline = Pipeline::clone(&shard.pipeline);
+            let mut pipeline = Pipeline::clone(&shard.pipeline);
+            // A stream from when there was another number of shards: nobody could manage counters beside it.
+            if places.valkey.is_cluster() && !pipeline.is_in_one_slot() {
+                pipeline.mode = Mode::Plain;
+            }
             let metrics = match &together {
                 Some(metrics) => Arc::clone(metrics),
                 None => Arc::new(Metrics::of(labels(&pipeline, per_stream))),

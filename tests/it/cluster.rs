@@ -23,7 +23,7 @@ use crate::permissions::{as_user, blocks};
 static CLUSTER: Mutex<Option<Cluster>> = Mutex::const_new(None);
 
 /// The cluster, for this test alone. One that a test left broken is replaced.
-async fn cluster() -> MappedMutexGuard<'static, Cluster> {
+pub(crate) async fn cluster() -> MappedMutexGuard<'static, Cluster> {
     let mut guard = CLUSTER.lock().await;
     let is_whole = match guard.as_ref() {
         Some(cluster) => cluster.is_whole(3, 6).await,
