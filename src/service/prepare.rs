@@ -3,7 +3,7 @@
 //! Takes the configuration; gives the flows that can be started, each with its lane in the ledger. Fails with a [`Refusal`] that
 //! says what to do; waits for a PostgreSQL that is out of reach.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -212,11 +212,17 @@ pub(super) async fn try_prepare(
         let is_together = pipeline.delivery == Delivery::Exclusive && !places.valkey.is_cluster();
         let (mut lanes, per_stream) = (Vec::new(), config.telemetry.per_stream);
         let together = is_together.then(|| Arc::new(Metrics::of(labels(pipeline, per_stream))));
-        for shard in shards {
-            let identity = Identity::of(source, &shard);
-            let others_alive = others_are_alive(&mut links, &shard, config.reclaim.dead_after).await;
-            let register = async |c: &mut _| lanes::register(c, &identity, others_alive, record).await;
-            let id = database.run(register).await.map_err(Refusal::Fault)??;
+        let identities: Vec<Identity> = shards.iter().map(|shard| Identity::of(source, shard)).collect();
+        let remapped = database.run(async |c| lanes::remapped(c, &identities).await).await.map_err(Refusal::Fault)?;
+        let mut others_alive = BTreeSet::new();
+        for n in remapped {
+            if others_are_alive(&mut links, &shards[n], config.reclaim.dead_after).await {
+                others_alive.insert(n);
+            }
+        }
+        let register = async |c: &mut _| lanes::register(c, &identities, &others_alive, record).await;
+        let ids = database.run(register).await.map_err(Refusal::Fault)??;
+        for ((shard, identity), id) in shards.into_iter().zip(identities).zip(ids) {
             let number = names::shard_number(&pipeline.stream, &shard.stream);
             let turn: &Turn =
                 turns.entry((&pipeline.table, number)).or_insert_with(|| Turn::of(&pipeline.table, number));

@@ -23,7 +23,7 @@ use tidegate_lab::writers::{lab, program as any_program, rows};
 use tokio::process::Command;
 use tokio::task::JoinHandle;
 
-use crate::cluster::cluster;
+use crate::cluster::{cluster, locked};
 use crate::harness::{Client, Daemon, Lab, Resp, eventually, output};
 
 /// Counters of each test's pipeline.
@@ -239,6 +239,42 @@ async fn managed_counters_agree_with_their_rows_after_a_primary_has_died() {
     let (accepted, stored): (i64, i64) = (accepted.iter().sum(), stored.iter().sum());
     assert!(stored <= accepted + unknown && stored > 0, "{stored} of {accepted} and {unknown}");
     eprintln!("{accepted} accepted, {} lost with the primary, {unknown} of unknown end", accepted - stored);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_in_doubt_are_dropped_wherever_a_slot_that_is_on_its_way_has_them() {
+    let (cluster, lab) = (cluster().await, lab().await);
+    let pipeline = pipeline("managed-doubt");
+    let mut daemon = Daemon::start(program(&lab, &cluster.url(), &pipeline, &["run"]));
+    is_managed(&cluster, &pipeline).await;
+    let counters = counters(&lab, &cluster.url(), &pipeline).await;
+    let keys = pipeline.keys_of(shard_of("in doubt", 3));
+    // A second counter of the shard, which stays dirty: nothing is flushed for now.
+    let other = (0..).map(id).find(|id| pipeline.keys_of(shard_of(id, 3)) == keys).expect("one");
+    assert_eq!(counters.incr("in doubt", 5).await, Ok(Count::Exact(5)));
+    assert_eq!(counters.incr(&other, 1).await, Ok(Count::Exact(1)));
+    for id in ["in doubt", &other] {
+        counters.settled(id, Duration::from_secs(60)).await.expect("settled");
+    }
+    let holder = locked(&lab).await;
+    assert_eq!(counters.incr(&other, 1).await, Ok(Count::Exact(2)));
+    let (home, to) = (cluster.await_primary_of(&keys.stream).await, cluster.other_primaries(&keys.stream).await[0]);
+    cluster.begin_to_move(&keys.stream, to).await;
+    cluster.move_key(&keys.counter("in doubt"), home, to).await;
+    let wrong = ["SET", &keys.counter("in doubt"), "999", "PX", "600000"];
+    let set = cluster.nodes()[to].client().await.pipeline(&[vec!["ASKING"], wrong.to_vec()]).await;
+    assert_eq!(set[1], Resp::Text(b"OK".to_vec()));
+    daemon.forget();
+    let connection =
+        Connection::open(&address(&cluster.url()).of_stream(&keys.state), "test").await.expect("connected");
+    functions::gate::close(&connection, &keys, "a test").await.expect("closed");
+    // On the node where the state is the values cannot all be dropped.
+    daemon.wait_for("counters are not made clean for now").await;
+    cluster.move_the_rest(&keys.stream, home, to).await;
+    daemon.wait_for_event("values_dropped", |_| true).await;
+    drop(holder);
+    eventually("the right value", Count::Exact(5), async || counters.get("in doubt").await).await;
+    cluster.move_slot(&keys.stream, home).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
