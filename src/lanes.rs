@@ -1,7 +1,9 @@
 //! Lanes: a lane is a shard's place in the ledger, a small number that stands for (source, pipeline, stream).
 //!
-//! Takes a shard's [`Identity`]; gives its lane, registered or found, and keeps the trim line of a stream's lanes. Fails with what
+//! Takes the [`Identity`] of each of a pipeline's shards; gives their lanes, registered or found, and keeps the trim line of a stream's lanes. Fails with what
 //! PostgreSQL says; refuses ([`Unregistered`]) where the ledger belongs to another configuration.
+
+use std::collections::{BTreeSet, HashMap};
 
 use sqlx::Row;
 use sqlx::postgres::PgConnection;
@@ -130,64 +132,117 @@ pub enum Record {
     No,
 }
 
-/// Registers a lane, or finds it. `others_alive`: whether other daemons are at work on the pipeline.
+/// What the ledger knows of the lanes of a pipeline, and of others that read its streams.
+struct Registered {
+    /// The pipeline's own lanes, by their streams: lane, target, mapping.
+    own: HashMap<String, (LaneId, String, Option<String>)>,
+    /// The streams of its lanes with the same target, in the order of their registration.
+    same_target: Vec<String>,
+    /// Other pipelines' lanes on its streams: pipeline and target, by stream.
+    others: HashMap<String, Vec<(String, String)>>,
+}
+
+impl Registered {
+    /// Reads it, in one query. All of these are of one pipeline.
+    async fn of(connection: &mut PgConnection, identities: &[Identity]) -> Result<Registered, sqlx::Error> {
+        let mut registered = Registered { own: HashMap::new(), same_target: Vec::new(), others: HashMap::new() };
+        let Some(Identity { source, pipeline, target, .. }) = identities.first() else { return Ok(registered) };
+        let streams: Vec<&str> = identities.iter().map(|identity| identity.stream.as_str()).collect();
+        let rows = sqlx::query(
+            "select lane, pipeline, stream, target, mapping from tidegate.lanes
+             where source = $1 and (pipeline = $2 or stream = any($3)) order by lane",
+        )
+        .bind(source)
+        .bind(pipeline)
+        .bind(streams)
+        .fetch_all(connection)
+        .await?;
+        for row in &rows {
+            let text = |column| row.try_get::<String, _>(column);
+            let (its_pipeline, its_stream, its_target) = (text("pipeline")?, text("stream")?, text("target")?);
+            if its_pipeline != *pipeline {
+                registered.others.entry(its_stream).or_default().push((its_pipeline, its_target));
+                continue;
+            }
+            if its_target == *target {
+                registered.same_target.push(its_stream.clone());
+            }
+            registered.own.insert(its_stream, (row.try_get("lane")?, its_target, row.try_get("mapping")?));
+        }
+        Ok(registered)
+    }
+
+    /// Whether a lane fits what the ledger knows; its number, if it has one.
+    fn judge(&self, identity: &Identity, others_alive: bool) -> Result<LaneId, Unregistered> {
+        let Identity { pipeline, stream, target, mapping, .. } = identity.clone();
+        let (own, others) = (self.own.get(&stream), self.others.get(&stream).map_or(&[][..], Vec::as_slice));
+        if let Some((before, _)) = others.iter().find(|(_, its_target)| *its_target == target) {
+            return Err(Unregistered::Renamed { pipeline, stream, target, before: before.clone() });
+        }
+        let former_stream = self.same_target.iter().rfind(|other| **other != stream);
+        match (own, former_stream, others.last()) {
+            (Some((_, before, _)), ..) if *before != target => {
+                Err(Unregistered::Retargeted { pipeline, stream, before: before.clone(), now: target })
+            }
+            (Some((_, _, Some(before))), ..) if *before != mapping && others_alive => {
+                Err(Unregistered::Remapped { pipeline, before: before.clone(), now: mapping })
+            }
+            (None, Some(before), Some((other, _))) => {
+                let (before, other) = (before.clone(), other.clone());
+                Err(Unregistered::Swapped { pipeline, stream, target, before, other })
+            }
+            (own, ..) => Ok(own.map_or(UNREGISTERED, |(lane, ..)| *lane)),
+        }
+    }
+}
+
+/// Which of a pipeline's lanes are registered with another mapping, by their places: whether other daemons are at work on these must be known before
+/// they are registered with the new one.
+pub async fn remapped(connection: &mut PgConnection, identities: &[Identity]) -> Result<Vec<usize>, sqlx::Error> {
+    let registered = Registered::of(connection, identities).await?;
+    let differs = |identity: &Identity| match registered.own.get(&identity.stream) {
+        Some((_, _, Some(mapping))) => *mapping != identity.mapping,
+        _ => false,
+    };
+    Ok((0..identities.len()).filter(|n| differs(&identities[*n])).collect())
+}
+
+/// Registers the lanes of a pipeline, or finds them, all in two statements; gives their numbers, in their order. `others_alive`: of which of them other
+/// daemons may be at work, by their places. If one does not fit, none is registered.
 pub async fn register(
     connection: &mut PgConnection,
-    identity: &Identity,
-    others_alive: bool,
+    identities: &[Identity],
+    others_alive: &BTreeSet<usize>,
     record: Record,
-) -> Result<Result<LaneId, Unregistered>, sqlx::Error> {
-    let (pipeline, stream) = (identity.pipeline.clone(), identity.stream.clone());
-    let (target, mapping) = (identity.target.clone(), identity.mapping.clone());
-    // All lanes of the source: of this pipeline, of this stream, or both.
-    let rows = sqlx::query(
-        "select lane, pipeline, stream, target, mapping from tidegate.lanes
-         where source = $1 and (pipeline = $2 or stream = $3) order by lane",
+) -> Result<Result<Vec<LaneId>, Unregistered>, sqlx::Error> {
+    let registered = Registered::of(connection, identities).await?;
+    let judged = identities.iter().enumerate();
+    let judged: Result<Vec<LaneId>, Unregistered> =
+        judged.map(|(n, identity)| registered.judge(identity, others_alive.contains(&n))).collect();
+    let (known, Some(Identity { source, pipeline, target, mapping, .. })) = (judged, identities.first()) else {
+        return Ok(Ok(Vec::new()));
+    };
+    if known.is_err() || record == Record::No {
+        return Ok(known);
+    }
+    // One statement, so that of two daemons that start at once the later one wins, and stops the other's flushes; in one order, so that the two do not
+    // wait for each other.
+    let streams: Vec<&str> = identities.iter().map(|identity| identity.stream.as_str()).collect();
+    let rows: Vec<(LaneId, String)> = sqlx::query_as(
+        "insert into tidegate.lanes (source, pipeline, stream, target, mapping)
+         select $1, $2, s.stream, $4, $5 from unnest($3::text[]) as s (stream) order by s.stream
+         on conflict (source, pipeline, stream) do update set mapping = excluded.mapping
+         returning lane, stream",
     )
-    .bind(&identity.source)
-    .bind(&pipeline)
-    .bind(&stream)
-    .fetch_all(&mut *connection)
+    .bind(source)
+    .bind(pipeline)
+    .bind(&streams)
+    .bind(target)
+    .bind(mapping)
+    .fetch_all(connection)
     .await?;
-    let mut others_stream = None;
-    let (mut own, mut former_stream) = (None, None);
-    for row in &rows {
-        let text = |column| row.try_get::<String, _>(column);
-        let (its_pipeline, its_stream, its_target) = (text("pipeline")?, text("stream")?, text("target")?);
-        match (its_pipeline == pipeline, its_stream == stream) {
-            (true, true) => own = Some((row.try_get::<LaneId, _>("lane")?, its_target, row.try_get("mapping")?)),
-            (false, _) if its_target == target => {
-                return Ok(Err(Unregistered::Renamed { pipeline, stream, target, before: its_pipeline }));
-            }
-            (false, _) => others_stream = Some(its_pipeline),
-            (true, false) if its_target == target => former_stream = Some(its_stream),
-            (true, false) => {}
-        }
-    }
-    match (own, former_stream, others_stream) {
-        (Some((_, before, _)), ..) if before != target => {
-            Ok(Err(Unregistered::Retargeted { pipeline, stream, before, now: target }))
-        }
-        (Some((_, _, Some(before))), ..) if before != mapping && others_alive => {
-            Ok(Err(Unregistered::Remapped { pipeline, before, now: mapping }))
-        }
-        (None, Some(before), Some(other)) => Ok(Err(Unregistered::Swapped { pipeline, stream, target, before, other })),
-        (own, ..) if record == Record::No => Ok(Ok(own.map_or(UNREGISTERED, |(lane, ..)| lane))),
-        // One statement, so that of two daemons that start at once the later one wins, and stops the other's flushes.
-        _ => sqlx::query_scalar(
-            "insert into tidegate.lanes (source, pipeline, stream, target, mapping) values ($1, $2, $3, $4, $5)
-             on conflict (source, pipeline, stream) do update set mapping = excluded.mapping
-             returning lane",
-        )
-        .bind(&identity.source)
-        .bind(pipeline)
-        .bind(stream)
-        .bind(target)
-        .bind(mapping)
-        .fetch_one(connection)
-        .await
-        .map(Ok),
-    }
+    let lanes: HashMap<&str, LaneId> = rows.iter().map(|(lane, stream)| (stream.as_str(), *lane)).collect();
+    Ok(Ok(streams.iter().map(|stream| lanes.get(stream).copied().unwrap_or(UNREGISTERED)).collect()))
 }
 
 /// A pipeline's shards, and those that it had when there were more of them, or fewer, or one alone: what their streams still hold is its own.

@@ -8,7 +8,8 @@
 //! - `caretaking` shows what trimming and compaction cost a flush, and how large ledger and stream stay;
 //! - `ledger` shows how large the ledger becomes under a steady load, and what a daemon that starts with it needs;
 //! - `operators` measures what each operator of a value column costs, against the default pipeline;
-//! - `compare` measures Tidegate, hand-written workers and the limits of the two servers side by side.
+//! - `compare` measures Tidegate, hand-written workers and the limits of the two servers side by side;
+//! - `curves` measures how throughput changes with processes, shards and distance, and what idle streams cost.
 //!
 //! The checker of `crash` and `soak` knows nothing but what producers were told, what the stream holds, and what PostgreSQL
 //! shows. docs/guarantees.md describes it.
@@ -18,6 +19,7 @@ mod caretaking;
 mod compare;
 mod controls;
 mod crash;
+mod curves;
 mod faults;
 mod journal;
 mod ledger;
@@ -49,6 +51,8 @@ enum Cli {
     Operators(operators::Args),
     /// Measure side by side: Tidegate, hand-written workers, the servers' limits
     Compare(compare::Args),
+    /// Measure how throughput changes with processes, shards and distance; and what idle streams cost
+    Curves(curves::Args),
 }
 
 #[tokio::main]
@@ -62,6 +66,7 @@ async fn main() -> ExitCode {
         Cli::Ledger(args) => ledger::run(args).await,
         Cli::Operators(args) => operators::run(args).await,
         Cli::Compare(args) => compare::run(args).await,
+        Cli::Curves(args) => curves::run(args).await,
     };
     if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -14,7 +14,7 @@ use crate::journal::Meant;
 
 const CREATE: &str = "create table if not exists public.operators (
     id text primary key, n bigint not null, s numeric not null, lo bigint, hi bigint, l bigint, lv numeric, f bigint, fv numeric,
-    some bigint, alle boolean, any_even boolean, doc jsonb, docv jsonb, d bytea)";
+    kept bigint, alle boolean, any_even boolean, doc jsonb, docv jsonb, d bytea)";
 
 /// Makes the table.
 pub async fn create(sql: &mut PgConnection) {
@@ -30,7 +30,7 @@ pub fn configure(command: &mut Command) {
         (
             "VALUES",
             "n = count(), s = sum(amount: numeric), lo = min(amount), hi = max(amount), l = last(amount: bigint) by lv, \
-             f = first(amount: bigint) by fv, some = set_if_null(amount: bigint), alle = and(even), any_even = or(even), \
+             f = first(amount: bigint) by fv, kept = set_if_null(amount: bigint), alle = and(even), any_even = or(even), \
              doc = jsonb_merge(doc) by docv, d = distinct(amount)",
         ),
         ("UPDATED_AT_COLUMN", ""),
@@ -41,7 +41,7 @@ pub fn configure(command: &mut Command) {
 
 /// The rows of a round, as text.
 pub async fn rows(sql: &mut PgConnection, round: u32) -> Result<HashMap<String, Vec<String>>, sqlx::Error> {
-    let columns = "n, s, lo, hi, l, lv, f, fv, alle, any_even, doc, some, tidegate.distinct_count(d)";
+    let columns = "n, s, lo, hi, l, lv, f, fv, alle, any_even, doc, kept, tidegate.distinct_count(d)";
     let texts: Vec<String> = columns.split(", ").map(|column| format!("coalesce({column}::text, '')")).collect();
     let query = format!("select id, array[{}] from public.operators where id like 'r{round}:%'", texts.join(", "));
     let rows = sqlx::query(AssertSqlSafe(query)).fetch_all(sql).await?;
@@ -70,7 +70,7 @@ pub fn differences(rows: &HashMap<String, Vec<String>>, applied: &[(EntryId, Mea
         }
         let deltas: Vec<String> = entries.iter().map(|(_, meant)| meant.delta().to_string()).collect();
         if !deltas.contains(&row[11]) {
-            wrong.push(format!("operators {key}: some is {}, which no entry brought", row[11]));
+            wrong.push(format!("operators {key}: kept is {}, which no entry brought", row[11]));
         }
         // Far more than the sketch's standard error.
         let (about, exactly) = (row[12].parse().unwrap_or(0.0), deltas.len() as f64);

@@ -1,11 +1,12 @@
 //! Care: what happens around the flow and is never needed for a delta to land. One [`caretaker`] a stream trims it
 //! ([`trim`]), keeps its ledger small ([`merge`], [`compact`]), and looks for what Valkey lost ([`upstream`]), each in its time ([`schedule`]) and over one
 //! [`session`]. [`kept`] counts what PostgreSQL keeps. Where counters are managed, one [`sweep`] a shard lets settled ones be evicted; [`touched`]
-//! invalidates cached rows that a trigger has noted.
+//! invalidates cached rows that a trigger has noted; in a cluster the [`library`] of functions is loaded on every primary.
 
 pub mod caretaker;
 pub mod compact;
 pub mod kept;
+pub mod library;
 pub mod merge;
 pub mod schedule;
 pub mod session;

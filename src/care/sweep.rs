@@ -221,7 +221,7 @@ impl Sweeper {
     async fn sweep(&mut self, link: &Link, standing: &Standing) -> Result<(), Fault> {
         self.tell(ManagedState { is_open: Some(standing.is_open), dirty: Some(standing.dirty) });
         if let Some(why) = &standing.closed {
-            let dropped = gate::drop_all(link.commands(), &self.keys, why).await?;
+            let dropped = gate::drop_all(link, &self.keys, why).await?;
             let (pipeline, stream) = (&self.setup.lane.pipeline().name, &self.keys.stream);
             warn!(event = "values_dropped", %pipeline, %stream, %why, values = dropped, "all values of the shard's counters were dropped; they are brought back from PostgreSQL when they are needed");
             self.setup.metrics.values_dropped(dropped);

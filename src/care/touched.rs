@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use sqlx::Row;
 use tracing::info;
 
-use crate::functions::{self, Call, Function, NO_FUNCTION};
+use crate::functions::{Call, Function};
 use crate::postgres::Database;
 use crate::retry::{Fault, Incident};
 use crate::shutdown::Stop;
 use crate::telemetry::contract::Metrics;
-use crate::valkey::{self, Link, Links};
+use crate::valkey::{self, Links};
 
 /// The name of its connection.
 const NAME: &str = "tidegate:touched";
@@ -82,7 +82,7 @@ impl Touched {
                 let row = format!("cache:{cache}:{{{id}}}");
                 let call = Call::new(Function::Invalidate, [row.clone(), format!("tidegate:load:{cache}:{{{id}}}")]);
                 let invalidated = match links.of_stream(&row).await {
-                    Ok(link) => invalidate(link, call).await,
+                    Ok(link) => call.send_surely(link.commands()).await.map(drop),
                     Err(fault) => Err(fault),
                 };
                 if let Err(fault) = invalidated {
@@ -97,16 +97,5 @@ impl Touched {
         let count = self.database.transact(exchange).await?;
         self.metrics.rows_invalidated(count.unsigned_abs());
         refused.map_or(Ok(count), Err)
-    }
-}
-
-/// Invalidates one row; loads the function library where the server does not know it.
-async fn invalidate(link: &Link, call: Call) -> Result<(), Fault> {
-    match call.clone().send(link.commands()).await {
-        Err(Fault::Valkey { code, .. }) if code == NO_FUNCTION => {
-            functions::load(link.commands()).await?;
-            call.send(link.commands()).await.map(drop)
-        }
-        sent => sent.map(drop),
     }
 }

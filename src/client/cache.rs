@@ -19,9 +19,11 @@ use super::connector::Connector;
 use super::counters::{look_again, token};
 use super::flight::Flights;
 use super::ttl::{Age, Ttl};
-use crate::functions::{Answer, Call, Function, NO_FUNCTION, Status, load};
+use crate::functions::{Answer, Call, Function, Status};
 use crate::retry::Fault;
-use crate::valkey::{Command, Connection, Endpoint, Reply};
+#[cfg(feature = "near")]
+use crate::valkey::Connection;
+use crate::valkey::{Command, Endpoint, Reply};
 
 /// A fence is renewed this many times before it would run out.
 const RENEWALS: u32 = 3;
@@ -86,7 +88,7 @@ pub enum NotWritten {
     Transaction(AppError),
 }
 
-/// Rows of one kind. Cheap to clone; all clones share one connection.
+/// Rows of one kind. Cheap to clone; all clones share one connection, in a cluster one to each primary.
 #[derive(Debug)]
 pub struct Cache<T> {
     shared: Arc<Shared<T>>,
@@ -362,21 +364,29 @@ impl<T: Stored + Send + Sync + 'static> Cache<T> {
 
     /// What Valkey has.
     async fn look(&self, id: &str) -> Cached<T> {
-        let Ok(connection) = self.shared.connector.connection().await else { return Cached::Unknown };
-        self.look_on(&connection, id).await
+        let (key, connector) = (self.key(id), &self.shared.connector);
+        let (get, left) = self.questions(&key);
+        let (value, left) = join(connector.call(&key, get), connector.call(&key, left)).await;
+        self.cached(value.map_err(Fault::from), left.map_err(Fault::from))
     }
 
     /// The same over this connection.
+    #[cfg(feature = "near")]
     pub(super) async fn look_on(&self, connection: &Connection, id: &str) -> Cached<T> {
-        let (key, ttl) = (self.key(id), self.shared.options.ttl);
-        let get = if ttl.sliding {
-            let until = ttl.fresh.as_millis().max(1);
-            Command::new("GETEX").arg(&key).arg("PX").arg(until)
-        } else {
-            Command::new("GET").arg(&key)
-        };
-        let (value, left) = join(connection.call(get), connection.call(Command::new("PTTL").arg(&key))).await;
+        let (get, left) = self.questions(&self.key(id));
+        let (value, left) = join(connection.call(get), connection.call(left)).await;
         self.cached(value, left)
+    }
+
+    /// What tells a row's value, and how long it has to live.
+    fn questions(&self, key: &str) -> (Command, Command) {
+        let ttl = self.shared.options.ttl;
+        let get = if ttl.sliding {
+            Command::new("GETEX").arg(key).arg("PX").arg(ttl.fresh.as_millis().max(1))
+        } else {
+            Command::new("GET").arg(key)
+        };
+        (get, Command::new("PTTL").arg(key))
     }
 
     /// What GET and PTTL have answered.
@@ -484,14 +494,7 @@ impl<T: Stored + Send + Sync + 'static> Cache<T> {
     }
 
     async fn call(&self, call: Call) -> Result<Answer, Fault> {
-        let connection = self.shared.connector.connection().await?;
-        let answer = call.clone().send(&connection).await;
-        match &answer {
-            Err(Fault::Valkey { code, .. }) if code == NO_FUNCTION && load(&connection).await.is_ok() => {
-                call.send(&connection).await
-            }
-            _ => answer,
-        }
+        Ok(self.shared.connector.send(call).await?)
     }
 }
 

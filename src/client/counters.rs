@@ -11,18 +11,18 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 
-use super::connector::Connector;
+use super::connector::{Connector, Unanswered};
 use super::flight::Flights;
 use super::hydrate::{Breaker, Granted};
 use super::lanes::Lanes;
 use super::produce::{NotAdded, is_text};
 use super::truth::Truth;
-use crate::functions::{Answer, Call, Function, NO_FUNCTION, Status, had_begun, load};
+use crate::functions::{Answer, Call, Function, Status, had_begun};
 use crate::model::entry::EntryId;
 use crate::model::pipeline::{Pipeline, ShardKeys};
 use crate::model::shard::shard_of;
 use crate::retry::{Fault, Verdict, judge};
-use crate::valkey::{Command, Connection, Endpoint, unexpected};
+use crate::valkey::{Command, Endpoint, unexpected};
 
 /// How many increments one call does: 0.3 ms of the server's time, and they are accepted or refused together.
 const PER_CALL: usize = 100;
@@ -130,7 +130,7 @@ pub enum NotSettled {
     Unavailable(Fault),
 }
 
-/// The counters of one managed pipeline. Cheap to clone; all clones share one connection.
+/// The counters of one managed pipeline. Cheap to clone; all clones share one connection, in a cluster one to each primary that has a shard.
 #[derive(Debug)]
 pub struct Counters<T> {
     pub(super) shared: Arc<Shared<T>>,
@@ -169,7 +169,8 @@ impl<T: Truth> Counters<T> {
     /// number of shards, the fields and the counters' names; they must be those of the daemon's configuration.
     ///
     /// # Errors
-    /// [`Fault::Valkey`] with the server's words, [`Fault::ValkeyLost`] when it cannot be reached in time.
+    /// [`Fault::Valkey`] with the server's words, or with CROSSSLOT where in a cluster a shard's keys do not share a slot; [`Fault::ValkeyLost`] when it
+    /// cannot be reached in time.
     pub async fn connect(
         address: &Endpoint,
         pipeline: &Pipeline,
@@ -186,7 +187,11 @@ impl<T: Truth> Counters<T> {
             lanes: Lanes::new(options.lanes),
             flights: Flights::default(),
         };
-        shared.connector.connection().await?;
+        if address.is_cluster() && !pipeline.is_in_one_slot() {
+            return Err(in_different_slots(pipeline));
+        }
+        // One that is out of reach among many is met when it is needed.
+        shared.connector.connection(&pipeline.stream_of(0)).await?;
         Ok(Counters { shared: Arc::new(shared) })
     }
 
@@ -331,16 +336,16 @@ impl<T: Truth> Counters<T> {
         let keys = shared.keys_of(id);
         let mut last: Option<EntryId> = None;
         loop {
-            let connection = shared.connector.connection().await.map_err(NotSettled::Unavailable)?;
+            let unavailable = |unanswered: Unanswered| NotSettled::Unavailable(unanswered.fault());
             if last.is_none() {
-                let told = connection.call(Command::new("HGET").arg(&keys.index).arg(id)).await;
-                match told.map_err(NotSettled::Unavailable)?.as_text().and_then(|text| text.parse().ok()) {
+                let told = shared.connector.call(&keys.index, Command::new("HGET").arg(&keys.index).arg(id)).await;
+                match told.map_err(unavailable)?.as_text().and_then(|text| text.parse().ok()) {
                     Some(entry) => last = Some(entry),
                     None => return Ok(()),
                 }
             }
             let status = Call::new(Function::Status, [&keys.stream, &keys.index, &keys.state]).arg(&keys.group);
-            let status = status.send(&connection).await.map_err(NotSettled::Unavailable)?;
+            let status = shared.connector.send(status).await.map_err(unavailable)?;
             let frontier = status.text(0).and_then(|text| text.parse::<EntryId>().ok());
             if status.status == Status::Done && frontier > last {
                 return Ok(());
@@ -361,13 +366,10 @@ impl<T: Truth> Shared<T> {
 
     /// The value, if it is present.
     pub(super) async fn peek(&self, id: &str) -> Option<Result<i64, Fault>> {
-        let get = async {
-            let connection = self.connector.connection().await?;
-            connection.call(Command::new("GET").arg(self.keys_of(id).counter(id))).await
-        };
-        match get.await {
+        let counter = self.keys_of(id).counter(id);
+        match self.connector.call(&counter, Command::new("GET").arg(&counter)).await {
             Ok(reply) => reply.as_text().map(|text| text.parse().map_err(|_| unexpected("GET"))),
-            Err(fault) => Some(Err(fault)),
+            Err(unanswered) => Some(Err(unanswered.fault())),
         }
     }
 
@@ -417,20 +419,15 @@ impl<T: Truth> Shared<T> {
         let (lane, until) = (self.lanes.take().await, Instant::now() + self.options.retry_for);
         let mut in_doubt = false;
         loop {
-            let fault = match self.connector.connection().await {
-                Ok(connection) => match call(lane.name(), lane.seq()).send(&connection).await {
-                    Ok(answer) => return Ok(answer),
-                    Err(fault) => {
-                        self.load_if_missing(&connection, &fault).await;
-                        in_doubt |= !matches!(fault, Fault::Valkey { .. }) || had_begun(&fault);
-                        if had_begun(&fault) {
-                            // The lane's number is noted last: sent again, it might count twice.
-                            return Err(NotAdded::Unknown(fault));
-                        }
-                        fault
-                    }
-                },
-                Err(fault) => fault,
+            let fault = match self.connector.send(call(lane.name(), lane.seq())).await {
+                Ok(answer) => return Ok(answer),
+                // The lane's number is noted last: sent again, it might count twice.
+                Err(Unanswered::Failed(fault)) if had_begun(&fault) => return Err(NotAdded::Unknown(fault)),
+                Err(Unanswered::Failed(fault)) => {
+                    in_doubt |= !matches!(fault, Fault::Valkey { .. });
+                    fault
+                }
+                Err(Unanswered::Unsent(fault)) => fault,
             };
             let passes = match &fault {
                 // A full server says so at once: whoever adds must know, and decide. Unless an earlier try may have been done: a full server runs no
@@ -458,18 +455,18 @@ impl<T: Truth> Shared<T> {
 
     /// Whether the shard has noted this operation of a lane.
     async fn was_done(&self, keys: &ShardKeys, lane: &str, seq: u64) -> bool {
-        let Ok(connection) = self.connector.connection().await else { return false };
-        let noted = connection.call(Command::new("HGET").arg(&keys.state).arg(format!("lane:{lane}"))).await;
+        let noted = Command::new("HGET").arg(&keys.state).arg(format!("lane:{lane}"));
+        let noted = self.connector.call(&keys.state, noted).await;
         noted.ok().and_then(|noted| noted.as_text()?.parse::<u64>().ok()).is_some_and(|noted| noted >= seq)
     }
+}
 
-    /// Where the server does not know the functions (a new one of a cluster, say) whoever may load them does so.
-    pub(super) async fn load_if_missing(&self, connection: &Connection, fault: &Fault) {
-        if matches!(fault, Fault::Valkey { code, .. } if code == NO_FUNCTION) {
-            // Without the right to do it, the daemon's turn to do it is waited for.
-            let _ = load(connection).await;
-        }
-    }
+/// What is said of a pipeline whose counters a cluster cannot change together with their stream.
+pub(super) fn in_different_slots(pipeline: &Pipeline) -> Fault {
+    let (stream, counter) = (pipeline.stream_of(0), pipeline.counter_of("…"));
+    let message =
+        format!("CROSSSLOT the stream {stream} and its counters {counter} lie in different slots of the cluster");
+    Fault::Valkey { code: "CROSSSLOT".into(), message }
 }
 
 /// A lease's token: nobody else's.

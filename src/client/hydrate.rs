@@ -157,7 +157,12 @@ impl<T: Truth> Shared<T> {
         let of_counter = [&keys.counter(id), &keys.lease(id), &keys.stream, &keys.index, &keys.state];
         let call = Call::new(Function::Lease, of_counter).arg(id).arg(&keys.group);
         let answer = self.send(call.arg(self.options.lease.as_millis()).arg(token)).await;
-        let Ok(answer) = answer else { return Asked::Failed(Why::ValkeyDown) };
+        let answer = match answer {
+            Ok(answer) => answer,
+            // The slot is being moved: a moment later its keys are together again.
+            Err(fault) if fault.code() == "TRYAGAIN" => return Asked::Busy,
+            Err(_) => return Asked::Failed(Why::ValkeyDown),
+        };
         match answer.status {
             Status::Done => answer.number(0).map_or(Asked::Failed(Why::ValkeyDown), Asked::Present),
             Status::Miss => Granted::told(&answer, token).map_or(Asked::Busy, Asked::Granted),
@@ -167,12 +172,7 @@ impl<T: Truth> Shared<T> {
     }
 
     async fn send(&self, call: Call) -> Result<Answer, Fault> {
-        let connection = self.connector.connection().await?;
-        let answer = call.send(&connection).await;
-        if let Err(fault) = &answer {
-            self.load_if_missing(&connection, fault).await;
-        }
-        answer
+        Ok(self.connector.send(call).await?)
     }
 
     async fn wait_until_ready(&self, id: &str, granted: &Granted, until: Instant) -> Result<(), Why> {
@@ -181,7 +181,12 @@ impl<T: Truth> Shared<T> {
         while !is_ready {
             let call = Call::new(Function::Ready, [&keys.lease(id), &keys.stream, &keys.state]);
             let call = call.arg(granted.token).arg(&keys.group).arg(self.options.lease.as_millis());
-            match self.send(call).await.map_err(|_| Why::ValkeyDown)?.status {
+            let status = match self.send(call).await {
+                Ok(answer) => answer.status,
+                Err(fault) if fault.code() == "TRYAGAIN" => Status::Busy,
+                Err(_) => return Err(Why::ValkeyDown),
+            };
+            match status {
                 Status::Done => is_ready = true,
                 Status::Busy if Instant::now() < until => look_again().await,
                 Status::Closed | Status::Busy => return Err(Why::CatchingUp),

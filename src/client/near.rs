@@ -6,25 +6,31 @@
 //! row is older than in Valkey by no more than the way of one message; by no more than two heartbeats where the network swallows it; and by no more than
 //! `ttl_cap` whatever happens.
 //!
+//! In a cluster it listens to every primary, and asks once a heartbeat who they are. When slots have moved, everything is dropped: what has changed on the
+//! way nobody may have said.
+//!
 //! A row whose key is written often costs a push for each write: counters are better read from Valkey.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::cache::{AppError, Cache, Cached, NotLoaded, NotWritten, Row};
 use super::codec::Stored;
 use super::ttl::Age;
 use crate::retry::{Fault, backoff};
-use crate::valkey::{Command, Connection, Endpoint, Listener, Pushed};
+use crate::valkey::{Command, Connection, Endpoint, Home, Layout, Listener, Pushed};
 
 /// What CLIENT LIST shows of its connections.
 const NAME: &str = "tidegate-near";
+/// A cluster is asked who has which rows no more often than this.
+const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(50);
 /// How many locks keep answers and changes apart.
 const LOCKS: usize = 64;
 
@@ -99,6 +105,7 @@ impl<T> Clone for NearCache<T> {
 
 #[derive(Debug)]
 struct Inner<T> {
+    address: Endpoint,
     cache: Cache<T>,
     near: Arc<Near<T>>,
     listening: AbortHandle,
@@ -114,7 +121,7 @@ struct Near<T> {
     options: NearOptions,
     rows: moka::sync::Cache<String, Slot<T>>,
     /// The connection that is tracked, while somebody listens.
-    armed: Mutex<Option<Arc<Connection>>>,
+    armed: Mutex<Armed>,
     /// Held by whoever puts an answer in a placeholder's place, and by whoever drops a row.
     locks: [Mutex<()>; LOCKS],
     hasher: RandomState,
@@ -129,6 +136,20 @@ struct Near<T> {
     differed: AtomicU64,
 }
 
+/// Which servers have rows, and which of them are heard.
+#[derive(Debug, Default)]
+struct Armed {
+    expected: Option<BTreeSet<Home>>,
+    by_home: BTreeMap<Home, Arc<Tracked>>,
+}
+
+impl Armed {
+    fn is_whole(&self) -> bool {
+        let is_heard = |home| self.by_home.get(home).is_some_and(|tracked| tracked.is_good());
+        self.expected.as_ref().is_some_and(|expected| expected.iter().all(is_heard))
+    }
+}
+
 impl<T> fmt::Debug for Near<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Near").field("options", &self.options).finish_non_exhaustive()
@@ -139,14 +160,28 @@ impl<T> fmt::Debug for Near<T> {
 enum Slot<T> {
     /// Somebody has asked Valkey.
     Filling(u64),
-    Row(Row<T>, Instant),
+    /// The row, until when, and the connection whose server says when it changes.
+    Row(Row<T>, Instant, Arc<Tracked>),
+}
+
+/// A connection to one server, whose reads it remembers, while what it says is heard.
+#[derive(Debug)]
+struct Tracked {
+    connection: Arc<Connection>,
+    is_heard: AtomicBool,
+}
+
+impl Tracked {
+    fn is_good(&self) -> bool {
+        self.is_heard.load(Ordering::Acquire) && !self.connection.is_lost()
+    }
 }
 
 impl<T> Clone for Slot<T> {
     fn clone(&self) -> Slot<T> {
         match self {
             Slot::Filling(number) => Slot::Filling(*number),
-            Slot::Row(row, until) => Slot::Row(row.clone(), *until),
+            Slot::Row(row, until, tracked) => Slot::Row(row.clone(), *until, Arc::clone(tracked)),
         }
     }
 }
@@ -161,7 +196,7 @@ impl<T: Stored + PartialEq + Send + Sync + 'static> NearCache<T> {
                 .max_capacity(options.entries)
                 .time_to_live(options.ttl_cap.max(Duration::from_millis(1)))
                 .build(),
-            armed: Mutex::new(None),
+            armed: Mutex::default(),
             locks: std::array::from_fn(|_| Mutex::new(())),
             hasher: RandomState::new(),
             opting_in: tokio::sync::Mutex::new(()),
@@ -175,7 +210,7 @@ impl<T: Stored + PartialEq + Send + Sync + 'static> NearCache<T> {
         });
         let listening = listen(address.clone(), cache.clone(), Arc::clone(&near));
         let listening = tokio::spawn(listening).abort_handle();
-        NearCache(Arc::new(Inner { cache, near, listening }))
+        NearCache(Arc::new(Inner { address: address.clone(), cache, near, listening }))
     }
 
     /// The cache behind it.
@@ -196,17 +231,15 @@ impl<T: Stored + PartialEq + Send + Sync + 'static> NearCache<T> {
         }
     }
 
-    /// Whether it listens: only then does it hold rows.
+    /// Whether it listens, in a cluster to every primary: it holds only rows of servers that it listens to.
     pub fn is_listening(&self) -> bool {
-        self.0.near.armed().is_some()
+        self.0.near.armed().is_whole()
     }
 
     /// The row that is held, if one is, without asking anybody.
     pub fn held(&self, id: &str) -> Option<Option<Arc<T>>> {
-        let near = &self.0.near;
-        near.armed()?;
-        match near.rows.get(id)? {
-            Slot::Row(row, until) if Instant::now() < until => Some(row),
+        match self.0.near.rows.get(id)? {
+            Slot::Row(row, until, tracked) if tracked.is_good() && Instant::now() < until => Some(row),
             _ => None,
         }
     }
@@ -229,8 +262,8 @@ impl<T: Stored + PartialEq + Send + Sync + 'static> NearCache<T> {
             return Ok(row);
         }
         near.misses.fetch_add(1, Ordering::Relaxed);
-        let Some(connection) = near.armed() else { return self.0.cache.get(id, load).await };
-        let cached = self.fill(&connection, id).await;
+        let Some(tracked) = self.tracked(id).await else { return self.0.cache.get(id, load).await };
+        let cached = self.fill(&tracked, id).await;
         self.0.cache.get_beyond(id, cached, load).await
     }
 
@@ -264,19 +297,25 @@ impl<T: Stored + PartialEq + Send + Sync + 'static> NearCache<T> {
         invalidated
     }
 
+    /// The connection to the server that has this row, while that is heard.
+    async fn tracked(&self, id: &str) -> Option<Arc<Tracked>> {
+        let home = self.0.address.home_of(&self.0.cache.key(id)).await.ok()?;
+        self.0.near.armed().by_home.get(&home).filter(|tracked| tracked.is_good()).map(Arc::clone)
+    }
+
     /// Reads a row from Valkey, and holds it if it did not change meanwhile.
-    async fn fill(&self, connection: &Connection, id: &str) -> Cached<T> {
+    async fn fill(&self, tracked: &Arc<Tracked>, id: &str) -> Cached<T> {
         let near = &self.0.near;
         let number = near.fills.fetch_add(1, Ordering::Relaxed);
         near.rows.insert(id.to_owned(), Slot::Filling(number));
-        let cached = self.read(connection, id).await;
+        let cached = self.read(&tracked.connection, id).await;
         let _lock = near.lock(id);
         let is_ours = matches!(near.rows.get(id), Some(Slot::Filling(ours)) if ours == number);
         match &cached {
             // The rest of its life in Valkey, and the way of the answer does not make it longer.
             Cached::Row(row, Age::Fresh, left) if is_ours => {
                 let until = Instant::now() + (*left).min(near.options.ttl_cap);
-                near.rows.insert(id.to_owned(), Slot::Row(row.clone(), until));
+                near.rows.insert(id.to_owned(), Slot::Row(row.clone(), until, Arc::clone(tracked)));
             }
             _ if is_ours => near.rows.invalidate(id),
             _ => {}
@@ -302,8 +341,8 @@ impl<T: Stored + PartialEq + Send + Sync + 'static> NearCache<T> {
 
     async fn verify(&self, id: &str, held: Row<T>) -> Row<T> {
         let near = &self.0.near;
-        let Some(connection) = near.armed() else { return held };
-        let Cached::Row(now, ..) = self.0.cache.look_on(&connection, id).await else { return held };
+        let Some(tracked) = self.tracked(id).await else { return held };
+        let Cached::Row(now, ..) = self.0.cache.look_on(&tracked.connection, id).await else { return held };
         near.verified.fetch_add(1, Ordering::Relaxed);
         if now == held {
             return held;
@@ -315,14 +354,28 @@ impl<T: Stored + PartialEq + Send + Sync + 'static> NearCache<T> {
 }
 
 impl<T: Send + Sync + 'static> Near<T> {
-    /// The tracked connection, while somebody listens and it is not lost.
-    fn armed(&self) -> Option<Arc<Connection>> {
-        let armed = self.armed.lock().unwrap_or_else(PoisonError::into_inner);
-        armed.clone().filter(|connection| !connection.is_lost())
+    fn armed(&self) -> MutexGuard<'_, Armed> {
+        self.armed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn arm(&self, connection: Option<Arc<Connection>>) {
-        *self.armed.lock().unwrap_or_else(PoisonError::into_inner) = connection;
+    /// This server is heard from now on.
+    fn arm(&self, home: &Home, tracked: &Arc<Tracked>) {
+        self.armed().by_home.insert(home.clone(), Arc::clone(tracked));
+    }
+
+    /// It is no longer heard on this connection.
+    fn disarm(&self, home: &Home, tracked: &Arc<Tracked>) {
+        tracked.is_heard.store(false, Ordering::Release);
+        let mut armed = self.armed();
+        if armed.by_home.get(home).is_some_and(|other| Arc::ptr_eq(other, tracked)) {
+            armed.by_home.remove(home);
+        }
+    }
+
+    /// These servers have rows from now on; none if that is not known.
+    fn expect(&self, homes: Option<BTreeSet<Home>>) {
+        self.armed().expected = homes;
+        self.forget_all();
     }
 
     fn lock(&self, id: &str) -> MutexGuard<'_, ()> {
@@ -348,8 +401,59 @@ impl<T: Send + Sync + 'static> Near<T> {
     }
 }
 
-/// Listens for as long as it is polled; begins again when the connection is lost.
+/// Listens for as long as it is polled: to one server, or to every primary of a cluster.
 async fn listen<T: Stored + Send + Sync + 'static>(address: Endpoint, cache: Cache<T>, near: Arc<Near<T>>) {
+    let mut listening = BTreeMap::<Home, AbortHandle>::new();
+    // Dropped with this task, and with it all that it listens to.
+    let mut tasks = JoinSet::new();
+    let mut waits = backoff();
+    let mut before = None;
+    loop {
+        let layout = match address.layout().await {
+            Ok(layout) => layout,
+            // A url that cannot be read, or a cluster of which nobody answers: who has which rows is not known.
+            Err(_) => {
+                before = None;
+                near.expect(None);
+                tokio::time::sleep(waits.next().unwrap_or_default()).await;
+                continue;
+            }
+        };
+        waits = backoff();
+        let homes = layout.as_ref().map_or_else(|| vec![Home::default()], Layout::homes);
+        while tasks.try_join_next().is_some() {}
+        listening.retain(|home, task| {
+            let is_left = homes.contains(home);
+            if !is_left {
+                task.abort();
+            }
+            is_left
+        });
+        for home in &homes {
+            if !listening.contains_key(home) {
+                let listener = listen_to(address.at(home), home.clone(), cache.clone(), Arc::clone(&near));
+                listening.insert(home.clone(), tasks.spawn(listener));
+            }
+        }
+        // Only the new server says anything of rows that have moved: those that are held may have changed in between.
+        if before.as_ref() != Some(&layout) {
+            near.expect(Some(homes.into_iter().collect()));
+            before = Some(layout);
+        }
+        match before {
+            Some(Some(_)) => tokio::time::sleep(near.options.heartbeat.max(SHORTEST_HEARTBEAT)).await,
+            _ => std::future::pending().await,
+        }
+    }
+}
+
+/// Listens to one server; begins again when the connection is lost.
+async fn listen_to<T: Stored + Send + Sync + 'static>(
+    address: Endpoint,
+    home: Home,
+    cache: Cache<T>,
+    near: Arc<Near<T>>,
+) {
     let mut waits = backoff();
     loop {
         if let Ok((connection, mut listener)) = arm(&address, &cache, near.options).await {
@@ -357,13 +461,27 @@ async fn listen<T: Stored + Send + Sync + 'static>(address: Endpoint, cache: Cac
             if near.options.no_loop {
                 cache.use_connection(&connection).await;
             }
-            near.arm(Some(Arc::clone(&connection)));
-            hear(&connection, &mut listener, &cache, &near).await;
-            near.arm(None);
-            // Behind this nobody puts an answer of the lost connection in place.
-            near.forget_all();
+            let tracked = Arc::new(Tracked { connection, is_heard: AtomicBool::new(true) });
+            let _end = Heard { near: &near, home: &home, tracked: &tracked };
+            near.arm(&home, &tracked);
+            hear(&tracked.connection, &mut listener, &cache, &near).await;
         }
         tokio::time::sleep(waits.next().unwrap_or_default()).await;
+    }
+}
+
+/// While it lasts, a server is heard. Dropped, also where its task is ended, nothing is held that was read from there.
+struct Heard<'a, T: Send + Sync + 'static> {
+    near: &'a Near<T>,
+    home: &'a Home,
+    tracked: &'a Arc<Tracked>,
+}
+
+impl<T: Send + Sync + 'static> Drop for Heard<'_, T> {
+    fn drop(&mut self) {
+        self.near.disarm(self.home, self.tracked);
+        // Behind this nobody puts an answer of the lost connection in place.
+        self.near.forget_all();
     }
 }
 

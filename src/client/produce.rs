@@ -28,14 +28,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::stream::{self, StreamExt};
-use tokio::sync::Mutex;
 
+use super::connector::{Connector, Unanswered};
+use super::counters::in_different_slots;
+use crate::functions::had_begun;
 use crate::model::entry::EntryId;
 use crate::model::names;
 use crate::model::pipeline::Pipeline;
 use crate::model::shard::shard_of;
 use crate::retry::{Fault, Verdict, backoff, judge};
-use crate::valkey::{Command, Connection, Endpoint, Home, Reply, unexpected};
+use crate::valkey::{Command, Connection, Endpoint, Reply, unexpected};
 
 /// The field that makes an increment unlike every other one: two equal ones under one entry id differ by it.
 pub const OP_FIELD: &str = "op";
@@ -105,12 +107,12 @@ pub struct Producer {
 
 #[derive(Debug)]
 struct Shared {
-    address: Endpoint,
+    connector: Connector,
+    command_timeout: Duration,
     pipeline: Pipeline,
     /// Unlike that of every other producer, with [`Shared::sequence`] behind it unlike every other increment.
     origin: String,
     sequence: AtomicU64,
-    connections: Mutex<BTreeMap<Home, Arc<Connection>>>,
 }
 
 /// An increment that happened.
@@ -160,20 +162,16 @@ impl Producer {
     /// [`Fault::ValkeyLost`] when it cannot be reached in time.
     pub async fn connect(address: &Endpoint, pipeline: &Pipeline) -> Result<Producer, Fault> {
         let shared = Shared {
-            address: address.clone(),
+            connector: Connector::new(address, "tidegate-produce"),
+            command_timeout: address.command_timeout,
             pipeline: pipeline.clone(),
             origin: format!("{:016x}", rand::random::<u64>()),
             sequence: AtomicU64::new(0),
-            connections: Mutex::default(),
         };
         if address.is_cluster() && !pipeline.is_in_one_slot() {
-            let (stream, counter) = (pipeline.stream_of(0), pipeline.counter_of("…"));
-            let message = format!(
-                "CROSSSLOT the stream {stream} and its counters {counter} lie in different slots of the cluster"
-            );
-            return Err(Fault::Valkey { code: "CROSSSLOT".into(), message });
+            return Err(in_different_slots(pipeline));
         }
-        shared.connection(&pipeline.stream_of(0)).await?;
+        shared.connector.connection(&pipeline.stream_of(0)).await?;
         Ok(Producer { shared: Arc::new(shared), traceparent: None })
     }
 
@@ -203,7 +201,7 @@ impl Producer {
         let mut calls = Vec::new();
         for (shard, places) in &by_shard {
             let stream = self.shared.pipeline.stream_of(*shard);
-            match self.shared.connection(&stream).await {
+            match self.shared.connector.connection(&stream).await {
                 Ok(connection) => calls.extend(places.chunks(PAIRS_PER_CALL).map(|places| {
                     let pairs = places.iter().map(|place| &increments[*place]);
                     let pairs = pairs.map(|(id, amount)| (id.as_ref(), *amount)).collect();
@@ -260,53 +258,30 @@ impl Producer {
             .iter()
             .any(|outcome| matches!(outcome, Err(NotAdded::Unavailable(fault)) if fault.is_of_another_server()))
         {
-            self.shared.forget(&connection).await;
+            self.shared.connector.forget(&connection).await;
         }
         outcomes
     }
 }
 
 impl Shared {
-    /// Sends one call, and again where a cluster says that it has done nothing because of where the slot is.
+    /// Sends one call, and again for a while where a cluster says that it has done nothing because of where the slot is.
     async fn send(&self, stream: &str, mut connection: Arc<Connection>, eval: Command) -> Result<Reply, NotAdded> {
-        let (address, began) = (self.address.of_stream(stream), Instant::now());
-        let mut waits = std::iter::once(Duration::ZERO).chain(backoff());
+        let (began, mut waits) = (Instant::now(), backoff());
         loop {
-            let fault = match connection.call(eval.clone()).await {
-                Err(fault) if address.is_cluster() && is_elsewhere(&fault) => fault,
-                answer => return answer.map_err(uncertain),
+            let fault = match self.connector.call_from(connection, stream, eval.clone()).await.1 {
+                Ok(reply) => return Ok(reply),
+                Err(Unanswered::Failed(fault)) => return Err(uncertain(fault)),
+                Err(Unanswered::Unsent(fault)) => fault,
             };
-            match waits.next().filter(|wait| began.elapsed() + *wait < address.command_timeout) {
+            // A server that was not reached may be replaced; nothing says that it will be soon.
+            let is_refused = matches!(fault, Fault::Valkey { .. });
+            match waits.next().filter(|wait| is_refused && began.elapsed() + *wait < self.command_timeout) {
                 Some(wait) => tokio::time::sleep(wait).await,
                 None => return Err(NotAdded::Unavailable(fault)),
             }
-            let next = match connection.follow(&address, &fault).await {
-                Ok(Some(ahead)) => Ok(Arc::new(ahead)),
-                Ok(None) => self.connection(stream).await,
-                Err(fault) => Err(fault),
-            };
-            connection = next.map_err(NotAdded::Unavailable)?;
+            connection = self.connector.connection(stream).await.map_err(NotAdded::Unavailable)?;
         }
-    }
-
-    /// From now on another connection is used.
-    async fn forget(&self, connection: &Arc<Connection>) {
-        self.connections.lock().await.retain(|_, known| !Arc::ptr_eq(known, connection));
-    }
-
-    /// The connection to the server that has this stream, opened again if it broke. Whoever comes meanwhile waits for the same one.
-    async fn connection(&self, stream: &str) -> Result<Arc<Connection>, Fault> {
-        let mut connections = self.connections.lock().await;
-        let home = self.address.home_of(stream).await?;
-        if let Some(connection) = connections.get(&home).filter(|connection| !connection.is_lost()) {
-            return Ok(Arc::clone(connection));
-        }
-        let connection = Arc::new(Connection::open_unnamed(&self.address.of_stream(stream)).await?);
-        // The name helps whoever reads CLIENT LIST; a user without the right to set one produces all the same.
-        let _ = connection.call(Command::new("CLIENT").arg("SETNAME").arg("tidegate-produce")).await;
-        connections.retain(|_, known| !known.is_lost());
-        connections.insert(connection.home(), Arc::clone(&connection));
-        Ok(connection)
     }
 }
 
@@ -324,17 +299,11 @@ pub(super) fn is_text(id: &str) -> bool {
     !id.contains('\0')
 }
 
-/// Whether a server of a cluster refused a call before it began, because of where its slot is.
-fn is_elsewhere(fault: &Fault) -> bool {
-    const REFUSALS: [&str; 4] = ["MOVED", "ASK", "TRYAGAIN", "CLUSTERDOWN"];
-    matches!(fault, Fault::Valkey { code, message } if REFUSALS.contains(&&**code) && !message.contains("user_script"))
-}
-
 /// What a call that failed as a whole says of its increments.
 fn uncertain(fault: Fault) -> NotAdded {
     match &fault {
         // An error raised by the script itself: it had begun. Every other one is said before a script starts.
-        Fault::Valkey { message, .. } if message.contains("user_script") => NotAdded::Unknown(fault),
+        began if had_begun(began) => NotAdded::Unknown(fault),
         Fault::Valkey { .. } => NotAdded::Unavailable(fault),
         _ => NotAdded::Unknown(fault),
     }

@@ -6,6 +6,7 @@
 //! A fresh batch is one statement, and so one round trip in which a stopped worker cannot hold locks while it sleeps. A
 //! careful batch first locks and reads the ledger's rows around it, so it is a transaction of several statements.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -93,9 +94,10 @@ impl Lane {
     /// Registers again what PostgreSQL no longer knows: it was restored to an earlier time. Refused where the ledger tells of another
     /// configuration; then another daemon has taken the pipeline over.
     pub async fn register_again(&self, database: &Database) -> Result<Result<(), Unregistered>, Fault> {
-        let register = async |c: &mut PgConnection| lanes::register(c, &self.identity, true, Record::Yes).await;
+        let (alone, others_alive) = (std::slice::from_ref(&self.identity), BTreeSet::from([0]));
+        let register = async |c: &mut PgConnection| lanes::register(c, alone, &others_alive, Record::Yes).await;
         let registered = database.run(register).await?;
-        Ok(registered.map(|id| self.id.store(id, Ordering::Relaxed)))
+        Ok(registered.map(|ids| ids.into_iter().for_each(|id| self.id.store(id, Ordering::Relaxed))))
     }
 
     /// In whose turn it flushes.

@@ -9,7 +9,7 @@ use crate::client::invalidate::{literal, scan, unlink};
 use crate::model::entry::EntryId;
 use crate::model::pipeline::ShardKeys;
 use crate::retry::Fault;
-use crate::valkey::{Command, Connection, unexpected};
+use crate::valkey::{Command, Connection, Link, unexpected};
 
 /// On whose word a shard begins to be managed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,8 +84,12 @@ pub async fn close_surely(connection: &Connection, keys: &ShardKeys, why: &str) 
 }
 
 /// Drops all values of the shard on this server; then the gate opens, unless it was closed for another reason meanwhile. Gives how many there were.
-pub async fn drop_all(connection: &Connection, keys: &ShardKeys, why: &str) -> Result<u64, Fault> {
+///
+/// In a cluster it fails while the shard's slot is on its way, for then some of its values are on another server.
+pub async fn drop_all(link: &Link, keys: &ShardKeys, why: &str) -> Result<u64, Fault> {
     let (pattern, mut cursor, mut count) = (counters(keys), "0".to_owned(), 0);
+    let connection = link.commands();
+    are_together(link, keys).await?;
     loop {
         let step = scan(connection, &cursor, &pattern).await?;
         count += unlink(connection, &step.keys).await?;
@@ -94,8 +98,24 @@ pub async fn drop_all(connection: &Connection, keys: &ShardKeys, why: &str) -> R
             None => break,
         }
     }
+    are_together(link, keys).await?;
+    // A slot that left and came back meanwhile has brought values along: they may lie behind the cursor.
+    if !link.is_same_server().await? {
+        return Err(Fault::ValkeyLost("another server has the shard by now, or it was elsewhere meanwhile".into()));
+    }
     Call::new(Function::Reopen, [&keys.state]).arg(why).send(connection).await?;
     Ok(count)
+}
+
+/// Fails while the shard's slot is moved key by key: a server then refuses a command about a key that it has and one that it has not (TRYAGAIN), and sends
+/// on where it has neither.
+async fn are_together(link: &Link, keys: &ShardKeys) -> Result<(), Fault> {
+    let is_cluster = link.config_epoch().is_some();
+    let (state, absent) = (&keys.state, format!("{}:absent", keys.state));
+    match is_cluster {
+        true => link.commands().call(Command::new("EXISTS").arg(state).arg(absent)).await.map(drop),
+        false => Ok(()),
+    }
 }
 
 /// Whether the shard has a value that nobody manages: without a TTL, and unknown to the index.

@@ -135,6 +135,16 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Reads a function's reply.
+    ///
+    /// # Errors
+    /// [`Fault::ValkeyProtocol`] where it is none.
+    pub fn told(reply: Reply) -> Result<Answer, Fault> {
+        let mut parts = reply.into_array().ok_or_else(|| unexpected("FCALL"))?;
+        let status = parts.next().and_then(|status| Status::of(status.as_int()?)).ok_or_else(|| unexpected("FCALL"))?;
+        Ok(Answer { status, rest: parts.collect() })
+    }
+
     /// That an operation was done before, of which nothing else is known.
     pub(crate) fn seen() -> Answer {
         Answer { status: Status::Seen, rest: Vec::new() }
@@ -163,52 +173,85 @@ impl Answer {
 
 /// A call under construction.
 #[derive(Debug, Clone)]
-pub struct Call(Command);
+pub struct Call {
+    command: Command,
+    /// The first of its keys: all of them are in one slot of a cluster.
+    key: String,
+}
 
 impl Call {
     /// A call of a function with these keys.
     pub fn new<K: Display>(function: Function, keys: impl IntoIterator<Item = K, IntoIter: ExactSizeIterator>) -> Call {
-        let keys = keys.into_iter();
-        Call(Command::new("FCALL").arg(function.name()).arg(keys.len()).args(keys))
+        let mut keys = keys.into_iter();
+        let command = Command::new("FCALL").arg(function.name()).arg(keys.len());
+        let key = keys.next().map(|key| key.to_string());
+        let command = command.args(&key).args(keys);
+        Call { command, key: key.unwrap_or_default() }
+    }
+
+    /// The key that tells where it is to be sent.
+    pub fn key(&self) -> &str {
+        &self.key
     }
 
     /// Adds an argument, as it is displayed.
     pub fn arg(self, argument: impl Display) -> Call {
-        Call(self.0.arg(argument))
+        Call { command: self.command.arg(argument), ..self }
     }
 
     /// Adds an argument of any bytes.
     pub fn bytes(self, argument: &[u8]) -> Call {
-        Call(self.0.bytes(argument))
+        Call { command: self.command.bytes(argument), ..self }
     }
 
     /// Adds arguments.
     pub fn args(self, arguments: impl IntoIterator<Item = impl Display>) -> Call {
-        Call(self.0.args(arguments))
+        Call { command: self.command.args(arguments), ..self }
+    }
+
+    /// What is sent.
+    pub fn command(&self) -> Command {
+        self.command.clone()
     }
 
     /// Sends it and reads the answer.
     pub async fn send(self, connection: &Connection) -> Result<Answer, Fault> {
-        let reply = connection.call(self.0).await.map_err(named)?;
-        let mut parts = reply.into_array().ok_or_else(|| unexpected("FCALL"))?;
-        let status = parts.next().and_then(|status| Status::of(status.as_int()?)).ok_or_else(|| unexpected("FCALL"))?;
-        Ok(Answer { status, rest: parts.collect() })
+        Answer::told(connection.call(self.command).await.map_err(named)?)
+    }
+
+    /// The same; loads the library where the server does not know it.
+    pub async fn send_surely(self, connection: &Connection) -> Result<Answer, Fault> {
+        match self.clone().send(connection).await {
+            Err(fault) if is_unknown(&fault) => {
+                load(connection).await?;
+                self.send(connection).await
+            }
+            answer => answer,
+        }
     }
 }
 
 /// A fault of a call, where the library is missing by a name of its own.
 fn named(fault: Fault) -> Fault {
     match fault {
-        Fault::Valkey { message, .. } if message.contains("Function not found") => {
+        Fault::Valkey { message, .. } if message.contains(UNKNOWN) => {
             Fault::Valkey { code: NO_FUNCTION.into(), message }
         }
         fault => fault,
     }
 }
 
-/// Whether the function had begun when it failed: then nobody knows how far it came. Every other refusal is said before it begins.
+/// How a server says that it does not know a function.
+const UNKNOWN: &str = "Function not found";
+
+/// Whether the server does not know the library.
+pub fn is_unknown(fault: &Fault) -> bool {
+    matches!(fault, Fault::Valkey { message, .. } if message.contains(UNKNOWN))
+}
+
+/// Whether the function, or the script, had begun when it failed: then nobody knows how far it came. Every other refusal is said before it begins.
 pub fn had_begun(fault: &Fault) -> bool {
-    matches!(fault, Fault::Valkey { message, .. } if message.contains("user_function"))
+    matches!(fault, Fault::Valkey { message, .. } if message.contains("user_function") || message.contains("user_script"))
 }
 
 /// Loads the library, unless it is there. Needs the right to `function|load` and `function|list`.

@@ -16,7 +16,7 @@ use crate::lanes;
 use crate::model::pipeline::Pipeline;
 use crate::postgres::Database;
 use crate::retry::{Fault, advised};
-use crate::valkey::{Link, info};
+use crate::valkey::{Link, Links, info};
 
 const VERB: &str = "adopt";
 
@@ -55,8 +55,8 @@ async fn answer(opts: &Opts, config: &Config, out: &mut dyn Write) -> std::io::R
     };
     let database = Database::new(postgres, 1);
     let outcome = async {
-        let link = Link::open(&valkey, "tidegate:adopt").await?;
-        adopt(opts, config, pipeline, &link, &database, out).await
+        let mut links = Links::to(&valkey, "tidegate:adopt");
+        adopt(opts, config, pipeline, &mut links, &database, out).await
     };
     let outcome = outcome.await;
     database.close().await;
@@ -70,23 +70,25 @@ async fn adopt(
     opts: &Opts,
     config: &Config,
     pipeline: &Pipeline,
-    link: &Link,
+    links: &mut Links,
     database: &Database,
     out: &mut dyn Write,
 ) -> Result<std::io::Result<Exit>, Fault> {
-    let connection = link.commands();
-    functions::load(connection).await?;
     let lineage = database.run(async |c| lineage(c, pipeline.shards).await).await?;
     let source = &config.valkey.source;
     let shards = database.run(async |c| lanes::shards(c, source, pipeline).await).await?;
     // What the streams of every number of shards still hold is not in PostgreSQL yet.
     let mut unsettled = 0;
     for shard in &shards {
-        let standing = info::standing(connection, &shard.stream, &pipeline.group()).await?;
+        let link = links.to_stream(&shard.stream).await?;
+        let standing = info::standing(link.commands(), &shard.stream, &pipeline.group()).await?;
         unsettled += standing.pending + standing.undelivered.unwrap_or(u64::from(standing.first_undelivered.is_some()));
     }
     for number in 0..pipeline.shards.max(1) {
         let keys = pipeline.keys_of(number);
+        let link = links.to_stream(&keys.stream).await?;
+        let connection = link.commands();
+        functions::load(connection).await?;
         let standing = gate::standing(connection, &keys).await?;
         let (word, what) = match standing.lineage.as_deref() {
             Some(managed) if managed == lineage => (None, "managed already".to_owned()),
@@ -114,7 +116,7 @@ async fn adopt(
         };
         let dropped = match (word, opts.yes) {
             (Some(word), true) => match gate::open(connection, &keys, &lineage, word).await? {
-                Opened::Managed => drop_if_closed(link, &keys).await?,
+                Opened::Managed => drop_if_closed(&link, &keys).await?,
                 Opened::Unadopted | Opened::Other(_) => {
                     return Ok(refused(
                         VERB,
@@ -123,7 +125,7 @@ async fn adopt(
                     ));
                 }
             },
-            (None, true) => drop_if_closed(link, &keys).await?,
+            (None, true) => drop_if_closed(&link, &keys).await?,
             (_, false) => 0,
         };
         let done = if opts.yes { format!("; {dropped} values were dropped") } else { String::new() };
@@ -140,7 +142,7 @@ async fn adopt(
 
 async fn drop_if_closed(link: &Link, keys: &crate::model::pipeline::ShardKeys) -> Result<u64, Fault> {
     match gate::standing(link.commands(), keys).await?.closed {
-        Some(why) => gate::drop_all(link.commands(), keys, &why).await,
+        Some(why) => gate::drop_all(link, keys, &why).await,
         None => Ok(0),
     }
 }

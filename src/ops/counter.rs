@@ -14,7 +14,7 @@ use crate::model::entry::EntryId;
 use crate::model::pipeline::{Pipeline, ShardKeys};
 use crate::model::shard::shard_of;
 use crate::retry::{Fault, advised};
-use crate::valkey::{Command, Connection, Reply, info, unexpected};
+use crate::valkey::{Command, Connection, Link, Reply, info, unexpected};
 
 const VERB: &str = "counter";
 /// Entries read in one step.
@@ -88,13 +88,15 @@ async fn answer(opts: &Opts, config: &Config, out: &mut dyn Write) -> std::io::R
     };
     let truth = postgres::Database::new(postgres, &config.valkey.source, pipeline, 1);
     let looked = async {
-        let connection = Connection::open(&valkey, "tidegate:counter").await?;
-        let mut known = look(&connection, &truth, pipeline, id).await?;
+        let stream = pipeline.stream_of(shard_of(id, pipeline.shards));
+        let link = Link::open(&valkey.of_stream(&stream), "tidegate:counter").await?;
+        let connection = link.commands();
+        let mut known = look(connection, &truth, pipeline, id).await?;
         for _ in 1..TRIES {
             if known.is_ok() {
                 break;
             }
-            known = look(&connection, &truth, pipeline, id).await?;
+            known = look(connection, &truth, pipeline, id).await?;
         }
         Ok::<_, Failed>(known)
     };

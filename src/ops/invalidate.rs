@@ -11,10 +11,10 @@ use super::{Context, Exit, Failure, refused};
 use crate::client::invalidate::{scan, unlink};
 use crate::config::{Config, Needs};
 use crate::functions::gate;
-use crate::functions::{self, Call, Function};
+use crate::functions::{Call, Function};
 use crate::model::pipeline::ShardKeys;
 use crate::retry::{Fault, advised};
-use crate::valkey::Connection;
+use crate::valkey::{Connection, Home, Link, Links};
 
 const VERB: &str = "invalidate";
 /// Where a run stopped is told this often.
@@ -63,9 +63,9 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
 }
 
 async fn answer(opts: &Opts, config: &Config, out: &mut dyn Write) -> std::io::Result<Exit> {
-    if opts.from.parse::<u64>().is_err() {
-        return refused(VERB, Exit::Usage, "--from is no cursor: write the number that the earlier run told");
-    }
+    let Some(start) = Start::parse(&opts.from) else {
+        return refused(VERB, Exit::Usage, "--from is no cursor: write what the earlier run told");
+    };
     let address = match config.valkey.address() {
         Ok(address) => address,
         Err(problems) => return refused(VERB, Exit::Config, &problems.to_string()),
@@ -92,20 +92,33 @@ async fn answer(opts: &Opts, config: &Config, out: &mut dyn Write) -> std::io::R
         runs.extend(shards.map(|keys| (gate::counters(&keys), Target::Counters(keys, opts.dirty))));
     }
     let outcome = async {
-        let connection = Connection::open(&address, "tidegate:invalidate").await?;
-        functions::load(&connection).await?;
+        let mut links = Links::to(&address, "tidegate:invalidate");
         let keys: Vec<Vec<u8>> = opts.keys.iter().map(|key| key.clone().into_bytes()).collect();
-        let mut count = if opts.dry_run { keys.len() as u64 } else { drop_keys(&connection, &keys).await? };
-        let mut from = opts.from.as_str();
+        let mut count = if opts.dry_run { keys.len() as u64 } else { drop_keys(&mut links, None, &keys).await? };
+        let (before, mut is_first) = (address.layout().await?, true);
         for (pattern, target) in &runs {
-            count += sweep(&connection, pattern, target, opts, from).await?;
-            from = "0";
+            let homes = match target {
+                // In a cluster any primary may have some that match.
+                Target::Keys => address.homes().await?,
+                Target::Counters(keys, _) => vec![links.to_stream(&keys.stream).await?.commands().home()],
+            };
+            for home in &homes {
+                let from = if is_first { start.at(home) } else { "0" };
+                count += sweep(&mut links, home, pattern, target, opts, from).await?;
+            }
+            is_first = false;
         }
-        Ok(count)
+        let has_moved = !runs.is_empty() && address.layout().await? != before;
+        Ok((count, has_moved))
     };
     match outcome.await {
-        Ok(count) if opts.dry_run => writeln!(out, "{count} keys match; nothing was dropped").map(|()| Exit::Ok),
-        Ok(count) => writeln!(out, "{count} keys were dropped").map(|()| Exit::Ok),
+        Ok((count, _)) if opts.dry_run => writeln!(out, "{count} keys match; nothing was dropped").map(|()| Exit::Ok),
+        Ok((count, false)) => writeln!(out, "{count} keys were dropped").map(|()| Exit::Ok),
+        Ok((count, true)) => {
+            writeln!(out, "{count} keys were dropped")?;
+            let words = "slots moved while keys were looked at, so that some may have been missed: run it again";
+            refused(VERB, Exit::Retry, words)
+        }
         Err(fault) => refused(VERB, Exit::from(&fault), &advised(&fault)),
     }
 }
@@ -113,47 +126,98 @@ async fn answer(opts: &Opts, config: &Config, out: &mut dyn Write) -> std::io::R
 /// What the names of the leases of readers begin with; the rest is as in the name of the row.
 const LOADS: &str = "tidegate:load:";
 
-/// Looks at all keys, a step at a time, and drops those that match.
-async fn sweep(connection: &Connection, pattern: &str, target: &Target, opts: &Opts, from: &str) -> Result<u64, Fault> {
+/// Where an earlier run stopped: a cursor, which in a cluster is one server's.
+struct Start {
+    cursor: String,
+    home: Option<String>,
+}
+
+impl Start {
+    fn parse(text: &str) -> Option<Start> {
+        let (cursor, home) =
+            text.split_once('@').map_or((text, None), |(cursor, home)| (cursor, Some(home.to_owned())));
+        cursor.parse::<u64>().ok()?;
+        Some(Start { cursor: cursor.to_owned(), home })
+    }
+
+    /// Where to begin on this server: what other servers have is looked at again.
+    fn at(&self, home: &Home) -> &str {
+        if self.home.as_deref().unwrap_or_default() == home.to_string() { &self.cursor } else { "0" }
+    }
+
+    /// As it is told.
+    fn told(cursor: &str, home: &Home) -> String {
+        if home.is_of_cluster() { format!("{cursor}@{home}") } else { cursor.to_owned() }
+    }
+}
+
+/// Looks at all keys of a server, a step at a time, and drops those that match.
+async fn sweep(
+    links: &mut Links,
+    home: &Home,
+    pattern: &str,
+    target: &Target,
+    opts: &Opts,
+    from: &str,
+) -> Result<u64, Fault> {
     let (mut cursor, mut count, mut told) = (from.to_owned(), 0, Instant::now());
     loop {
         let began = Instant::now();
-        let step = scan(connection, &cursor, pattern).await?;
+        let step = scan(links.at(home).await?.commands(), &cursor, pattern).await?;
         count += match (opts.dry_run, target) {
             (true, _) if pattern.starts_with(LOADS) => 0,
             (true, _) => step.keys.len() as u64,
-            (false, Target::Keys) => drop_keys(connection, &step.keys).await?,
+            (false, Target::Keys) => drop_keys(links, Some(home), &step.keys).await?,
             (false, Target::Counters(keys, is_forced)) => {
-                drop_counters(connection, keys, *is_forced, &step.keys).await?
+                drop_counters(links.at(home).await?.commands(), keys, *is_forced, &step.keys).await?
             }
         };
         let Some(next) = step.next else { return Ok(count) };
         cursor = next;
         if told.elapsed() >= TELL_EVERY {
             told = Instant::now();
+            let from = Start::told(&cursor, home);
             // Nobody to tell if stderr is closed.
-            let _ = writeln!(std::io::stderr(), "{count} so far; to go on from here: --from {cursor}");
+            let _ = writeln!(std::io::stderr(), "{count} so far; to go on from here: --from {from}");
         }
         let due = Duration::from_secs_f64(crate::client::invalidate::LOOKED_AT as f64 / opts.rate as f64);
         tokio::time::sleep(due.saturating_sub(began.elapsed())).await;
     }
 }
 
-/// Drops keys of any kind. Of a cached row the lease of its reader goes, too.
-async fn drop_keys(connection: &Connection, keys: &[Vec<u8>]) -> Result<u64, Fault> {
+/// Drops keys of any kind. Of a cached row the lease of its reader goes, too. `home`: where they were found; in a cluster they are followed from there.
+async fn drop_keys(links: &mut Links, home: Option<&Home>, keys: &[Vec<u8>]) -> Result<u64, Fault> {
     let (mut count, mut others) = (0, Vec::new());
     for key in keys {
         let text = std::str::from_utf8(key).ok();
         let row = text.and_then(|text| text.strip_prefix("cache:").or_else(|| text.strip_prefix(LOADS)));
         match row {
             Some(row) => {
-                let call = Call::new(Function::Invalidate, [format!("cache:{row}"), format!("{LOADS}{row}")]);
-                count += call.send(connection).await?.int(0).unwrap_or(0).unsigned_abs();
+                let key = format!("cache:{row}");
+                let call = Call::new(Function::Invalidate, [key.clone(), format!("{LOADS}{row}")]);
+                let send = async |link: &Link| call.clone().send_surely(link.commands()).await;
+                count += links.look(&key, send).await?.int(0).unwrap_or(0).unsigned_abs();
             }
             None => others.push(key.clone()),
         }
     }
-    Ok(count + unlink(connection, &others).await?)
+    match home {
+        Some(home) if !home.is_of_cluster() => {
+            count += unlink(links.at(home).await?.commands(), &others).await?;
+        }
+        _ => {
+            for key in others {
+                let one = std::slice::from_ref(&key);
+                count += match (std::str::from_utf8(&key), home) {
+                    (Ok(text), _) => links.look(text, async |link: &Link| unlink(link.commands(), one).await).await?,
+                    (Err(_), Some(home)) => unlink(links.at(home).await?.commands(), one).await?,
+                    // Keys on the command line are text.
+                    (Err(_), None) => 0,
+                };
+            }
+        }
+    }
+    Ok(count)
 }
 
 async fn drop_counters(
@@ -168,7 +232,23 @@ async fn drop_counters(
         let mut all = vec![keys.index.clone(), keys.state.clone()];
         all.extend(ids.iter().flat_map(|id| [keys.counter(id), keys.lease(id)]));
         let call = Call::new(Function::Drop, all).arg(u8::from(is_forced)).args(ids);
-        count += call.send(connection).await?.int(0).unwrap_or(0).unsigned_abs();
+        count += call.send_surely(connection).await?.int(0).unwrap_or(0).unsigned_abs();
     }
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cursor_is_one_servers_and_nothing_else_is_taken_for_one() {
+        let alone = Home::default();
+        assert_eq!(Start::parse("7").map(|start| start.at(&alone).to_owned()).as_deref(), Some("7"));
+        assert_eq!(Start::parse("7@10.0.0.1:6379").map(|start| start.at(&alone).to_owned()).as_deref(), Some("0"));
+        assert_eq!(Start::told("7", &alone), "7");
+        for no_cursor in ["", "x", "-1", "@a:1", "x@a:1"] {
+            assert!(Start::parse(no_cursor).is_none(), "{no_cursor:?}");
+        }
+    }
 }

@@ -17,7 +17,7 @@ use crate::functions::gate;
 use crate::model::entry::EntryId;
 use crate::model::pipeline::{Pipeline, ShardKeys};
 use crate::retry::{Fault, advised};
-use crate::valkey::{Command, Connection, Reply, info, unexpected};
+use crate::valkey::{Command, Connection, Endpoint, Home, Links, info, unexpected};
 
 const VERB: &str = "memory";
 /// How many of the newest entries tell how many counters are touched.
@@ -76,45 +76,71 @@ async fn answer(opts: &Opts, config: &Config, out: &mut dyn Write) -> std::io::R
         Ok(address) => address,
         Err(problems) => return refused(VERB, Exit::Config, &problems.to_string()),
     };
-    let observed = async {
-        let connection = Connection::open(&address, "tidegate:memory").await?;
-        functions::load(&connection).await?;
-        let shards: Vec<(&Pipeline, ShardKeys)> = config
-            .pipelines
-            .iter()
-            .flat_map(|pipeline| (0..pipeline.shards.max(1)).map(move |shard| (pipeline, pipeline.keys_of(shard))))
-            .collect();
-        let before = memory(&connection).await?;
-        let mut added = Vec::new();
-        for (_, keys) in &shards {
-            added.push(added_to(&connection, keys).await?);
-        }
-        tokio::time::sleep(Duration::from_secs(opts.observe)).await;
-        let mut seen = Vec::new();
-        for ((pipeline, keys), before) in shards.iter().zip(added) {
-            let rate = added_to(&connection, keys).await?.saturating_sub(before) as f64 / opts.observe as f64;
-            seen.push((keys.stream.clone(), pipeline.is_managed(), shard(&connection, pipeline, keys, rate).await?));
-        }
-        let after = memory(&connection).await?;
-        let kinds = kinds(&connection, config, opts.sample).await?;
-        Ok((before, after, seen, kinds))
-    };
-    match observed.await {
-        Ok((before, after, seen, kinds)) => {
-            let evictions = after.evicted.saturating_sub(before.evicted) as f64 / opts.observe as f64;
-            report(out, &after, evictions, &seen, &kinds)
+    match observe(config, &address, opts).await {
+        Ok(primaries) => {
+            for (home, primary) in &primaries {
+                if home.is_of_cluster() {
+                    writeln!(out, "primary {home}")?;
+                }
+                report(out, primary)?;
+            }
+            Ok(Exit::Ok)
         }
         Err(fault) => refused(VERB, Exit::from(&fault), &advised(&fault)),
     }
 }
 
-fn report(
-    out: &mut dyn Write,
-    memory: &Memory,
+/// What was seen of one primary; each fills by itself.
+#[derive(Debug, Default)]
+struct Primary {
+    memory: Memory,
+    /// Keys evicted a second.
     evictions: f64,
-    seen: &[(String, bool, Shard)],
-    kinds: &BTreeMap<String, Kind>,
-) -> std::io::Result<Exit> {
+    /// Its streams, each with whether its counters are managed.
+    shards: Vec<(String, bool, Shard)>,
+    kinds: BTreeMap<String, Kind>,
+}
+
+/// Looks at every primary twice, `opts.observe` apart.
+async fn observe(config: &Config, address: &Endpoint, opts: &Opts) -> Result<BTreeMap<Home, Primary>, Fault> {
+    let mut links = Links::to(address, "tidegate:memory");
+    let shards: Vec<(&Pipeline, ShardKeys)> = config
+        .pipelines
+        .iter()
+        .flat_map(|pipeline| (0..pipeline.shards.max(1)).map(move |shard| (pipeline, pipeline.keys_of(shard))))
+        .collect();
+    let (mut evicted, mut added) = (BTreeMap::new(), Vec::new());
+    for home in address.homes().await? {
+        let link = links.at(&home).await?;
+        functions::load(link.commands()).await?;
+        evicted.insert(home, memory(link.commands()).await?.evicted);
+    }
+    for (_, keys) in &shards {
+        added.push(added_to(links.to_stream(&keys.stream).await?.commands(), keys).await?);
+    }
+    tokio::time::sleep(Duration::from_secs(opts.observe)).await;
+    let mut primaries = BTreeMap::<Home, Primary>::new();
+    for ((pipeline, keys), before) in shards.iter().zip(added) {
+        let link = links.to_stream(&keys.stream).await?;
+        let connection = link.commands();
+        let rate = added_to(connection, keys).await?.saturating_sub(before) as f64 / opts.observe as f64;
+        let seen = shard(connection, pipeline, keys, rate).await?;
+        let primary = primaries.entry(connection.home()).or_default();
+        primary.shards.push((keys.stream.clone(), pipeline.is_managed(), seen));
+    }
+    let sample = opts.sample.div_ceil(evicted.len().max(1));
+    for (home, evicted) in evicted {
+        let link = links.at(&home).await?;
+        let primary = primaries.entry(home).or_default();
+        primary.memory = memory(link.commands()).await?;
+        primary.evictions = primary.memory.evicted.saturating_sub(evicted) as f64 / opts.observe as f64;
+        primary.kinds = kinds(link.commands(), config, sample).await?;
+    }
+    Ok(primaries)
+}
+
+fn report(out: &mut dyn Write, primary: &Primary) -> std::io::Result<()> {
+    let Primary { memory, evictions, shards: seen, kinds } = primary;
     let limit = if memory.max == 0 { "no limit".to_owned() } else { size(memory.max as f64) };
     writeln!(
         out,
@@ -155,7 +181,7 @@ fn report(
             )?;
         }
     }
-    Ok(Exit::Ok)
+    Ok(())
 }
 
 /// What each eviction policy means for counters and streams.
@@ -332,7 +358,10 @@ async fn kinds(connection: &Connection, config: &Config, sample: usize) -> Resul
             kind.keys += 1;
             if (kind.measured as usize) < MEASURED {
                 let bytes = usage(connection, key).await?;
-                let left = connection.call(Command::new("PTTL").bytes(key)).await?.as_int();
+                let left = match connection.call(Command::new("PTTL").bytes(key)).await {
+                    Err(fault) if fault.is_redirection() => None,
+                    left => left?.as_int(),
+                };
                 kind.measured += 1;
                 kind.bytes += bytes;
                 if left >= Some(0) {
@@ -351,8 +380,12 @@ async fn kinds(connection: &Connection, config: &Config, sample: usize) -> Resul
 
 /// The bytes of one key; 0 if it is gone.
 async fn usage(connection: &Connection, key: &[u8]) -> Result<u64, Fault> {
-    let reply: Reply = connection.call(Command::new("MEMORY").arg("USAGE").bytes(key).arg("SAMPLES").arg(20)).await?;
-    Ok(reply.as_int().unwrap_or(0).unsigned_abs())
+    match connection.call(Command::new("MEMORY").arg("USAGE").bytes(key).arg("SAMPLES").arg(20)).await {
+        Ok(reply) => Ok(reply.as_int().unwrap_or(0).unsigned_abs()),
+        // Its slot is another primary's, or on its way there.
+        Err(fault) if fault.is_redirection() => Ok(0),
+        Err(fault) => Err(fault),
+    }
 }
 
 fn size(bytes: f64) -> String {

@@ -73,6 +73,7 @@ fn refused(refusal: Refusal) -> Failure {
         | Refusal::Unregistered(_)
         | Refusal::KeyOfManaged(..)
         | Refusal::Zone(_)
+        | Refusal::SlotsOfManaged(..)
         | Refusal::Evicting(_) => Failure::new(Exit::Config, refusal.to_string()),
         Refusal::Migration(_) | Refusal::Io(_) => Failure::new(Exit::Error, refusal.to_string()),
     }

@@ -29,6 +29,7 @@ use self::presence::Herald;
 use self::report::Reporter;
 use self::supervise::{supervise, supervise_soloist};
 use crate::care::caretaker::Caretaker;
+use crate::care::library::Library;
 use crate::care::schedule::Schedule;
 use crate::care::sweep::Sweeper;
 use crate::care::touched::Touched;
@@ -36,6 +37,7 @@ use crate::config::{Change, Config, Loaded, Problems, hide};
 use crate::failpoint;
 use crate::flow::flush::Lane;
 use crate::lanes::Record;
+use crate::model::pipeline::Pipeline;
 use crate::retry::Fault;
 use crate::shutdown::{Hangups, Signals, Stop};
 use crate::telemetry::admin::Pages;
@@ -202,6 +204,11 @@ impl Running {
                 (places.valkey.clone(), places.database.clone(), config.cache.touched_every);
             let touched = Touched { valkey, database, every, metrics: flow.metrics.clone() };
             caretakers.spawn(touched.run(stop.clone()));
+        }
+        let needs_functions =
+            !config.cache.touched_every.is_zero() || config.pipelines.iter().any(Pipeline::is_managed);
+        if places.valkey.is_cluster() && needs_functions {
+            caretakers.spawn(Library::of(&places.valkey).run(stop.clone()));
         }
         let shard = |flow: &Flow| {
             let labels = labels(&flow.pipeline, config.telemetry.per_stream);

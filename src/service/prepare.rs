@@ -3,7 +3,7 @@
 //! Takes the configuration; gives the flows that can be started, each with its lane in the ledger. Fails with a [`Refusal`] that
 //! says what to do; waits for a PostgreSQL that is out of reach.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ use crate::flow::setup::WorkerSetup;
 use crate::flow::turn::Turn;
 use crate::lanes::{self, Identity, Record, Unregistered};
 use crate::model::names;
-use crate::model::pipeline::{Delivery, Pipeline, Shard};
+use crate::model::pipeline::{Delivery, Mode, Pipeline, Shard};
 use crate::postgres::{Database, schema};
 use crate::retry::{Fault, Incident, Verdict, advised, judge};
 use crate::target::{self, Unfit};
@@ -68,6 +68,12 @@ pub enum Refusal {
     /// A time zone of its keys is not known here.
     #[error(transparent)]
     Zone(#[from] NoZone),
+    /// In a cluster a managed counter and its stream are changed by one function: they must be on one server.
+    #[error(
+        "pipeline {0} is managed, and in a cluster its stream {1} and its counters {2} lie in different slots: give the stream a hash tag, \
+         such as {{{1}}}, or the pipeline several shards"
+    )]
+    SlotsOfManaged(String, String, String),
     /// The ledger tells of another configuration.
     #[error("{0}")]
     Unregistered(#[from] Unregistered),
@@ -199,6 +205,10 @@ pub(super) async fn try_prepare(
         if pipeline.is_managed() && fits[0].is_grouped {
             return Err(Refusal::KeyOfManaged(pipeline.name.clone(), fits[0].keys[0].clone()));
         }
+        if places.valkey.is_cluster() && pipeline.is_managed() && !pipeline.is_in_one_slot() {
+            let (stream, counter) = (pipeline.stream_of(0), pipeline.counter_of("…"));
+            return Err(Refusal::SlotsOfManaged(pipeline.name.clone(), stream, counter));
+        }
         let source = &config.valkey.source;
         let shards = database.run(async |c| lanes::shards(c, source, pipeline).await).await.map_err(Refusal::Fault)?;
         let (statements, pause) = (Statements::of(pipeline, &fits)?, Pause::default());
@@ -206,16 +216,26 @@ pub(super) async fn try_prepare(
         let is_together = pipeline.delivery == Delivery::Exclusive && !places.valkey.is_cluster();
         let (mut lanes, per_stream) = (Vec::new(), config.telemetry.per_stream);
         let together = is_together.then(|| Arc::new(Metrics::of(labels(pipeline, per_stream))));
-        for shard in shards {
-            let identity = Identity::of(source, &shard);
-            let others_alive = others_are_alive(&mut links, &shard, config.reclaim.dead_after).await;
-            let register = async |c: &mut _| lanes::register(c, &identity, others_alive, record).await;
-            let id = database.run(register).await.map_err(Refusal::Fault)??;
+        let identities: Vec<Identity> = shards.iter().map(|shard| Identity::of(source, shard)).collect();
+        let remapped = database.run(async |c| lanes::remapped(c, &identities).await).await.map_err(Refusal::Fault)?;
+        let mut others_alive = BTreeSet::new();
+        for n in remapped {
+            if others_are_alive(&mut links, &shards[n], config.reclaim.dead_after).await {
+                others_alive.insert(n);
+            }
+        }
+        let register = async |c: &mut _| lanes::register(c, &identities, &others_alive, record).await;
+        let ids = database.run(register).await.map_err(Refusal::Fault)??;
+        for ((shard, identity), id) in shards.into_iter().zip(identities).zip(ids) {
             let number = names::shard_number(&pipeline.stream, &shard.stream);
             let turn: &Turn =
                 turns.entry((&pipeline.table, number)).or_insert_with(|| Turn::of(&pipeline.table, number));
             let (shards, letter_bytes) = (pipeline.shards, config.dead_letters.max_bytes);
-            let pipeline = Pipeline::clone(&shard.pipeline);
+            let mut pipeline = Pipeline::clone(&shard.pipeline);
+            // A stream from when there was another number of shards: nobody could manage counters beside it.
+            if places.valkey.is_cluster() && !pipeline.is_in_one_slot() {
+                pipeline.mode = Mode::Plain;
+            }
             let metrics = match &together {
                 Some(metrics) => Arc::clone(metrics),
                 None => Arc::new(Metrics::of(labels(&pipeline, per_stream))),

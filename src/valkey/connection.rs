@@ -55,6 +55,25 @@ enum Sender {
     Asking(Box<tokio::sync::Mutex<Wire>>),
 }
 
+/// Where the slot of a key is on its way to.
+#[derive(Debug)]
+pub struct Ahead(Route);
+
+impl Ahead {
+    /// Which of a cluster's servers that is.
+    pub fn home(&self) -> Home {
+        self.0.home()
+    }
+
+    /// Connects to it: good for keys whose slots are on their way there, and no other ones.
+    ///
+    /// # Errors
+    /// That it cannot be reached.
+    pub async fn open(&self, endpoint: &Endpoint) -> Result<Connection, Fault> {
+        Connection::by(&self.0, endpoint).await
+    }
+}
+
 impl Connection {
     /// Connects, in RESP3, and gives the connection a name that `CLIENT LIST` shows.
     pub async fn open(endpoint: &Endpoint, name: &str) -> Result<Connection, Fault> {
@@ -102,16 +121,10 @@ impl Connection {
         self
     }
 
-    /// What a fault met on this connection says of where the endpoint's stream is. Where that is on its way to another server: a
-    /// connection there, good for this stream alone. Else the endpoint leads, from now on, to where it is.
-    ///
-    /// # Errors
-    /// What the other server said, or that it cannot be reached.
-    pub async fn follow(&self, endpoint: &Endpoint, fault: &Fault) -> Result<Option<Connection>, Fault> {
-        match endpoint.rerouted(&self.route, fault).await {
-            Some(route) if route.asking => Connection::by(&route, endpoint).await.map(Some),
-            Some(_) | None => Ok(None),
-        }
+    /// What a fault met on this connection says of where the endpoint's stream is: where it is on its way to, if it is. Else the endpoint leads, from
+    /// now on, to where it is.
+    pub async fn follow(&self, endpoint: &Endpoint, fault: &Fault) -> Option<Ahead> {
+        endpoint.rerouted(&self.route, fault).await.filter(|route| route.asking).map(Ahead)
     }
 
     /// Which of a cluster's servers it leads to.

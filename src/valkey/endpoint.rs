@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::address::{Address, Form, Node};
 use super::place::Place;
-use super::route::{Redirect, Routes, primary_by_sentinel};
+use super::route::{Layout, Redirect, Routes, primary_by_sentinel};
 use crate::model::slot::Slot;
 use crate::retry::Fault;
 
@@ -44,8 +44,27 @@ enum Goal {
 
 /// The server that has a stream, as far as is known: streams of one home can share a connection ([`Endpoint::at`]). A command that names
 /// several streams is another matter: in a cluster they must be in one [`Slot`].
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Home(Option<Node>);
+
+impl Home {
+    /// A server of a cluster.
+    pub(super) fn at(node: Node) -> Home {
+        Home(Some(node))
+    }
+
+    /// Whether it is a server of a cluster, one of many.
+    pub fn is_of_cluster(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
+/// For people: `host:port` of a cluster's server; of the one that there is without a cluster, nothing.
+impl std::fmt::Display for Home {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.as_ref().map_or(Ok(()), |node| node.fmt(f))
+    }
+}
 
 /// The way to one server.
 #[derive(Debug, Clone)]
@@ -110,10 +129,18 @@ impl Endpoint {
     /// # Errors
     /// As [`Endpoint::home_of`].
     pub async fn homes(&self) -> Result<Vec<Home>, Fault> {
+        Ok(self.layout().await?.map_or_else(|| vec![Home::default()], |layout| layout.homes()))
+    }
+
+    /// Which primary has which slots, asked for anew; none where it is no cluster.
+    ///
+    /// # Errors
+    /// As [`Endpoint::home_of`].
+    pub async fn layout(&self) -> Result<Option<Layout>, Fault> {
         let address = self.address()?;
         match address.is_cluster() {
-            true => Ok(self.routes.primaries(address, self).await?.into_iter().map(|node| Home(Some(node))).collect()),
-            false => Ok(vec![Home(None)]),
+            true => self.routes.layout(address, self).await.map(Some),
+            false => Ok(None),
         }
     }
 

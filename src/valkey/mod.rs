@@ -28,9 +28,10 @@ mod server;
 mod wire;
 
 pub use command::{Command, Reply, unexpected};
-pub use connection::Connection;
+pub use connection::{Ahead, Connection};
 pub use endpoint::{Endpoint, Home};
 pub use link::Link;
 pub use links::Links;
 pub use listener::{Listener, Pushed};
+pub use route::Layout;
 pub use wire::{Arrived, Delivered, Progress, Wire};

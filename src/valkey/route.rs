@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 
 use super::address::{Address, Node};
 use super::command::{Command, Reply, unexpected};
-use super::endpoint::Endpoint;
+use super::endpoint::{Endpoint, Home};
 use super::place::Place;
 use super::resp::Bounds;
 use super::wire::Wire;
@@ -81,9 +81,9 @@ impl Routes {
         Ok((node, known.version))
     }
 
-    /// All primaries that have slots, by a map that is new.
-    pub(super) async fn primaries(&self, address: &Address, asker: &Endpoint) -> Result<Vec<Node>, Fault> {
-        Ok(self.0.lock().await.ask(address, asker).await?.primaries())
+    /// Which primary has which slots, by a map that is new.
+    pub(super) async fn layout(&self, address: &Address, asker: &Endpoint) -> Result<Layout, Fault> {
+        Ok(self.0.lock().await.ask(address, asker).await?.layout())
     }
 
     /// A server said that another one has this slot.
@@ -270,9 +270,30 @@ impl SlotMap {
         self.nodes.get(usize::from((*self.owners.get(usize::from(slot.number()))?)?))
     }
 
-    fn primaries(&self) -> Vec<Node> {
-        let owners: BTreeSet<u16> = self.owners.iter().flatten().copied().collect();
-        owners.into_iter().filter_map(|number| self.nodes.get(usize::from(number)).cloned()).collect()
+    fn layout(&self) -> Layout {
+        let node = |number: u16| self.nodes.get(usize::from(number)).cloned();
+        let mut first = 0;
+        let range = |alike: &[Option<u16>]| {
+            let range = (first, alike.first().copied().flatten().and_then(node));
+            first += alike.len();
+            range
+        };
+        Layout(self.owners.chunk_by(|a, b| a == b).map(range).collect())
+    }
+}
+
+/// Which primary has which slots of a cluster. Two of them are equal if none has moved in between; one that moved and came back is not seen.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout(
+    /// The first slot of each range, and who has it.
+    Vec<(usize, Option<Node>)>,
+);
+
+impl Layout {
+    /// Each primary that has slots, once.
+    pub fn homes(&self) -> Vec<Home> {
+        let homes: BTreeSet<Home> = self.0.iter().filter_map(|(_, node)| node.clone().map(Home::at)).collect();
+        homes.into_iter().collect()
     }
 }
 
@@ -315,7 +336,7 @@ mod tests {
         let slot = Slot::numbered(7).expect("a slot");
         map.set(slot, slot, &node("b:4"));
         assert_eq!(at(&map, 7).as_deref(), Some("b:4"));
-        assert_eq!(map.primaries(), [node("a:1"), node("b:4")]);
+        assert_eq!(map.layout().homes().iter().map(Home::to_string).collect::<Vec<_>>(), ["a:1", "b:4"]);
         assert!(map.replicas.contains(&node("r:9")));
         for strange in
             ["*1\r\n*1\r\n:0\r\n", "*1\r\n:7\r\n", ":1\r\n", "*1\r\n*3\r\n:0\r\n:99999\r\n*2\r\n$1\r\na\r\n:1\r\n"]

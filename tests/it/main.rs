@@ -5,6 +5,7 @@ use tidegate_lab::{admin, harness, proxy, sink};
 mod audit;
 mod cache;
 mod cluster;
+mod clustered;
 mod contract;
 mod crash;
 mod dead;

@@ -13,19 +13,21 @@ use sqlx::{AssertSqlSafe, Connection, Row};
 
 use super::judge::Sums;
 use super::{Opts, TOGETHER};
+use crate::client::invalidate::literal;
 use crate::flow::batch::{Batch, Filling, Origin};
 use crate::flow::{judge, ledger, read};
 use crate::lanes::{self, Identity, LaneId};
 use crate::model::entry::{Canonical, EntryId, write_canonical};
 use crate::model::pipeline::{Pipeline, Shard};
 use crate::model::row;
+use crate::model::slot::hash_tag;
 use crate::ops::Failure;
 use crate::ops::observe::Servers;
 use crate::retry::Fault;
 use crate::target::Fit;
 use crate::telemetry::trace::Trace;
 use crate::valkey::resp::Bounds;
-use crate::valkey::{Command, Delivered, Link, Reply, Wire, info, unexpected};
+use crate::valkey::{Command, Delivered, Home, Link, Reply, Wire, info, unexpected};
 
 /// Counters read by one script.
 const COUNTERS: usize = 500;
@@ -110,9 +112,10 @@ impl Keys {
 
     /// The key that a counter in Valkey belongs to.
     fn of_counter(&self, counter: &str) -> Option<String> {
-        let id = match self.pipeline.shards {
-            0 | 1 => counter.strip_prefix("counter:")?,
-            _ => counter.strip_prefix("counter:{")?.split_once("}:")?.1,
+        let below = counter.strip_prefix(&self.pipeline.counters)?.strip_prefix(':')?;
+        let id = match hash_tag(&self.pipeline.stream_of(0)) {
+            Some(_) => below.strip_prefix('{')?.split_once("}:")?.1,
+            None => below,
         };
         (self.pipeline.counter_of(id) == counter).then(|| id.to_owned())
     }
@@ -129,8 +132,8 @@ enum Stage {
     Sample(u32),
     /// Every row, from behind this key on.
     Rows(Option<String>),
-    /// Every counter of Valkey that has no row, from this cursor on.
-    Counters(String),
+    /// Every counter of Valkey that has no row: on these primaries, on the last of them from this cursor on.
+    Counters(Vec<Home>, String),
     Over,
 }
 
@@ -146,15 +149,19 @@ impl Groups<'_> {
                     let rows = self.rows(servers, behind.as_deref()).await?;
                     self.stage = match rows.last() {
                         Some(last) if rows.len() == TOGETHER => Stage::Rows(Some(last.clone())),
-                        _ => Stage::Counters("0".into()),
+                        _ => Stage::Counters(servers.valkey.homes().await?, "0".into()),
                     };
                     if !rows.is_empty() {
                         return Ok(Some(rows.into_iter().collect()));
                     }
                 }
-                Stage::Counters(cursor) => {
-                    let (next, found) = self.counters(servers, &cursor, TOGETHER).await?;
-                    self.stage = if next == "0" { Stage::Over } else { Stage::Counters(next) };
+                Stage::Counters(mut homes, cursor) => {
+                    let Some(home) = homes.last() else { return Ok(None) };
+                    let (next, found) = self.counters(servers, home, &cursor, TOGETHER).await?;
+                    if next == "0" {
+                        homes.pop();
+                    }
+                    self.stage = Stage::Counters(homes, next);
                     let without_row = self.without_row(servers, found).await?;
                     if !without_row.is_empty() {
                         return Ok(Some(without_row));
@@ -196,29 +203,33 @@ impl Groups<'_> {
             .run(async |c| sqlx::query_scalar(AssertSqlSafe(sql)).bind(i64::from(size)).fetch_all(c).await)
             .await?;
         let mut keys: BTreeSet<String> = found.into_iter().flatten().collect();
-        let cursor = rand::random::<u16>().to_string();
-        let wanted = size as usize / 4 + 1;
-        let (_, counters) = self.counters(servers, &cursor, wanted).await?;
-        // Behind the last one comes the first: of few counters all are met, wherever it began.
-        if counters.len() < wanted {
-            keys.extend(self.counters(servers, "0", wanted - counters.len()).await?.1);
+        let homes = servers.valkey.homes().await?;
+        let wanted = (size as usize / 4 + 1).div_ceil(homes.len().max(1));
+        for home in &homes {
+            let cursor = rand::random::<u16>().to_string();
+            let (_, counters) = self.counters(servers, home, &cursor, wanted).await?;
+            // Behind the last one comes the first: of few counters all are met, wherever it began.
+            if counters.len() < wanted {
+                keys.extend(self.counters(servers, home, "0", wanted - counters.len()).await?.1);
+            }
+            keys.extend(counters);
         }
-        keys.extend(counters);
         Ok(keys)
     }
 
-    /// Counters of Valkey from a cursor on, at least so many if there are: keys, and where to go on.
+    /// Counters on one primary from a cursor on, at least so many if there are: keys, and where to go on.
     async fn counters(
         &self,
         servers: &mut Servers,
+        home: &Home,
         cursor: &str,
         most: usize,
     ) -> Result<(String, Vec<String>), Failure> {
-        let link = servers.link(&self.keys.pipeline.stream).await?;
+        let link = servers.link_at(home).await?;
         let (mut cursor, mut found) = (cursor.to_owned(), Vec::new());
-        let pattern = if self.keys.pipeline.shards > 1 { "counter:{*}:*" } else { "counter:*" };
+        let pattern = format!("{}:*", literal(&self.keys.pipeline.counters));
         loop {
-            let scan = Command::new("SCAN").arg(&cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(1_000);
+            let scan = Command::new("SCAN").arg(&cursor).arg("MATCH").arg(&pattern).arg("COUNT").arg(1_000);
             let parts: Vec<Reply> =
                 link.commands().call(scan).await?.into_array().ok_or_else(|| unexpected("SCAN"))?.collect();
             let (next, names) = (parts.first().and_then(Reply::as_text), parts.get(1));
@@ -292,9 +303,8 @@ pub(super) async fn take(
     keys: &Keys,
     ids: &BTreeSet<String>,
 ) -> Result<Round, Failure> {
-    let mut sources = sources(servers, pipeline).await?;
-    let generation = sources.first().map(|source| source.link.generation().clone());
-    let counted = counters(servers, pipeline, &mut sources, ids).await?;
+    let sources = sources(servers, pipeline).await?;
+    let counted = counters(pipeline, &sources, ids).await?;
     let highest = counted.values().map(|counted| counted.up_to).chain(sources.iter().map(|source| source.end)).max();
     // A connection of its own: the snapshot lasts for as long as the streams are read.
     let session = servers.database.address().connect().await?;
@@ -310,9 +320,6 @@ pub(super) async fn take(
         if source.link.is_lost() || !source.link.is_same_server().await? {
             return Ok(Round::Partial("Valkey became another server".into()));
         }
-    }
-    if generation.is_some_and(|before| sources.iter().any(|source| source.link.generation().run_id != before.run_id)) {
-        return Ok(Round::Partial("Valkey was restarted".into()));
     }
     Ok(Round::Whole(sums))
 }
@@ -334,9 +341,8 @@ async fn sources(servers: &mut Servers, pipeline: &Pipeline) -> Result<Vec<Sourc
 
 /// Reads the counters, each chunk with its stream's last id in one step.
 async fn counters(
-    servers: &mut Servers,
     pipeline: &Pipeline,
-    sources: &mut [Source],
+    sources: &[Source],
     ids: &BTreeSet<String>,
 ) -> Result<BTreeMap<String, Counted>, Failure> {
     let mut by_stream: BTreeMap<String, Vec<&String>> = BTreeMap::new();
@@ -346,8 +352,9 @@ async fn counters(
     }
     let mut counted = BTreeMap::new();
     for (stream, ids) in by_stream {
-        let link = servers.link(&stream).await?;
-        let own = sources.iter().position(|source| source.shard.stream == stream).unwrap_or(0);
+        // All shards of the pipeline are among its sources. What is read of one, counters and entries, is read on one link.
+        let Some(own) = sources.iter().position(|source| source.shard.stream == stream) else { continue };
+        let link = &sources[own].link;
         for ids in ids.chunks(COUNTERS) {
             let names = ids.iter().map(|id| pipeline.counter_of(id));
             let eval = Command::new("EVAL").arg(READ).arg(ids.len() + 1).arg(&stream).args(names);
@@ -699,5 +706,9 @@ mod tests {
         let sharded = Keys::new(&Pipeline { shards: 4, ..Pipeline::counters() }, &fit);
         assert_eq!(sharded.of_counter("counter:{3}:a"), Some("a".into()));
         assert_eq!(sharded.of_counter("counter:{0}:a"), None, "another shard's");
+        let tagged = Pipeline { stream: "flush:{likes}".into(), counters: "likes".into(), ..Pipeline::counters() };
+        let tagged = Keys::new(&tagged, &fit);
+        assert_eq!(tagged.of_counter("likes:{likes}:a}:b"), Some("a}:b".into()));
+        assert_eq!(tagged.of_counter("counter:{likes}:a"), None, "another pipeline's");
     }
 }

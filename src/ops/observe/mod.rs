@@ -18,7 +18,7 @@ use crate::model::pipeline::{Pipeline, Shard};
 use crate::ops::Failure;
 use crate::postgres::Database;
 use crate::retry::Fault;
-use crate::valkey::{Endpoint, Link};
+use crate::valkey::{Endpoint, Home, Link, Links};
 
 /// The two servers, as a command reaches them.
 #[derive(Debug)]
@@ -29,31 +29,25 @@ pub struct Servers {
     pub database: Database,
     /// The Valkey deployment's name.
     pub source: String,
-    name: &'static str,
-    link: Option<Arc<Link>>,
+    links: Links,
 }
 
 impl Servers {
     /// As the configuration names them; `name` is what CLIENT LIST shows.
     pub fn of(config: &Config, name: &'static str) -> Result<Servers, Failure> {
-        let database = Database::new(config.postgres.address()?, 2);
-        Ok(Servers {
-            valkey: config.valkey.address()?,
-            database,
-            source: config.valkey.source.clone(),
-            name,
-            link: None,
-        })
+        let (valkey, database) = (config.valkey.address()?, Database::new(config.postgres.address()?, 2));
+        let links = Links::to(&valkey, name);
+        Ok(Servers { valkey, database, source: config.valkey.source.clone(), links })
     }
 
-    /// A link to the server that has this stream; the same one as long as it lasts.
-    pub async fn link(&mut self, _stream: &str) -> Result<Arc<Link>, Fault> {
-        if let Some(link) = self.link.as_ref().filter(|link| !link.is_lost()) {
-            return Ok(link.clone());
-        }
-        let link = Arc::new(Link::open(&self.valkey, self.name).await?);
-        self.link = Some(link.clone());
-        Ok(link)
+    /// A link to the server that has this stream, or any other key, now; the same one as long as it lasts.
+    pub async fn link(&mut self, stream: &str) -> Result<Arc<Link>, Fault> {
+        self.links.to_stream(stream).await
+    }
+
+    /// A link to one primary.
+    pub async fn link_at(&mut self, home: &Home) -> Result<Arc<Link>, Fault> {
+        self.links.at(home).await
     }
 
     /// A pipeline's shards, with those that it had before where PostgreSQL tells.
