@@ -153,6 +153,7 @@ fn address(text: &str) -> Result<String, String> {
     let host: IpAddr = host.parse().map_err(|_| refused())?;
     let most = if host.is_ipv4() { 32 } else { 128 };
     let length = match length {
+        Some(length) if !length.bytes().all(|byte| byte.is_ascii_digit()) => return Err(refused()),
         Some(length) => length.parse::<u8>().ok().filter(|length| *length <= most).ok_or_else(refused)?,
         None => most,
     };
@@ -172,30 +173,42 @@ impl Calendar {
         Some(Calendar { unit, zone: TimeZone::get(zone).ok()? })
     }
 
-    /// The stretch that a moment lies in: how its beginning is spelled, and from when until when it lasts. None where the years end.
-    pub(crate) fn stretch(&self, moment: Timestamp) -> Option<(String, std::ops::Range<Timestamp>)> {
-        let local = moment.to_zoned(self.zone.clone());
-        let round = |unit| {
-            let rounding = jiff::ZonedRound::new().smallest(unit).mode(jiff::RoundMode::Trunc);
-            local.round(rounding).ok()
-        };
+    /// The stretch that a moment lies in: how its beginning is spelled, and for which moments around this one the answer is the same. None where the years
+    /// end. An hour is one on the clock that the zone has at the moment, as `date_trunc(…, moment, zone)` sees it; a day is the date that its clock shows.
+    pub fn stretch(&self, moment: Timestamp) -> Option<(String, std::ops::Range<Timestamp>)> {
+        let offset = self.zone.to_offset(moment);
+        let local = offset.to_datetime(moment);
         let (first, next) = match self.unit {
             Unit::Minute | Unit::Hour => {
-                let (unit, seconds) =
-                    if self.unit == Unit::Hour { (jiff::Unit::Hour, 3600) } else { (jiff::Unit::Minute, 60) };
-                let first = round(unit)?.timestamp();
-                let next = first.checked_add(jiff::SignedDuration::from_secs(seconds)).ok()?;
-                return Some((spell(first), first..next));
+                let minute = if self.unit == Unit::Hour { 0 } else { local.minute() };
+                let first = local.date().at(local.hour(), minute, 0, 0);
+                let seconds = if self.unit == Unit::Hour { 3600 } else { 60 };
+                (first, first.checked_add(jiff::SignedDuration::from_secs(seconds)).ok()?)
             }
-            Unit::Day => (local.date(), local.date().checked_add(jiff::Span::new().days(1)).ok()?),
+            Unit::Day => (local.date().into(), local.date().tomorrow().ok()?.into()),
             Unit::Week => {
                 let back = i64::from(local.date().weekday().to_monday_zero_offset());
                 let first = local.date().checked_sub(jiff::Span::new().days(back)).ok()?;
-                (first, first.checked_add(jiff::Span::new().weeks(1)).ok()?)
+                (first.into(), first.checked_add(jiff::Span::new().weeks(1)).ok()?.into())
             }
-            Unit::Month => (local.date().first_of_month(), local.date().last_of_month().tomorrow().ok()?),
+            Unit::Month => {
+                (local.date().first_of_month().into(), local.date().last_of_month().tomorrow().ok()?.into())
+            }
         };
-        let begins = |day: civil::Date| day.to_zoned(self.zone.clone()).ok().map(|moment| moment.timestamp());
-        Some((first.to_string(), begins(first)?..begins(next)?))
+        let begins = |local: civil::DateTime| offset.to_timestamp(local).ok();
+        let (spelled, mut within) = (begins(first)?, begins(first)?..begins(next)?);
+        // Where the zone's clock is set, the answer may change, and back: a day may even begin twice.
+        if let Some(change) = self.zone.preceding(moment.checked_add(jiff::SignedDuration::from_nanos(1)).ok()?).next() {
+            within.start = within.start.max(change.timestamp());
+        }
+        if let Some(change) = self.zone.following(moment).next() {
+            within.end = within.end.min(change.timestamp());
+        }
+        let text = match self.unit.kind() {
+            Kind::Timestamptz => spell(spelled),
+            _ => first.date().to_string(),
+        };
+        // PostgreSQL has no year 0, and spells those before it in another way.
+        (first.year() > 0 && spelled.to_zoned(TimeZone::UTC).year() > 0).then_some((text, within))
     }
 }

@@ -23,6 +23,7 @@ mod metrics;
 mod migrate;
 mod near;
 mod otlp;
+mod operators;
 mod outage;
 mod pausing;
 mod permissions;
