@@ -96,7 +96,8 @@ impl<'a> Fold<'a> for Sketches {
 /// Its SQL.
 pub(crate) fn terms(sent: &Sent<'_>) -> Terms {
     let (column, sketch) = (sent.column, format!("{}::bytea", sent.expressions[0]));
-    let met = format!("coalesce(tidegate.distinct_merge(t.{column}, excluded.{column}), t.{column}, excluded.{column})");
+    let met =
+        format!("coalesce(tidegate.distinct_merge(t.{column}, excluded.{column}), t.{column}, excluded.{column})");
     Terms {
         folded: vec![format!("tidegate.distinct_union({sketch})")],
         inserted: vec![(column.into(), sketch)],
@@ -216,7 +217,8 @@ mod tests {
     #[test]
     fn what_is_no_sketch_has_no_estimate() {
         let dense = |rank: u8| [vec![VERSION, IS_DENSE], vec![rank; REGISTERS]].concat();
-        for foreign in [&b""[..], b"\xd1", b"\xd1\x02", b"\xd1\x00a", b"\xd1\x00\x10\x00\x01", b"\xd1\x00\x00\x00\x00"] {
+        for foreign in [&b""[..], b"\xd1", b"\xd1\x02", b"\xd1\x00a", b"\xd1\x00\x10\x00\x01", b"\xd1\x00\x00\x00\x00"]
+        {
             assert_eq!(estimate(foreign), None, "{foreign:?}");
         }
         assert_eq!(estimate(b"\xd1\x00\x00\x02\x01\x00\x01\x01"), None, "not ascending");

@@ -29,7 +29,10 @@ impl<'a> Fold<'a> for Objects<'a> {
         // What is no object was refused when it was read.
         match &text {
             Cow::Borrowed(text) => {
-                json::members(text).into_iter().flatten().for_each(|(name, value)| keep(newest, id, name, value.into()));
+                json::members(text)
+                    .into_iter()
+                    .flatten()
+                    .for_each(|(name, value)| keep(newest, id, name, value.into()));
             }
             Cow::Owned(text) => {
                 let members = json::members(text).into_iter().flatten();
@@ -66,7 +69,9 @@ fn keep<'a>(newest: &mut Newest<'a>, id: EntryId, name: String, value: Cow<'a, s
 
 /// Its SQL.
 pub(crate) fn terms(sent: &Sent<'_>) -> Terms {
-    let [object, versions] = sent.expressions else { return Terms { folded: vec![], inserted: vec![], merged: vec![] } };
+    let [object, versions] = sent.expressions else {
+        return Terms { folded: vec![], inserted: vec![], merged: vec![] };
+    };
     let (column, by) = (sent.column, sent.by.unwrap_or_default());
     Terms {
         folded: ["jsonb_newest_of", "jsonb_newest_by_of"]
@@ -74,10 +79,7 @@ pub(crate) fn terms(sent: &Sent<'_>) -> Terms {
             .into(),
         inserted: vec![(column.into(), format!("{object}::jsonb")), (by.into(), format!("{versions}::jsonb"))],
         merged: vec![
-            (
-                column.into(),
-                format!("tidegate.jsonb_newest(t.{column}, t.{by}, excluded.{column}, excluded.{by})"),
-            ),
+            (column.into(), format!("tidegate.jsonb_newest(t.{column}, t.{by}, excluded.{column}, excluded.{by})")),
             (by.into(), format!("tidegate.jsonb_newest_by(t.{by}, excluded.{by})")),
         ],
     }

@@ -106,7 +106,10 @@ impl Merge {
             (Merge::And | Merge::Or, _) => &[Kind::Boolean],
             (Merge::JsonbMerge, _) => &[Kind::Jsonb],
             (Merge::Distinct, Kind::Jsonb) => {
-                return Err("distinct does not take a jsonb, which can be written in many ways; write a field of type text".into());
+                return Err(
+                    "distinct does not take a jsonb, which can be written in many ways; write a field of type text"
+                        .into(),
+                );
             }
             (Merge::Last | Merge::First | Merge::SetIfNull | Merge::Count | Merge::Distinct, _) => return Ok(()),
         };

@@ -141,7 +141,9 @@ mod tests {
             let said = check_object(bad);
             assert!(said.as_ref().is_err_and(|said| said.contains(why)), "{bad}: {said:?}");
         }
-        for good in ["{}", r#"{"a":"\\u0000"}"#, r#"{"a":"\ud83d\ude00"}"#, r#"{"a":{"b":1,"b":2}}"#, r#"{"a":-1.5E+1000}"#] {
+        for good in
+            ["{}", r#"{"a":"\\u0000"}"#, r#"{"a":"\ud83d\ude00"}"#, r#"{"a":{"b":1,"b":2}}"#, r#"{"a":-1.5E+1000}"#]
+        {
             assert_eq!(check_object(good), Ok(()), "{good}");
         }
     }

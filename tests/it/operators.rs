@@ -95,6 +95,13 @@ impl Entry {
         let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec())).collect();
         Entry { id: EntryId { ms, seq: 0 }, fields }
     }
+
+    /// The same under another id, with one field changed.
+    pub(crate) fn again(&self, ms: u64, name: &str, value: &str) -> Entry {
+        let mut entry = Entry { id: EntryId { ms, seq: 0 }, ..self.clone() };
+        entry.fields.insert(name.to_owned(), value.as_bytes().to_vec());
+        entry
+    }
 }
 
 /// Numbers that look random, from a seed.
@@ -125,7 +132,9 @@ fn values(kind: Kind) -> Vec<Vec<&'static str>> {
         Kind::Boolean => "false,f,no,0,OFF|true,t,yes,1,On",
         Kind::Bytea => "\\x,|\\x00,\0|\\x61,a|\\x5c78,\\x",
         Kind::Inet => "192.0.2.7,192.0.2.7/32|192.0.2.7/24|2001:db8::1,2001:DB8:0:0::1,2001:db8::1/128|2001:db8::/32",
-        Kind::Jsonb => "{}|{\"a\": 1.10}|{\"a\": null}|{\"a\": 2, \"b\": {\"c\": [true]}}|{\"b\": \"é\"}|{\"c\": 12345678901234567890.123}",
+        Kind::Jsonb => {
+            "{}|{\"a\": 1.10}|{\"a\": null}|{\"a\": 2, \"b\": {\"c\": [true]}}|{\"b\": \"é\"}|{\"c\": 12345678901234567890.123}"
+        }
     };
     lines.split('|').map(|line| if kind == Kind::Jsonb { vec![line] } else { line.split(',').collect() }).collect()
 }
@@ -231,8 +240,10 @@ impl Column {
                 }
                 let object: serde_json::Map<_, _> =
                     newest.iter().map(|(key, (_, value))| (key.clone(), value.clone())).collect();
-                let object = serde_json::Value::from(object).to_string().replace("\"long\"", "12345678901234567890.123");
-                let by: Vec<String> = newest.iter().map(|(key, (id, _))| format!("\"{key}\": {}", id.number())).collect();
+                let object =
+                    serde_json::Value::from(object).to_string().replace("\"long\"", "12345678901234567890.123");
+                let by: Vec<String> =
+                    newest.iter().map(|(key, (id, _))| format!("\"{key}\": {}", id.number())).collect();
                 format!("{name} = '{object}' and {name}_by = '{{{}}}'", by.join(", "))
             }
             Merge::Distinct if present.is_empty() => none(),
@@ -255,8 +266,20 @@ struct Keyed {
 
 const TABLES: [Keyed; 7] = [
     Keyed { name: "plain", sql_type: "text", key: "k = k0", spelled: &[&["a"], &["A"], &["b"]], write: Write::Merge },
-    Keyed { name: "cased", sql_type: "citext", key: "k = k1", spelled: &[&["a", "A"], &["ä", "Ä"]], write: Write::Merge },
-    Keyed { name: "priced", sql_type: "numeric(10, 2)", key: "k = k2", spelled: &[&["1", "1.00", "1.001"], &["1.01"]], write: Write::Merge },
+    Keyed {
+        name: "cased",
+        sql_type: "citext",
+        key: "k = k1",
+        spelled: &[&["a", "A"], &["ä", "Ä"]],
+        write: Write::Merge,
+    },
+    Keyed {
+        name: "priced",
+        sql_type: "numeric(10, 2)",
+        key: "k = k2",
+        spelled: &[&["1", "1.00", "1.001"], &["1.01"]],
+        write: Write::Merge,
+    },
     Keyed {
         name: "identified",
         sql_type: "uuid",
@@ -275,7 +298,13 @@ const TABLES: [Keyed; 7] = [
         write: Write::Merge,
     },
     Keyed { name: "kept", sql_type: "text", key: "k = k5", spelled: &[&["a"], &["b"]], write: Write::Insert },
-    Keyed { name: "icu", sql_type: "text collate no_case", key: "k = k6", spelled: &[&["page", "PAGE", "Page"], &["other"]], write: Write::Merge },
+    Keyed {
+        name: "icu",
+        sql_type: "text collate no_case",
+        key: "k = k6",
+        spelled: &[&["page", "PAGE", "Page"], &["other"]],
+        write: Write::Merge,
+    },
 ];
 
 #[tokio::test(flavor = "multi_thread")]
@@ -285,7 +314,10 @@ async fn folding_and_merging_is_merging_one_by_one_in_any_order_and_grouping() {
     let columns = Column::all();
     assert_eq!(columns.len(), 70, "an operator takes more kinds or fewer: is each of them right?");
     let execute = async |sql: &mut PgConnection, statement: String| {
-        sqlx::raw_sql(AssertSqlSafe(statement.clone())).execute(sql).await.unwrap_or_else(|e| panic!("{statement}: {e}"));
+        sqlx::raw_sql(AssertSqlSafe(statement.clone()))
+            .execute(sql)
+            .await
+            .unwrap_or_else(|e| panic!("{statement}: {e}"));
     };
     execute(&mut sql, "create extension citext".into()).await;
     let icu: bool = sqlx::query_scalar("select exists (select from pg_collation where collname = 'en-x-icu')")
@@ -303,7 +335,8 @@ async fn folding_and_merging_is_merging_one_by_one_in_any_order_and_grouping() {
     let written: Vec<String> = columns.iter().map(Column::value).collect();
     let mut targets = Vec::new();
     for Keyed { name, sql_type, key, write, .. } in &tables {
-        let definition = format!("create table {name} (k {sql_type} primary key, n bigint, {})", definitions.join(", "));
+        let definition =
+            format!("create table {name} (k {sql_type} primary key, n bigint, {})", definitions.join(", "));
         execute(&mut sql, definition).await;
         targets.push(table(name, key, &format!("n = count(), {}", written.join(", ")), *write));
     }
@@ -379,17 +412,23 @@ async fn folding_and_merging_is_merging_one_by_one_in_any_order_and_grouping() {
                 let mut conditions: Vec<(String, String)> =
                     columns.iter().map(|column| (column.name.clone(), column.is_right(&of(column.kind)))).collect();
                 conditions.push(("n".into(), format!("n = {}", met.len())));
-                let wrong: Vec<String> =
-                    conditions.iter().map(|(name, right)| format!("case when ({right}) then null else '{name}' end")).collect();
+                let wrong: Vec<String> = conditions
+                    .iter()
+                    .map(|(name, right)| format!("case when ({right}) then null else '{name}' end"))
+                    .collect();
                 let query = format!(
                     "select array_remove(array[{}], null)::text[] from {name} where k = '{}'::{sql_type}",
                     wrong.join(", "),
                     spellings[0]
                 );
-                let wrong: Vec<String> = sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&mut sql).await.expect("a row");
+                let wrong: Vec<String> =
+                    sqlx::query_scalar(AssertSqlSafe(query)).fetch_one(&mut sql).await.expect("a row");
                 let expected: Vec<&String> =
                     conditions.iter().filter(|(name, _)| wrong.contains(name)).map(|(_, right)| right).collect();
-                assert!(wrong.is_empty(), "seed {seed}, round {round}, {name} {spellings:?}: {expected:?} of {met:?} in {batches:?}");
+                assert!(
+                    wrong.is_empty(),
+                    "seed {seed}, round {round}, {name} {spellings:?}: {expected:?} of {met:?} in {batches:?}"
+                );
             }
             let count: i64 = sqlx::query_scalar(AssertSqlSafe(format!("select count(*) from {name}")))
                 .fetch_one(&mut sql)
@@ -458,16 +497,28 @@ async fn two_texts_of_one_datum_are_equal_for_postgresql_and_two_data_are_not() 
         for _ in 0..40 {
             let n = dice.below(5) as i64 - 2;
             generated.push(match kind {
-                Kind::Bigint => format!("{}{}{}", if n < 0 { "-" } else { "" }, "0".repeat(dice.below(3)), dice.below(12)),
+                Kind::Bigint => {
+                    format!("{}{}{}", if n < 0 { "-" } else { "" }, "0".repeat(dice.below(3)), dice.below(12))
+                }
                 Kind::Numeric(_) => {
-                    format!("{}{}.{}", if n < 0 { "-" } else { "" }, ["", "0", "1", "10"][dice.below(4)], ["0", "00", "1", "10", "01"][dice.below(5)])
+                    format!(
+                        "{}{}.{}",
+                        if n < 0 { "-" } else { "" },
+                        ["", "0", "1", "10"][dice.below(4)],
+                        ["0", "00", "1", "10", "01"][dice.below(5)]
+                    )
                 }
                 Kind::Uuid => format!("{:032x}", dice.below(3)),
                 Kind::Date => format!("20{:02}-{:02}-28", 20 + dice.below(3), 1 + dice.below(12)),
                 Kind::Timestamptz => format!(
                     "2026-0{}-01T{:02}:{:02}:00.{}{}{:02}:{}",
-                    1 + dice.below(2), dice.below(3), 30 * dice.below(2), ["0", "000", "1", "10"][dice.below(4)],
-                    ["+", "-"][dice.below(2)], dice.below(3), ["00", "30"][dice.below(2)]
+                    1 + dice.below(2),
+                    dice.below(3),
+                    30 * dice.below(2),
+                    ["0", "000", "1", "10"][dice.below(4)],
+                    ["+", "-"][dice.below(2)],
+                    dice.below(3),
+                    ["00", "30"][dice.below(2)]
                 ),
                 Kind::Boolean => ["TRUE", "False", "Y", "n"][dice.below(4)].into(),
                 Kind::Bytea => ["a", "A", "\\x61", "\\141", "ä"][dice.below(5)].into(),
@@ -477,7 +528,8 @@ async fn two_texts_of_one_datum_are_equal_for_postgresql_and_two_data_are_not() 
         texts.extend(generated.into_iter().map(String::into_bytes));
         let mut data: Vec<String> = Vec::new();
         for text in &texts {
-            let datum = read(kind, text).unwrap_or_else(|why| panic!("{word} {:?} {why}", String::from_utf8_lossy(text)));
+            let datum =
+                read(kind, text).unwrap_or_else(|why| panic!("{word} {:?} {why}", String::from_utf8_lossy(text)));
             data.push(datum.text().expect("a text").into_owned());
         }
         let sql_type = if matches!(kind, Kind::Numeric(_)) { "numeric" } else { word };
@@ -505,30 +557,66 @@ async fn two_texts_of_one_datum_are_equal_for_postgresql_and_two_data_are_not() 
 async fn stretches_of_time_are_those_of_postgresql() {
     let url = database(true).await;
     let mut sql = PgConnection::connect(&url).await.expect("connected");
-    let units =
-        [("minute", Unit::Minute), ("hour", Unit::Hour), ("day", Unit::Day), ("week", Unit::Week), ("month", Unit::Month)];
+    let units = [
+        ("minute", Unit::Minute),
+        ("hour", Unit::Hour),
+        ("day", Unit::Day),
+        ("week", Unit::Week),
+        ("month", Unit::Month),
+    ];
     // The seconds around which the clocks are set, or a day, month or year ends.
     let turns = [
-        "2026-03-29T01:00:00Z", "2026-10-25T01:00:00Z", "2006-04-02T03:31:00Z", "2006-10-29T02:31:00Z", "2018-11-04T03:00:00Z",
-        "2018-02-18T02:00:00Z", "2026-04-04T15:00:00Z", "2026-10-03T15:30:00Z", "2024-02-29T00:00:00Z", "2023-12-31T23:00:00Z",
-        "2026-12-31T18:30:00Z", "2000-01-01T00:00:00Z", "1970-01-01T00:00:00Z", "1893-03-31T23:06:32Z", "1935-03-30T05:00:00Z",
+        "2026-03-29T01:00:00Z",
+        "2026-10-25T01:00:00Z",
+        "2006-04-02T03:31:00Z",
+        "2006-10-29T02:31:00Z",
+        "2018-11-04T03:00:00Z",
+        "2018-02-18T02:00:00Z",
+        "2026-04-04T15:00:00Z",
+        "2026-10-03T15:30:00Z",
+        "2024-02-29T00:00:00Z",
+        "2023-12-31T23:00:00Z",
+        "2026-12-31T18:30:00Z",
+        "2000-01-01T00:00:00Z",
+        "1970-01-01T00:00:00Z",
+        "1893-03-31T23:06:32Z",
+        "1935-03-30T05:00:00Z",
     ];
     let mut dice = Dice(11);
-    for zone in ["UTC", "Europe/Berlin", "America/St_Johns", "America/Sao_Paulo", "Asia/Kolkata", "Australia/Lord_Howe"] {
+    for zone in ["UTC", "Europe/Berlin", "America/St_Johns", "America/Sao_Paulo", "Asia/Kolkata", "Australia/Lord_Howe"]
+    {
         for (word, unit) in units {
             let calendar = Calendar::of(unit, zone).expect("a zone");
             let moments: Vec<String> = turns
                 .iter()
                 .flat_map(|turn| {
                     let at = millis(turn);
-                    let around = [-86_400_000, -5_400_001, -3_600_000, -1_800_000, -60_000, -1, 0, 1, 59_999, 1_799_999, 1_800_000, 3_599_999, 3_600_000, 5_400_000, 86_400_000];
+                    let around = [
+                        -86_400_000,
+                        -5_400_001,
+                        -3_600_000,
+                        -1_800_000,
+                        -60_000,
+                        -1,
+                        0,
+                        1,
+                        59_999,
+                        1_799_999,
+                        1_800_000,
+                        3_599_999,
+                        3_600_000,
+                        5_400_000,
+                        86_400_000,
+                    ];
                     let near = 8_000_000 - dice.below(16_000_000) as i64;
                     around.into_iter().chain([near]).map(move |by| (at + by).to_string()).collect::<Vec<_>>()
                 })
                 .collect();
             let truncated = match unit.kind() {
                 Kind::Date => format!("date_trunc('{word}', m at time zone '{zone}')::date::text"),
-                _ => format!("to_char(date_trunc('{word}', m, '{zone}') at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"),
+                _ => format!(
+                    "to_char(date_trunc('{word}', m, '{zone}') at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+                ),
             };
             let query = format!(
                 "select {truncated} from unnest($1::text[]) with ordinality as t (ms, n), lateral (select timestamptz 'epoch' + ms::bigint * interval '1 ms') as l (m) order by n"
@@ -543,7 +631,9 @@ async fn stretches_of_time_are_those_of_postgresql() {
                 assert_eq!(&begins, expected_of_it, "{word} of {moment} in {zone}");
                 assert!(within.contains(moment), "{word} of {moment} in {zone}: it lies in its own stretch");
                 // What is said to hold for a whole stretch holds for each moment of it.
-                for (other, expected_of_other) in stamps.iter().zip(&expected).filter(|(other, _)| within.contains(other)) {
+                for (other, expected_of_other) in
+                    stamps.iter().zip(&expected).filter(|(other, _)| within.contains(other))
+                {
                     assert_eq!(expected_of_it, expected_of_other, "{word} of {moment} and {other} in {zone}");
                 }
             }
