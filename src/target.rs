@@ -39,7 +39,7 @@ impl fmt::Display for Unfit {
 impl std::error::Error for Unfit {}
 
 /// Types whose text, equality and order make them usable as keys.
-const KEY_TYPES: [&str; 18] = [
+const KEY_TYPES: [&str; 21] = [
     "text",
     "varchar",
     "bpchar",
@@ -53,9 +53,12 @@ const KEY_TYPES: [&str; 18] = [
     "timestamp",
     "timestamptz",
     "time",
+    "timetz",
+    "interval",
     "inet",
     "cidr",
     "macaddr",
+    "macaddr8",
     "bool",
     "bytea",
 ];
@@ -214,7 +217,7 @@ fn unfit_key(key: &KeyColumn, column: &Column) -> Option<String> {
 fn types_of(kind: Kind) -> &'static [&'static str] {
     match kind {
         Kind::Text => &["text", "varchar", "bpchar", "citext"],
-        Kind::Bigint => &["int8", "int4", "int2"],
+        Kind::Bigint => &["int8", "int4", "int2", "numeric"],
         Kind::Numeric(_) => &["numeric"],
         Kind::Uuid => &["uuid"],
         Kind::Date => &["date"],
@@ -260,13 +263,35 @@ fn unfit_value(value: &ValueColumn, column: &Column, table: &str) -> Option<Stri
             })
         }
         // PostgreSQL reads a text as whatever the column is.
-        (Merge::Last | Merge::First | Merge::SetIfNull, Kind::Text) => None,
+        (Merge::Last | Merge::First | Merge::SetIfNull, Kind::Text) => rounded(value, column, &retype),
         (_, kind) => {
             let wanted = types_of(kind);
-            (!wanted.contains(&base.as_str())).then(|| {
-                format!("column {name} has type {sql_type}, and the pipeline sends a {kind}: {}", retype(wanted[0]))
-            })
+            if wanted.contains(&base.as_str()) {
+                return rounded(value, column, &retype);
+            }
+            Some(format!("column {name} has type {sql_type}, and the pipeline sends a {kind}: {}", retype(wanted[0])))
         }
+    }
+}
+
+/// A column that would silently hold another value than the one that is sent.
+fn rounded(value: &ValueColumn, column: &Column, retype: impl Fn(&str) -> String) -> Option<String> {
+    let Column { name, sql_type, plain_type, base, scale, .. } = column;
+    match (base.as_str(), value.field.as_ref().map(|field| field.kind)) {
+        ("char" | "name", _) => {
+            Some(format!("column {name} has type {sql_type}, which cuts off what is longer: {}", retype("text")))
+        }
+        // Digits before the point alone are rounded only where the scale is negative.
+        ("numeric", Some(Kind::Bigint)) if scale.is_none_or(|scale| scale >= 0) => None,
+        ("numeric", Some(Kind::Text)) if sql_type != plain_type => Some(format!(
+            "column {name} has type {sql_type}, which rounds: write a field of type numeric({}) in values, or {}",
+            scale.unwrap_or_default().max(0),
+            retype(plain_type)
+        )),
+        ("numeric" | "time" | "timetz" | "timestamp" | "timestamptz" | "interval", _) if sql_type != plain_type => {
+            Some(format!("column {name} has type {sql_type}, which rounds: {}", retype(plain_type)))
+        }
+        _ => None,
     }
 }
 
@@ -320,7 +345,7 @@ async fn find_columns(connection: &mut PgConnection, target: &Target) -> Result<
              select b.attrelid, b.attnum, t.typbasetype, t.typtypmod
              from base b join pg_type t on t.oid = b.type and t.typtype = 'd')
          select a.attname::text as name, t.typname::text as base, t.typtype::text = 'e' as is_enum,
-                format_type(b.type, b.modifier) as sql_type, format_type(b.type, null) as plain_type,
+                format_type(b.type, b.modifier) as sql_type, format_type(b.type, -1) as plain_type,
                 case when t.typname = 'numeric' and b.modifier > 0
                      then (((b.modifier - 4) & 2047) # 1024) - 1024 end as scale,
                 (select format('%I.%I', cn.nspname, co.collname) from pg_collation co

@@ -122,3 +122,62 @@ impl Merge {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::datum;
+    use proptest::prelude::*;
+
+    /// Texts of a kind, two of each value.
+    fn texts(kind: Kind) -> &'static [&'static str] {
+        match kind {
+            Kind::Bigint => &["-5", "7", "07"],
+            Kind::Numeric(_) => &["-0.5", "7", "7.00"],
+            Kind::Date => &["2026-11-27", "0001-01-01"],
+            Kind::Timestamptz => &["2026-11-27T08:00:00Z", "1795766400000", "1969-01-01T00:00:00Z"],
+            Kind::Boolean => &["t", "true", "0"],
+            Kind::Uuid => &["6ba7b810-9dad-11d1-80b4-00c04fd430c8", "6BA7B810-9DAD-11D1-80B4-00C04FD430C8"],
+            Kind::Inet => &["10.0.0.1", "10.0.0.1/32", "::1"],
+            Kind::Jsonb => &["{}", "{\"a\":1}", "{\"a\":null,\"b\":[1.10]}"],
+            Kind::Text | Kind::Bytea => &["a", "b", ""],
+        }
+    }
+
+    fn folded<'a>(merge: Merge, kind: Kind, met: &[(usize, EntryId, Option<&'a str>)], order: &[usize]) -> Packed<'a> {
+        let (mut fold, mut packed) = (merge.fold(kind), Packed::default());
+        for (row, id, text) in met {
+            let datum = text.map(|text| datum::read(kind, text.as_bytes()).expect("of its kind"));
+            fold.meet(*row, *id, datum).expect("in its range");
+        }
+        fold.pack(order, &mut packed);
+        packed
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_folded_does_not_depend_on_the_order(
+            picks in prop::collection::vec((0usize..3, prop::option::of(0usize..3)), 3..20), turn in 0usize..20,
+        ) {
+            let kinds = [Kind::Text, Kind::Bigint, Kind::Numeric(None), Kind::Uuid, Kind::Date, Kind::Timestamptz, Kind::Boolean,
+                Kind::Bytea, Kind::Inet, Kind::Jsonb];
+            for merge in Merge::words().into_iter().filter_map(Merge::parse).filter(|merge| *merge != Merge::SetIfNull) {
+                for kind in kinds.into_iter().filter(|kind| merge.accepts(*kind).is_ok()) {
+                    let texts = texts(kind);
+                    // Rows are numbered in the order in which they are met.
+                    let mut met: Vec<_> = (0..3).map(|row| (row, EntryId { ms: row as u64, seq: 9 }, None)).collect();
+                    met.extend(picks.iter().enumerate().map(|(n, (row, text))| {
+                        (*row, EntryId { ms: 100 + n as u64, seq: 0 }, text.map(|text| texts[text % texts.len()]))
+                    }));
+                    let mut turned = met.clone();
+                    turned[3..].rotate_left(turn % picks.len());
+                    let one = folded(merge, kind, &met, &[0, 1, 2]);
+                    prop_assert_eq!(&one, &folded(merge, kind, &turned, &[0, 1, 2]), "{} of {}", merge.name(), kind);
+                    let columns = merge.sends(kind);
+                    let of = |array| columns.iter().filter(|column| **column == array).count();
+                    prop_assert_eq!((one.texts.len(), one.numbers.len()), (3 * of(Array::Texts), 3 * of(Array::Numbers)));
+                }
+            }
+        }
+    }
+}

@@ -105,6 +105,12 @@ impl Merge {
             (Merge::Min | Merge::Max, _) => &[Kind::Bigint, Kind::Date, Kind::Timestamptz],
             (Merge::And | Merge::Or, _) => &[Kind::Boolean],
             (Merge::JsonbMerge, _) => &[Kind::Jsonb],
+            (Merge::Distinct, Kind::Jsonb) => {
+                return Err(
+                    "distinct does not take a jsonb, which can be written in many ways; write a field of type text"
+                        .into(),
+                );
+            }
             (Merge::Last | Merge::First | Merge::SetIfNull | Merge::Count | Merge::Distinct, _) => return Ok(()),
         };
         if accepted.contains(&kind) {

@@ -276,7 +276,7 @@ impl Target {
         if let Some(twice) = names.iter().enumerate().find(|(n, name)| names[..*n].contains(name)) {
             return Some(format!("uses the column {} twice; give each value a column of its own", twice.1));
         }
-        for (n, value) in self.values.iter().enumerate() {
+        for value in &self.values {
             let Some(by) = &value.by else { continue };
             if names.contains(&by) {
                 return Some(format!("uses the column {by} as a value and as a version; write another one behind by"));
@@ -285,7 +285,7 @@ impl Target {
             let is_alike = |other: &ValueColumn| {
                 other.merge == value.merge && other.field.as_ref().is_none_or(|field| !field.is_optional)
             };
-            if sharers().count() > 1 && (value.merge == Merge::JsonbMerge || !sharers().all(is_alike)) && n == 0 {
+            if sharers().count() > 1 && (value.merge == Merge::JsonbMerge || !sharers().all(is_alike)) {
                 return Some(format!(
                     "shares the version {by} between values that do not change together; only values of the same operator whose fields each \
                      entry has may share one, so write another one behind by"
@@ -524,6 +524,10 @@ mod tests {
         assert!(said("a", "p = last(p) by a", Write::Merge).contains("as a value and as a version"));
         assert!(said("a", "p = last(p) by v, q = first(q) by v", Write::Merge).contains("do not change together"));
         assert!(said("a", "p = last(p) by v, q = last(q?) by v", Write::Merge).contains("do not change together"));
+        let behind_another = "n = count(), p = last(p) by v, q = first(q) by v";
+        assert!(said("a", behind_another, Write::Merge).contains("do not change together"));
+        let objects = "n = count(), p = jsonb_merge(p) by v, q = jsonb_merge(q) by v";
+        assert!(said("a", objects, Write::Merge).contains("do not change together"));
         assert!(said("a", "m = max(x)", Write::DeleteZero).contains("neither a sum nor a count"));
     }
 
