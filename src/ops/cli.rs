@@ -189,7 +189,7 @@ impl Cli {
             Verb::Config(opts) => config::run(opts, context),
             Verb::Completions(opts) => pages::completions(opts, context),
             Verb::Man(opts) => pages::man(opts, context),
-            Verb::Check(opts) => check::run(opts, context),
+            Verb::Check(opts) => check::run(opts, context).await,
         }
     }
 }

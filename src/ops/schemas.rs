@@ -6,7 +6,7 @@ use std::path::Path;
 
 use schemars::{JsonSchema, generate::SchemaSettings};
 
-use super::{audit, config, dead, doctor, explain, group, pause, pending, status, tap, trim, wait};
+use super::{audit, check, config, dead, doctor, explain, group, pause, pending, status, tap, trim, wait};
 
 fn schema<T: JsonSchema>() -> serde_json::Value {
     SchemaSettings::draft2020_12().for_serialize().into_generator().into_root_schema_for::<T>().to_value()
@@ -15,6 +15,7 @@ fn schema<T: JsonSchema>() -> serde_json::Value {
 fn schemas() -> Vec<(&'static str, serde_json::Value)> {
     vec![
         ("audit", schema::<audit::Audit>()),
+        ("check", schema::<check::Checked>()),
         ("config-show", schema::<config::Settings>()),
         ("dead-list", schema::<dead::list::DeadLetters>()),
         ("dead-mark", schema::<dead::discard::Marked>()),

@@ -7,7 +7,7 @@ use crate::model::pipeline::{Identifier, Table};
 use crate::model::target::{Kind, Target, ValueColumn};
 
 /// How full pages are left, so that an updated row finds room beside its former version.
-pub(super) const FILLFACTOR: u8 = 90;
+pub(super) const FILLFACTOR: u8 = 70;
 
 /// Words that cannot be a column's or a table's name without quotes: those that PostgreSQL 18 calls reserved, and those that only name functions or types.
 const RESERVED: &str = " all analyse analyze and any array as asc asymmetric authorization between bigint binary bit boolean both case cast \
@@ -114,7 +114,7 @@ mod tests {
     host text,
     updated_at timestamptz,
     primary key (tenant, day, \"user\")
-) with (fillfactor = 90)"
+) with (fillfactor = 70)"
         );
     }
 }
