@@ -3,19 +3,21 @@
 //! Takes a pipeline; gives how each table's columns are to be written ([`Fit`]), or everything that does not fit, each with the statement
 //! that corrects it ([`Unfit`]). Fails with what PostgreSQL says.
 //!
-//! `finding` is what is told; `catalog` asks PostgreSQL; `indexes` and `surroundings` judge what it says; `definition` makes a table. The types of columns are
-//! judged here.
+//! `finding` is what is told; `catalog` asks PostgreSQL; `indexes` and `surroundings` judge what it says; `definition` makes a table; `outline` is for
+//! making a pipeline from one. The types of columns are judged here.
 
 mod catalog;
 pub mod definition;
 mod finding;
 mod indexes;
+mod outline;
 mod surroundings;
 
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
 
 pub use self::finding::{Examined, Finding, Unfit, Weight};
+pub use self::outline::{Outline, OutlineColumn, outline};
 use crate::merge::Merge;
 use crate::model::pipeline::{Identifier, Pipeline};
 use crate::model::target::{KeyColumn, Kind, Target, ValueColumn, Write};

@@ -127,7 +127,10 @@ impl Report for Checked {
             unfit => page.toned(Tone::Bad, format!("the configuration is valid, and {unfit} tables do not fit")),
         }
         for CheckedTable { pipeline, table, fits, findings } in &self.tables {
-            page.toned(Tone::Head, format!("{table} (pipeline {pipeline}): {}", if *fits { "fits" } else { "does not fit" }));
+            page.toned(
+                Tone::Head,
+                format!("{table} (pipeline {pipeline}): {}", if *fits { "fits" } else { "does not fit" }),
+            );
             for finding in findings {
                 let (tone, word) = match finding.severity {
                     Severity::Error => (Tone::Bad, "error"),

@@ -96,8 +96,10 @@ mod tests {
         let target = Target {
             table: Table::parse("usage").expect("valid"),
             keys: parse_keys("tenant: uuid, day = day(at), user").expect("keys"),
-            values: parse_values("n = count(), Price = sum(price: numeric(2)), path = last(path) by v, host = last(host) by v")
-                .expect("values"),
+            values: parse_values(
+                "n = count(), Price = sum(price: numeric(2)), path = last(path) by v, host = last(host) by v",
+            )
+            .expect("values"),
             updated_at: Some(Identifier::parse("updated_at").expect("valid")),
             write: Write::Merge,
         };

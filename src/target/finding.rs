@@ -101,7 +101,10 @@ mod tests {
         assert_eq!(finding.what, "column v has type real");
         assert_eq!(finding.fix.as_deref(), Some("alter table t alter column v type bigint"));
         let finding = Finding::of_sentence("column v rounds: write numeric(2) in values, or alter table t …");
-        assert_eq!((finding.what.as_str(), finding.fix.is_some()), ("column v rounds: write numeric(2) in values, or", true));
+        assert_eq!(
+            (finding.what.as_str(), finding.fix.is_some()),
+            ("column v rounds: write numeric(2) in values, or", true)
+        );
         assert_eq!(Finding::of_sentence("write text").fix, None);
         assert_eq!(Finding::refusal("a", "b").to_string(), "a: b");
     }

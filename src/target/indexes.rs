@@ -35,7 +35,9 @@ fn key_list(target: &Target, columns: &[Column]) -> String {
 /// Whether its columns are exactly the keys, in any order.
 fn is_on_keys(target: &Target, index: &Index) -> bool {
     let keys = || target.keys.iter().map(|key| key.column.as_str());
-    index.is_unique && index.columns.len() == target.keys.len() && keys().all(|key| index.columns.iter().any(|c| c == key))
+    index.is_unique
+        && index.columns.len() == target.keys.len()
+        && keys().all(|key| index.columns.iter().any(|c| c == key))
 }
 
 fn of_keys(target: &Target, relation: &Relation, columns: &[Column], indexes: &[Index]) -> Vec<Finding> {
@@ -50,20 +52,26 @@ fn of_keys(target: &Target, relation: &Relation, columns: &[Column], indexes: &[
             continue;
         }
         if !index.is_valid {
-            let (what, fix) = (format!("the unique index {name} on {keys} is not valid"), format!("drop index {name}; {create}"));
+            let (what, fix) =
+                (format!("the unique index {name} on {keys} is not valid"), format!("drop index {name}; {create}"));
             findings.push(Finding::refusal(what, fix));
         } else if !index.is_immediate {
-            let what = format!("the unique index {name} on {keys} is deferrable, so it cannot tell which row an entry is for");
+            let what =
+                format!("the unique index {name} on {keys} is deferrable, so it cannot tell which row an entry is for");
             let fix = match &index.constraint {
                 Some((constraint, kind)) => {
                     let kind = if kind == "p" { "primary key" } else { "unique" };
-                    format!("alter table {table} drop constraint {constraint}, add constraint {constraint} {kind} ({keys})")
+                    format!(
+                        "alter table {table} drop constraint {constraint}, add constraint {constraint} {kind} ({keys})"
+                    )
                 }
                 None => format!("drop index {name}; {create}"),
             };
             findings.push(Finding::refusal(what, fix));
         } else if index.compares_otherwise {
-            let what = format!("the unique index {name} on {keys} has a collation or an operator class for which other keys are equal than for the columns");
+            let what = format!(
+                "the unique index {name} on {keys} has a collation or an operator class for which other keys are equal than for the columns"
+            );
             findings.push(Finding::refusal(what, format!("drop index {name}; {create}")));
         } else {
             has_one = true;
@@ -122,7 +130,8 @@ fn of_another(target: &Target, relation: &Relation, columns: &[Column], index: &
     }
     let list = index.columns.iter().map(|plain| if plain.is_empty() { "an expression" } else { named(columns, plain) });
     let list = list.collect::<Vec<_>>().join(", ");
-    let is_narrower = !index.is_partial && index.columns.iter().all(|plain| is_key(plain) || !plain.is_empty() && !is_written(plain));
+    let is_narrower =
+        !index.is_partial && index.columns.iter().all(|plain| is_key(plain) || !plain.is_empty() && !is_written(plain));
     if is_narrower {
         let what = format!("the unique index {name} on {list} lets in one row only of those that differ in other keys");
         return Some(Finding::refusal(what, fix));
@@ -137,9 +146,10 @@ fn of_updates(target: &Target, relation: &Relation, columns: &[Column], index: &
         return None;
     }
     let keys: Vec<&str> = target.keys.iter().map(|key| key.column.as_str()).collect();
-    let updated = target.columns().into_iter().find(|name| {
-        !keys.contains(&name.as_str()) && index.touches.iter().any(|touched| touched == name.as_str())
-    })?;
+    let updated = target
+        .columns()
+        .into_iter()
+        .find(|name| !keys.contains(&name.as_str()) && index.touches.iter().any(|touched| touched == name.as_str()))?;
     let (table, name) = (&relation.name, &index.name);
     let what = format!(
         "the index {name} looks at {}, which each flush changes, so each update of a row also writes to all indexes: drop it if no query needs it",

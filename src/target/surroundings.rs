@@ -12,7 +12,11 @@ use crate::model::target::{Target, Write};
 /// There is no such table.
 pub(super) fn missing(target: &Target) -> Finding {
     let schema = &target.table.schema;
-    let schema = if schema.as_str() == "public" { String::new() } else { format!("create schema if not exists {}; ", sql_name(schema)) };
+    let schema = if schema.as_str() == "public" {
+        String::new()
+    } else {
+        format!("create schema if not exists {}; ", sql_name(schema))
+    };
     let what = "it does not exist: create it, or run `tidegate migrate` for the default one";
     Finding::refusal(what, schema + &create_table(target))
 }
@@ -25,11 +29,15 @@ pub(super) fn unsuitable(relation: &Relation) -> Option<Finding> {
         return Some(Finding::refusal(what, format!("grant usage on schema {schema} to {role}")));
     }
     let what = match relation.kind.as_str() {
-        "r" | "p" if relation.is_temporary => "it is temporary, and gone when its session ends: name a table that stays",
+        "r" | "p" if relation.is_temporary => {
+            "it is temporary, and gone when its session ends: name a table that stays"
+        }
         "r" | "p" => return None,
         "v" => "it is a view: name the table behind it",
         "m" => "it is a materialized view: name a table",
-        "f" => "it is a foreign table: its rows and the ledger could not be committed as one; name a table of this database",
+        "f" => {
+            "it is a foreign table: its rows and the ledger could not be committed as one; name a table of this database"
+        }
         _ => "it is no table: name one",
     };
     Some(Finding::refusal_alone(what))
@@ -58,8 +66,12 @@ pub(super) fn rights(target: &Target, relation: &Relation, columns: &[Column]) -
     }
     let rights = rights.join(", ");
     let Relation { name, role, .. } = relation;
-    (!rights.is_empty())
-        .then(|| Finding::refusal(format!("this role lacks the right to {rights}"), format!("grant {rights} on {name} to {role}")))
+    (!rights.is_empty()).then(|| {
+        Finding::refusal(
+            format!("this role lacks the right to {rights}"),
+            format!("grant {rights} on {name} to {role}"),
+        )
+    })
 }
 
 /// What hides, redirects, drops or loses rows.
@@ -68,15 +80,23 @@ pub(super) fn dangers(target: &Target, relation: &Relation) -> Vec<Finding> {
     let mut findings = Vec::new();
     let of_delete = relation.rules_of_delete.iter().filter(|_| target.write == Write::DeleteZero);
     for rule in relation.rules.iter().chain(of_delete) {
-        let what = format!("rule {rule} may drop or redirect rows, and PostgreSQL does not upsert where there is one; use a trigger if you need one");
+        let what = format!(
+            "rule {rule} may drop or redirect rows, and PostgreSQL does not upsert where there is one; use a trigger if you need one"
+        );
         findings.push(Finding::refusal(what, format!("drop rule {rule} on {table}")));
     }
     for lost in &relation.not_logged {
-        let what = if lost == table { "it is not logged, and empty after a crash".into() } else { format!("its partition {lost} is not logged, and empty after a crash") };
+        let what = if lost == table {
+            "it is not logged, and empty after a crash".into()
+        } else {
+            format!("its partition {lost} is not logged, and empty after a crash")
+        };
         findings.push(Finding::refusal(what, format!("alter table {lost} set logged")));
     }
     for elsewhere in &relation.foreign {
-        let what = format!("its partition {elsewhere} is on another server: its rows and the ledger could not be committed as one");
+        let what = format!(
+            "its partition {elsewhere} is on another server: its rows and the ledger could not be committed as one"
+        );
         findings.push(Finding::refusal(what, format!("alter table {table} detach partition {elsewhere}")));
     }
     if relation.is_row_security_active {
@@ -90,17 +110,23 @@ pub(super) fn dangers(target: &Target, relation: &Relation) -> Vec<Finding> {
     }
     if target.write != Write::Insert {
         for table in &relation.without_identity {
-            let what = format!("{table} publishes updates to subscribers and has no replica identity, so PostgreSQL refuses to update it");
+            let what = format!(
+                "{table} publishes updates to subscribers and has no replica identity, so PostgreSQL refuses to update it"
+            );
             findings.push(Finding::refusal(what, format!("alter table {table} replica identity full")));
         }
     }
     for child in &relation.children {
-        let what = format!("{child} inherits from it: its rows are not met by an upsert, so a query may find a key in both");
+        let what =
+            format!("{child} inherits from it: its rows are not met by an upsert, so a query may find a key in both");
         findings.push(Finding::warning(what, format!("alter table {child} no inherit {table}")));
     }
     for table in &relation.without_default {
-        let what = format!("{table} is partitioned and has no default partition: rows without a partition become dead letters");
-        findings.push(Finding::warning(what, format!("create table {} partition of {table} default", default_name(table))));
+        let what = format!(
+            "{table} is partitioned and has no default partition: rows without a partition become dead letters"
+        );
+        findings
+            .push(Finding::warning(what, format!("create table {} partition of {table} default", default_name(table))));
     }
     for table in &relation.without_remainder {
         findings.push(Finding {
@@ -146,7 +172,9 @@ pub(super) fn constraints(target: &Target, relation: &Relation, constraints: &[C
                 findings.push(Finding::warning(what, format!("alter table {table} drop constraint {name}")));
             }
             "d" if columns.iter().any(is_value) => {
-                let what = format!("the constraint {name} {definition} of the domain {owner} looks at what a batch proposes, a delta: {refuses}");
+                let what = format!(
+                    "the constraint {name} {definition} of the domain {owner} looks at what a batch proposes, a delta: {refuses}"
+                );
                 findings.push(Finding::warning(what, format!("alter domain {owner} drop constraint {name}")));
             }
             "f" if columns.iter().any(is_written) => {
@@ -154,7 +182,9 @@ pub(super) fn constraints(target: &Target, relation: &Relation, constraints: &[C
                 findings.push(Finding::warning(what, format!("alter table {table} drop constraint {name}")));
             }
             "r" if target.write == Write::DeleteZero => {
-                let what = format!("{owner} refers to it by {name}: a row in which nothing is left may not be deleted, or takes rows of {owner} with it");
+                let what = format!(
+                    "{owner} refers to it by {name}: a row in which nothing is left may not be deleted, or takes rows of {owner} with it"
+                );
                 findings.push(Finding::warning(what, format!("alter table {owner} drop constraint {name}")));
             }
             _ => {}
@@ -166,7 +196,9 @@ pub(super) fn constraints(target: &Target, relation: &Relation, constraints: &[C
 /// Triggers that run before a row is written.
 pub(super) fn triggers(triggers: &[(String, String)]) -> Vec<Finding> {
     let finding = |(name, table): &(String, String)| {
-        let what = format!("the trigger {name} runs before each row of {table} is written and may change or drop it; a dropped row halts the pipeline");
+        let what = format!(
+            "the trigger {name} runs before each row of {table} is written and may change or drop it; a dropped row halts the pipeline"
+        );
         Finding::warning(what, format!("alter table {table} disable trigger {name}"))
     };
     triggers.iter().map(finding).collect()
