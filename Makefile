@@ -20,6 +20,7 @@ help:
 	@echo "make upheaval  a cluster whose primaries die and whose slots move under load, and the books looked at (SECONDS, SEED)"
 	@echo "make caretaking  what trimming and compaction cost a flush"
 	@echo "make ledger    the ledger's size under a steady load, and the memory to start with it (SECONDS, RATE)"
+	@echo "make bench-operators  what each operator of a value column costs (ENTRIES, RUNS)"
 	@echo "make bench-compare  Tidegate, hand-written workers and the servers' limits side by side (ENTRIES, RUNS, OUT)"
 	@echo "make fuzz      what parses foreign bytes, under a fuzzer (FUZZ_SECONDS)"
 	@echo "make chart-test   the Helm chart, the alerts and the dashboard: rendered, validated, compared; skipped without Python"
@@ -69,6 +70,11 @@ bench-compare: servers build peers
 	@$(WITH_SERVERS) TIDEGATE=target/release/tidegate TIDEGATE_CONTROLS=target/controls/target/release/tidegate \
 		NODE_PEER=$(PEERS)/node PYTHON=$(PEERS)/python/bin/python \
 		cargo run --release --locked --package tidegate-lab -- compare --entries $(ENTRIES) --runs $(RUNS) --out $(OUT)
+
+# What each operator of a value column costs, against the default pipeline in the same round.
+.PHONY: bench-operators
+bench-operators: servers build
+	@$(WITH_SERVERS) TIDEGATE=target/release/tidegate cargo run --release --locked --package tidegate-lab -- operators --entries $(ENTRIES) --runs $(RUNS)
 
 FUZZ_SECONDS ?= 60
 
@@ -136,17 +142,19 @@ SEED ?= $(shell date +%s)
 RESULTS ?=
 # How the soak's workers read: group, exclusive, or both.
 DELIVERY ?= both
+# TABLES=1: beside the counters a table with every operator is written, from the same read.
+TABLES ?=
 # The program with failpoints stands in a place of its own, so that nobody takes it for a release; its dependencies are the release's.
 FAILPOINTS = CARGO_TARGET_DIR=target/failpoints CARGO_BUILD_BUILD_DIR=target
 PROOF = $(FAILPOINTS) cargo build --release --locked --workspace --bins --features tidegate/failpoints && target/failpoints/release/lab
 
 .PHONY: crash
 crash: cargo servers
-	@$(WITH_SERVERS) $(PROOF) crash --kills $(KILLS)
+	@$(WITH_SERVERS) $(PROOF) crash --kills $(KILLS) $(if $(TABLES),--tables)
 
 .PHONY: soak
 soak: cargo servers
-	@$(WITH_SERVERS) $(PROOF) soak --seconds $(SECONDS) --seed $(SEED) --delivery $(DELIVERY) $(if $(RESULTS),--results $(abspath $(RESULTS)))
+	@$(WITH_SERVERS) $(PROOF) soak --seconds $(SECONDS) --seed $(SEED) --delivery $(DELIVERY) $(if $(TABLES),--tables) $(if $(RESULTS),--results $(abspath $(RESULTS)))
 
 .PHONY: upheaval
 upheaval: cargo servers

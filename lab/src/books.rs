@@ -10,6 +10,7 @@ use sqlx::{Connection, PgConnection, Row};
 use tidegate::model::entry::{self, EntryId};
 
 use crate::journal::{COUNTERS, Journal, Meant, Outcome, key};
+use crate::operators_table;
 use tidegate_lab::harness::{Client, Resp, STREAM};
 
 /// Entries asked for at once.
@@ -21,6 +22,8 @@ const TOLD: usize = 10;
 #[derive(Debug)]
 pub struct Books {
     round: u32,
+    /// Whether the table with every operator is written, too.
+    has_operators: bool,
     /// Everything up to here was there before the round.
     before: EntryId,
     read_to: EntryId,
@@ -86,18 +89,19 @@ struct Snapshot {
     applied: HashSet<u64>,
     unknown: usize,
     values: HashMap<String, i64>,
+    operators: HashMap<String, Vec<String>>,
     letters: HashSet<u64>,
 }
 
 impl Books {
     /// Opens them; what the stream has now is not in them.
-    pub async fn open(round: u32, client: &mut Client) -> std::io::Result<Books> {
+    pub async fn open(round: u32, has_operators: bool, client: &mut Client) -> std::io::Result<Books> {
         let last = client.try_pipeline(&[["XREVRANGE", STREAM, "+", "-", "COUNT", "1"]]).await?.remove(0);
         let before = match last {
             Resp::Array(entries) => entries.into_iter().next().map_or(EntryId::MIN, |entry| id_of(&entry.array()[0])),
             _ => EntryId::MIN,
         };
-        Ok(Books { round, before, read_to: before, seen: HashMap::new(), ids: BTreeMap::new() })
+        Ok(Books { round, has_operators, before, read_to: before, seen: HashMap::new(), ids: BTreeMap::new() })
     }
 
     /// Reads what the stream has more by now. Must be called before the trimmer can have cut it.
@@ -166,6 +170,9 @@ impl Books {
         for row in &values {
             rows.values.insert(row.try_get(0)?, row.try_get(1)?);
         }
+        if self.has_operators {
+            rows.operators = operators_table::rows(&mut transaction, self.round).await?;
+        }
         let letters = sqlx::query_scalar::<_, i64>(
             "select digest from tidegate.dead_letters where id > $1::numeric and reason <> 'cannot_be_judged'",
         )
@@ -206,6 +213,11 @@ impl Books {
             if found != expected {
                 findings.wrong.push(self.explain(&key, found, expected));
             }
+        }
+        if self.has_operators {
+            let of_ledger = snapshot.applied.iter().map(|digest| self.seen[digest]);
+            let applied: Vec<(EntryId, Meant)> = of_ledger.filter(|(_, meant)| !meant.is_bad()).collect();
+            findings.wrong.extend(operators_table::differences(&snapshot.operators, &applied));
         }
         findings.wrong.truncate(TOLD);
         findings
@@ -297,6 +309,7 @@ impl Books {
 struct Rows {
     ledger: Vec<(EntryId, EntryId, Option<Vec<u64>>)>,
     values: HashMap<String, i64>,
+    operators: HashMap<String, Vec<String>>,
     letters: HashSet<u64>,
 }
 
@@ -320,7 +333,8 @@ impl Rows {
                 None => applied.extend(books.ids.range(*first..=*last).flat_map(|(_, digests)| digests)),
             }
         }
-        Snapshot { applied, unknown, values: self.values, letters: self.letters }
+        let Rows { values, operators, letters, .. } = self;
+        Snapshot { applied, unknown, values, operators, letters }
     }
 }
 

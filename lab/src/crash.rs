@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 
 use crate::books::Books;
 use crate::journal::{Journal, Writer};
+use crate::operators_table;
 use tidegate_lab::harness::{Client, GROUP, Lab, STREAM, within_limit};
 
 /// A worker that has not come to its point by then is killed from outside, and not counted.
@@ -32,6 +33,9 @@ pub struct Args {
     /// Only points whose names begin so
     #[arg(long, default_value = "")]
     point: String,
+    /// Beside the counters a table with every operator is written, from the same read
+    #[arg(long)]
+    tables: bool,
     /// Points at a time
     #[arg(long, default_value_t = 4)]
     jobs: usize,
@@ -125,10 +129,10 @@ pub async fn run(args: Args) -> bool {
     let points = POINTS.iter().filter(|point| point.1.starts_with(&args.point));
     let tasks: Vec<_> = points
         .map(|point| {
-            let (turns, kills) = (turns.clone(), args.kills);
+            let (turns, kills, tables) = (turns.clone(), args.kills, args.tables);
             tokio::spawn(async move {
                 let _turn = turns.acquire().await;
-                let tally = Victim::of(point).await.die(kills).await;
+                let tally = Victim::of(point, tables).await.die(kills).await;
                 println!("{}", line(point, &tally));
                 tally.wrong.iter().for_each(|wrong| println!("   {wrong}"));
                 (point, tally)
@@ -164,6 +168,7 @@ fn line(point: &Point, tally: &Tally) -> String {
 /// What dies again and again at one point, and what it works on.
 struct Victim {
     point: &'static Point,
+    tables: bool,
     lab: Lab,
     client: Client,
     sql: PgConnection,
@@ -171,13 +176,16 @@ struct Victim {
 }
 
 impl Victim {
-    async fn of(point: &'static Point) -> Victim {
+    async fn of(point: &'static Point, tables: bool) -> Victim {
         let lab = Lab::new().await;
         if point.2 == By::Migrating {
             lab.execute("drop schema tidegate cascade; drop table public.counters").await;
         }
-        let (client, sql) = (lab.client().await, lab.sql().await);
-        Victim { point, lab, client, sql, tally: Tally::default() }
+        let (client, mut sql) = (lab.client().await, lab.sql().await);
+        if tables {
+            operators_table::create(&mut sql).await;
+        }
+        Victim { point, tables, lab, client, sql, tally: Tally::default() }
     }
 
     async fn die(mut self, kills: u32) -> Tally {
@@ -186,7 +194,7 @@ impl Victim {
             if self.tally.deaths >= kills || !self.tally.wrong.is_empty() {
                 break;
             }
-            let mut books = Books::open(round, &mut self.client).await.expect("readable");
+            let mut books = Books::open(round, self.tables, &mut self.client).await.expect("readable");
             let (mut writer, goal) = (Writer::new(round, 0), kills.min(self.tally.deaths + self.point.4));
             while self.tally.deaths < goal && self.tally.wrong.is_empty() {
                 attempts += 1;
@@ -277,6 +285,9 @@ impl Victim {
         if matches!(self.point.2, By::Alone | By::AloneTelling(_)) {
             command.env("TIDEGATE__PIPELINES__COUNTERS__DELIVERY", "exclusive");
         }
+        if self.tables {
+            operators_table::configure(&mut command);
+        }
         if self.point.2 == By::Trimming {
             command.env("TIDEGATE__TRIM__RETENTION", "0s");
         }
@@ -363,6 +374,9 @@ impl Victim {
             Err(error) => self.tally.wrong.push(error),
         }
         self.client.call(&["FLUSHALL"]).await;
+        if self.tables {
+            self.execute("truncate public.operators").await;
+        }
         self.execute("truncate tidegate.ledger, tidegate.dead_letters, public.counters; update tidegate.lanes set trimmed_below = 0")
             .await;
     }

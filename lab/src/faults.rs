@@ -14,6 +14,7 @@ use tidegate::ops::sandbox::{Postgres, Valkey};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
+use crate::operators_table;
 use tidegate_lab::harness::{Client, GROUP, Resp, STREAM, program};
 use tidegate_lab::proxy::{Proxy, Then, Way};
 
@@ -177,6 +178,8 @@ pub struct Stage {
     database: String,
     workers: Vec<Worker>,
     delivery: Reading,
+    /// Whether the table with every operator is written, too.
+    tables: bool,
     /// How many were started so far.
     started: AtomicU64,
     pub heard: Arc<Heard>,
@@ -195,13 +198,21 @@ enum End {
 }
 
 impl Stage {
-    pub async fn set(valkey: Valkey, postgres: Postgres, database: String, workers: usize, delivery: Reading) -> Stage {
+    pub async fn set(
+        valkey: Valkey,
+        postgres: Postgres,
+        database: String,
+        workers: usize,
+        delivery: Reading,
+        tables: bool,
+    ) -> Stage {
         let mut stage = Stage {
             valkey,
             postgres,
             database,
             workers: Vec::new(),
             delivery,
+            tables,
             started: AtomicU64::new(0),
             heard: Arc::default(),
             counts: BTreeMap::new(),
@@ -247,6 +258,9 @@ impl Stage {
             ("PIPELINES__COUNTERS__DELIVERY", self.delivery_of_the_next()),
         ] {
             command.env(format!("TIDEGATE__{key}"), value);
+        }
+        if self.tables {
+            operators_table::configure(&mut command);
         }
         let mut child = command.spawn().expect("the program starts");
         let (stderr, heard) = (child.stderr.take().expect("piped"), self.heard.clone());

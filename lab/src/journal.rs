@@ -68,10 +68,11 @@ impl Meant {
         let (key, delta, op) = (self.key(), self.delta(), self.op());
         let mut commands = vec![words("MULTI")];
         if self.is_bad() {
-            commands.push(words(&format!("XADD {STREAM} * id {key} amount bad{delta} op {op}")));
+            commands.push(words(&format!("XADD {STREAM} * id {key} amount bad{delta} op {op} even false doc {{}}")));
         } else {
             commands.push(words(&format!("INCRBY counter:{key} {delta}")));
-            commands.push(words(&format!("XADD {STREAM} * id {key} amount {delta} op {op}")));
+            let (even, doc) = (delta % 2 == 0, format!("{{\"w{}\":{}}}", self.writer, self.n));
+            commands.push(words(&format!("XADD {STREAM} * id {key} amount {delta} op {op} even {even} doc {doc}")));
         }
         commands.push(words("EXEC"));
         commands

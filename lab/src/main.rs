@@ -7,6 +7,7 @@
 //! - `upheaval` lets a cluster's primaries die, its slots move and its workers end, in random order, and compares in the end;
 //! - `caretaking` shows what trimming and compaction cost a flush, and how large ledger and stream stay;
 //! - `ledger` shows how large the ledger becomes under a steady load, and what a daemon that starts with it needs;
+//! - `operators` measures what each operator of a value column costs, against the default pipeline;
 //! - `compare` measures Tidegate, hand-written workers and the limits of the two servers side by side.
 //!
 //! The checker of `crash` and `soak` knows nothing but what producers were told, what the stream holds, and what PostgreSQL
@@ -21,6 +22,8 @@ mod faults;
 mod journal;
 mod ledger;
 mod load;
+mod operators;
+mod operators_table;
 mod soak;
 mod upheaval;
 
@@ -42,6 +45,8 @@ enum Cli {
     Caretaking(caretaking::Args),
     /// Measure the ledger's size under a steady load
     Ledger(ledger::Args),
+    /// Measure what each operator of a value costs
+    Operators(operators::Args),
     /// Measure side by side: Tidegate, hand-written workers, the servers' limits
     Compare(compare::Args),
 }
@@ -55,6 +60,7 @@ async fn main() -> ExitCode {
         Cli::Upheaval(args) => upheaval::run(args).await,
         Cli::Caretaking(args) => caretaking::run(args).await,
         Cli::Ledger(args) => ledger::run(args).await,
+        Cli::Operators(args) => operators::run(args).await,
         Cli::Compare(args) => compare::run(args).await,
     };
     if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }

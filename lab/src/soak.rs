@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use crate::books::{Books, Verdicts};
 use crate::faults::{Dice, Fault, Reading, Stage};
 use crate::journal::{Journal, WRITERS, Writer};
+use crate::operators_table;
 use tidegate_lab::harness::{Client, GROUP, Resp, STREAM, migrate};
 
 /// Worker processes.
@@ -46,6 +47,9 @@ pub struct Args {
     /// How the stream is read
     #[arg(long, value_enum, default_value_t = Reading::Both)]
     delivery: Reading,
+    /// Beside the counters a table with every operator is written, from the same read
+    #[arg(long)]
+    tables: bool,
     /// A file that gets a line about this run
     #[arg(long)]
     results: Option<PathBuf>,
@@ -68,12 +72,16 @@ pub async fn run(args: Args) -> bool {
     let postgres = Postgres::start(&[]).await.expect("PostgreSQL starts");
     postgres.create_database(&Identifier::parse("soak").expect("a name"), None).await.expect("created");
     migrate(&postgres.url("soak")).await;
+    if args.tables {
+        let mut sql = PgConnection::connect(&postgres.url("soak")).await.expect("PostgreSQL answers");
+        operators_table::create(&mut sql).await;
+    }
     let versions = versions(&valkey, &postgres.url("soak")).await;
     println!(
         "seed {seed}, {versions}, {WORKERS} workers, delivery {}, {WRITERS} writers, {} entries/s, {} s",
         args.delivery, args.rate, args.seconds
     );
-    let mut stage = Stage::set(valkey, postgres, "soak".into(), WORKERS, args.delivery).await;
+    let mut stage = Stage::set(valkey, postgres, "soak".into(), WORKERS, args.delivery, args.tables).await;
     let (mut dice, mut total) = (Dice::of(seed), Total::default());
     let started = Instant::now();
     while started.elapsed().as_secs() < args.seconds && total.wrong.is_empty() {
@@ -104,7 +112,7 @@ pub async fn run(args: Args) -> bool {
 async fn round(stage: &mut Stage, dice: &mut Dice, args: &Args, total: &mut Total) -> Result<(), String> {
     let (number, port) = (total.rounds, stage.valkey.port());
     let mut client = Client::try_connect(port).await.map_err(|e| e.to_string())?;
-    let mut books = Books::open(number, &mut client).await.map_err(|e| e.to_string())?;
+    let mut books = Books::open(number, args.tables, &mut client).await.map_err(|e| e.to_string())?;
     let over = Arc::new(AtomicBool::new(false));
     let mut writers = JoinSet::new();
     for writer in 0..WRITERS {

@@ -356,7 +356,9 @@ mod tests {
         assert!(read("pipelines.x.stream", "a\nb").is_err());
         assert!(read("pipelines.x.key_column", "").is_err());
         assert_eq!(read("pipelines.x.updated_at_column", ""), Ok(Setting::Nothing));
-        assert!(read("pipelines.x.merge", "summ").expect_err("refused").contains("did you mean sum?"));
+        assert!(read("pipelines.x.write", "inser").expect_err("refused").contains("did you mean insert?"));
+        assert!(read("pipelines.x.keys", "id: uid").expect_err("refused").starts_with("\"uid\" is no type of a field"));
+        assert!(read("pipelines.x.values", "v = sum(x").expect_err("refused").starts_with("lacks a )"));
     }
 
     #[test]

@@ -471,8 +471,57 @@ fn a_field_has_one_role_and_is_not_one_that_producers_fill() {
 
 #[test]
 fn one_column_cannot_have_two_roles() {
-    assert!(file("[pipelines.counters]\nvalue_column = 'id'\n").problem().contains("uses one column twice"));
-    assert!(file("[pipelines.counters]\nupdated_at_column = 'value'\n").problem().contains("uses one column twice"));
+    assert!(file("[pipelines.counters]\nvalue_column = 'id'\n").problem().contains("uses the column id twice"));
+    assert!(
+        file("[pipelines.counters]\nupdated_at_column = 'value'\n").problem().contains("uses the column value twice")
+    );
+}
+
+#[test]
+fn columns_are_said_in_one_way_and_have_fields_that_producers_do_not_fill() {
+    let columns = |text: &str| file(&format!("[pipelines.counters]\n{text}\n"));
+    assert!(
+        columns("keys = 'a, b'\nkey_column = 'a'").problem().contains("has keys and key_column; write one of them")
+    );
+    assert!(columns("values = 'v = count()'\nvalue_field = 'a'").problem().contains("has values and value_field"));
+    assert!(columns("values = 'v = last(op) by w'").problem().contains("uses the field op, which producers fill"));
+    assert!(columns("keys = 'd = day(at, Europe/Berln)'").problem().contains("Europe/Berln"));
+    assert!(
+        columns("keys = 'a, b'\nmode = 'managed'")
+            .problem()
+            .contains("is managed, and its rows are more than a counter each")
+    );
+    assert!(columns("write = 'delete_zero'\nvalues = 'm = max(x)'").problem().contains("neither a sum nor a count"));
+    // What is said in another way and means the same is the same.
+    assert_eq!(columns("keys = 'id'\nvalues = 'value = sum(amount)'").config().pipelines, [Pipeline::counters()]);
+    let pipeline = columns("keys = 'id, day = day()'").config().pipelines.swap_remove(0);
+    assert_eq!(
+        pipeline.mapping(),
+        "keys=\"id = id: text, day = day(, UTC)\" values=\"value = sum(amount: bigint)\" updated_at=updated_at write=merge"
+    );
+}
+
+#[test]
+fn a_pipeline_that_goes_with_another_one_reads_its_stream() {
+    let text = "[pipelines.counters]\nshards = 4\n[pipelines.daily]\nwith = 'counters'\ntable = 'daily'\nkeys = 'id, day = day()'\n";
+    let case = file(text);
+    let pipelines = case.config().pipelines;
+    let tables: Vec<String> = pipelines[0].targets().iter().map(|target| target.table.to_string()).collect();
+    assert_eq!((pipelines.len(), tables), (1, vec!["public.counters".into(), "public.daily".into()]));
+    assert!(pipelines[0].is_counter(), "its own table still has a counter a row");
+    let loaded = case.load(Needs::NONE).expect("valid");
+    let shards = loaded.describe().iter().find(|row| row.key == "pipelines.daily.shards").map(|row| row.value.as_str());
+    assert_eq!(shards, Some("4"), "as the pipeline that it goes with");
+    for (instead, said) in [
+        ("with = 'daily'", "goes with daily, which reads no stream itself"),
+        ("with = 'countres'", "is no pipeline; did you mean counters?"),
+        ("with = 'counters'\nshards = 2", "which says shards for both; leave shards out"),
+    ] {
+        let problem = file(&text.replace("with = 'counters'", instead)).problem();
+        assert!(problem.contains(said), "{problem}");
+    }
+    let same = file(&text.replace("table = 'daily'", "table = 'counters'")).problem();
+    assert!(same.contains("both feed public.counters"), "{same}");
 }
 
 #[test]

@@ -6,9 +6,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use sqlx::postgres::PgArguments;
-use sqlx::query::Query;
-
 use super::batch::{Batch, Death};
 use super::rows::{self, Plan};
 use crate::merge::{Packed, sum};
@@ -48,17 +45,6 @@ impl<'a> Coalesced<'a> {
         match &self.columns {
             Columns::Counters { keys, .. } => keys.len(),
             Columns::Tables { rows, .. } => rows.iter().sum(),
-        }
-    }
-
-    /// Binds the two arrays of the statement.
-    pub(super) fn bind<'q>(
-        columns: Columns<'q>,
-        query: Query<'q, sqlx::Postgres, PgArguments>,
-    ) -> Query<'q, sqlx::Postgres, PgArguments> {
-        match columns {
-            Columns::Counters { keys, amounts } => query.bind(keys).bind(amounts),
-            Columns::Tables { packed, .. } => query.bind(packed.texts).bind(packed.numbers),
         }
     }
 }

@@ -10,12 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use sqlx::AssertSqlSafe;
-use sqlx::postgres::PgConnection;
+use sqlx::postgres::{PgArguments, PgConnection};
+use sqlx::query::Query;
 use tokio::sync::Notify;
 
 use super::batch::{Batch, Origin};
 use super::bury::{self, Letters};
-use super::coalesce::Coalesced;
+use super::coalesce::{Coalesced, Columns};
 use super::judge::{self, Findings};
 use super::ledger::{self, NewRows};
 use super::rows::{NoZone, Plan};
@@ -304,7 +305,7 @@ async fn apply(
         .bind(rows.digests)
         .bind(rows.entries)
         .bind(DIGEST_VERSION);
-    let query = Coalesced::bind(coalesced.columns, query).bind(identity.of_pipeline()).bind(&identity.mapping);
+    let query = bind_columns(coalesced.columns, query).bind(identity.of_pipeline()).bind(&identity.mapping);
     let query = letters.bind(query);
     let query = query.bind(of_batch.iter().map(|lane| lane.id()).collect::<Vec<LaneId>>());
     let sent = query.bind(of_batch.iter().map(|lane| &*lane.identity.stream).collect::<Vec<_>>()).execute(connection);
@@ -314,6 +315,17 @@ async fn apply(
         sent.await?
     };
     Ok(())
+}
+
+/// Binds the two arrays in which the rows travel.
+pub(super) fn bind_columns<'q>(
+    columns: Columns<'q>,
+    query: Query<'q, sqlx::Postgres, PgArguments>,
+) -> Query<'q, sqlx::Postgres, PgArguments> {
+    match columns {
+        Columns::Counters { keys, amounts } => query.bind(keys).bind(amounts),
+        Columns::Tables { packed, .. } => query.bind(packed.texts).bind(packed.numbers),
+    }
 }
 
 /// Buries entries of one lane that the ledger covers and cannot judge. The batch comes back where that fails.

@@ -19,7 +19,7 @@ use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Connection, Row};
 
 use super::batch::{Batch, Filling, Origin};
-use super::coalesce::Coalesced;
+use super::flush::bind_columns;
 use super::rows::{NoZone, Plan};
 use super::statement::{Count, preamble, statement};
 use crate::lanes::{Identity, LaneId};
@@ -214,7 +214,7 @@ impl Redrive {
             .bind(Vec::<Vec<u8>>::new())
             .bind(Vec::<i32>::new())
             .bind(DIGEST_VERSION);
-        let query = Coalesced::bind(coalesced.columns, query);
+        let query = bind_columns(coalesced.columns, query);
         let query = query.bind(self.identity.of_pipeline()).bind(&self.identity.mapping);
         let query = super::bury::Letters::default().bind(query);
         let query = query.bind(vec![self.lane]).bind(vec![&*self.identity.stream]);

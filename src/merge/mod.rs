@@ -7,7 +7,7 @@
 #[cfg(feature = "daemon")]
 mod count;
 #[cfg(feature = "daemon")]
-mod distinct;
+pub mod distinct;
 #[cfg(feature = "daemon")]
 mod extreme;
 #[cfg(feature = "daemon")]

@@ -13,6 +13,7 @@ use jiff::civil;
 use jiff::{Timestamp, tz::TimeZone};
 use uuid::Uuid;
 
+use super::json;
 use super::row::parse_amount;
 use super::target::{Kind, Unit};
 
@@ -67,10 +68,9 @@ pub fn read<'a>(kind: Kind, bytes: &'a [u8]) -> Result<Datum<'a>, String> {
     let owned = |text: String| Ok(Datum::Text(Cow::Owned(text)));
     let word = |text: &'static str| Ok(Datum::Text(Cow::Borrowed(text)));
     match kind {
-        Kind::Text | Kind::Jsonb if text.contains('\0') => {
-            Err("has a NUL, which no text of PostgreSQL can hold".into())
-        }
-        Kind::Text | Kind::Jsonb => Ok(Datum::Text(Cow::Borrowed(text))),
+        Kind::Text if text.contains('\0') => Err("has a NUL, which no text of PostgreSQL can hold".into()),
+        Kind::Text => Ok(Datum::Text(Cow::Borrowed(text))),
+        Kind::Jsonb => json::check_object(text).map(|()| Datum::Text(Cow::Borrowed(text))),
         Kind::Numeric(scale) => decimal(text, scale).map(|text| Datum::Text(Cow::Owned(text))),
         Kind::Uuid => match Uuid::try_parse(text) {
             Ok(uuid) => owned(uuid.hyphenated().to_string()),
@@ -89,7 +89,7 @@ pub fn read<'a>(kind: Kind, bytes: &'a [u8]) -> Result<Datum<'a>, String> {
 }
 
 /// As `\x…`.
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = String::with_capacity(2 + 2 * bytes.len());
     text.push_str("\\x");

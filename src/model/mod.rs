@@ -4,6 +4,8 @@
 #[cfg(feature = "daemon")]
 pub mod datum;
 pub mod entry;
+#[cfg(feature = "daemon")]
+pub(crate) mod json;
 pub mod names;
 pub mod pipeline;
 pub mod row;

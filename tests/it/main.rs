@@ -28,6 +28,7 @@ mod otlp;
 mod outage;
 mod pausing;
 mod permissions;
+mod pipelines;
 mod poison;
 mod pooler;
 mod probe;
