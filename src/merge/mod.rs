@@ -132,8 +132,11 @@ impl Merge {
     }
 }
 
-/// How many different values a sketch stands for, about, as `pipeline test` compares it; `sketch` is a `bytea` as text.
+/// How many different values a sketch stands for, about; it is a `bytea` as text. None: it is no sketch.
 #[cfg(feature = "daemon")]
-pub(crate) fn estimated(sketch: &str) -> String {
-    sketch.to_owned()
+pub(crate) fn estimated(sketch: &str) -> Option<u64> {
+    let digits = sketch.strip_prefix("\\x")?.as_bytes();
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let byte = |pair: &[u8]| u8::try_from(digit(pair[0])? * 16 + digit(*pair.get(1)?)?).ok();
+    distinct::estimate(&digits.chunks(2).map(byte).collect::<Option<Vec<u8>>>()?)
 }

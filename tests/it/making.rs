@@ -372,3 +372,26 @@ async fn what_passes_offline_is_what_the_daemon_writes() {
     let (_, stdout, _) = output(&mut lab.program(&["--config", &config, "status"])).await;
     assert!(stdout.contains("usage writes public.usage, public.totals"), "{stdout}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn estimates_objects_and_bytes_are_compared_as_what_they_mean() {
+    let lab = Lab::new().await;
+    let configuration = "[pipelines.seen]\nstream = \"s\"\ntable = \"seen\"\nkeys = \"k: bytea\"\nupdated_at_column = \"\"\n\
+        values = \"users = distinct(user?), doc = jsonb_merge(doc) by v, at = last(at: timestamptz) by w\"\n";
+    let tests = r#"
+[[test]]
+name = "three users"
+[[test.entry]]
+fields = { k = { hex = "ff00" }, user = "a", doc = '{"x": 1, "y": [1]}', at = 0 }
+[[test.entry]]
+fields = { k = { hex = "ff00" }, user = "b", doc = '{"x": 2}', at = "2026-11-27T09:00:00+01:00" }
+[[test.entry]]
+fields = { k = { hex = "ff00" }, user = "b", doc = '{}', at = "2026-11-27T08:00:00Z" }
+[[test.row]]
+columns = { k = '\xff00', users = 2, doc = '{"y":[1],"x":2}', at = 2026-11-27T08:00:00Z, w = "3-0" }
+"#;
+    let (code, stdout, stderr) = tested(&lab, configuration, tests, &[]).await;
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    let (code, stdout, _) = tested(&lab, configuration, &tests.replace("users = 2", "users = 3"), &[]).await;
+    assert!(code == 1 && stdout.contains("users  expected 3\n               found    2\n"), "{stdout}");
+}

@@ -214,7 +214,9 @@ fn spelled_row(table: &Filled, row: &[Option<String>]) -> Vec<Option<String>> {
         let text = text.as_ref()?;
         Some(match holds {
             Holds::Kind(Kind::Bytea) => text.clone(),
-            Holds::Estimate => crate::merge::estimated(text),
+            Holds::Estimate => {
+                crate::merge::estimated(text).map_or_else(|| "no sketch".into(), |estimate| estimate.to_string())
+            }
             Holds::Version => json_spelled(text).unwrap_or_else(|| text.clone()),
             Holds::Kind(kind) => spelled(*kind, text.as_bytes()).unwrap_or_else(|_| text.clone()),
         })
