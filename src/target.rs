@@ -1,16 +1,26 @@
 //! Target: do a pipeline's tables fit what is written into them?
 //!
 //! Takes a pipeline; gives how each table's columns are to be written ([`Fit`]), or everything that does not fit, each with the statement
-//! that mends it ([`Unfit`]). Fails with what PostgreSQL says.
+//! that corrects it ([`Unfit`]). Fails with what PostgreSQL says.
+//!
+//! `finding` is what is told; `catalog` asks PostgreSQL; `indexes` and `surroundings` judge what it says; `definition` makes a table; `outline` is for
+//! making a pipeline from one. The types of columns are judged here.
 
-use std::fmt;
+mod catalog;
+pub mod definition;
+mod finding;
+mod indexes;
+mod outline;
+mod surroundings;
 
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
 
+pub use self::finding::{Examined, Finding, Unfit, Weight};
+pub use self::outline::{Outline, OutlineColumn, outline};
 use crate::merge::Merge;
 use crate::model::pipeline::{Identifier, Pipeline};
-use crate::model::target::{KeyColumn, Kind, Target, ValueColumn};
+use crate::model::target::{KeyColumn, Kind, Target, ValueColumn, Write};
 
 /// How a table's columns are written. All types are safe to stand in SQL.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,21 +32,6 @@ pub struct Fit {
     /// Whether PostgreSQL sorts the keys and makes them distinct, because their texts do not tell which are equal.
     pub is_grouped: bool,
 }
-
-/// Everything that does not fit, one sentence each.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unfit {
-    table: String,
-    findings: Vec<String>,
-}
-
-impl fmt::Display for Unfit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "table {} does not fit: {}", self.table, self.findings.join("; "))
-    }
-}
-
-impl std::error::Error for Unfit {}
 
 /// Types whose text, equality and order make them usable as keys.
 const KEY_TYPES: [&str; 21] = [
@@ -65,18 +60,11 @@ const KEY_TYPES: [&str; 21] = [
 /// Types that hold every sum of whole numbers exactly, or refuse it.
 const WHOLE_TYPES: [&str; 4] = ["int2", "int4", "int8", "numeric"];
 
-/// What is known of the table.
-struct Table {
-    kind: String,
-    rules: Vec<String>,
-    is_row_security_active: bool,
-    is_unlogged: bool,
-    lacks: Vec<String>,
-}
-
 /// What is known of a column.
 struct Column {
+    /// Its name as SQL needs it.
     name: String,
+    plain_name: String,
     /// The base type's name, domains resolved.
     base: String,
     is_enum: bool,
@@ -88,8 +76,35 @@ struct Column {
     scale: Option<i32>,
     /// The collation, if it is not deterministic.
     collation: Option<String>,
+    /// Whether it has an expression that makes its value.
     is_generated: bool,
-    is_required: bool,
+    /// Whether it always takes a number of its own.
+    is_identity: bool,
+    is_not_null: bool,
+    /// The domains that refuse null, as SQL names them.
+    not_null_domains: Vec<String>,
+    has_default: bool,
+    /// Whether its default is another one in each row.
+    is_default_different: bool,
+    /// The table's primary key, if the column is part of it.
+    primary_key: Option<String>,
+    can_select: bool,
+    can_insert: bool,
+    can_update: bool,
+}
+
+impl Column {
+    fn refuses_null(&self) -> bool {
+        self.is_not_null || !self.not_null_domains.is_empty()
+    }
+
+    /// The statements after which it takes null.
+    fn allow_null(&self, table: &str) -> String {
+        let domains = self.not_null_domains.iter().map(|domain| format!("alter domain {domain} drop not null"));
+        let key = self.primary_key.iter().map(|key| format!("alter table {table} drop constraint {key}"));
+        let own = self.is_not_null.then(|| format!("alter table {table} alter column {} drop not null", self.name));
+        key.chain(own).chain(domains).collect::<Vec<_>>().join("; ")
+    }
 }
 
 /// Makes sure that a pipeline's tables are what its configuration says; gives how each is written, in their order.
@@ -97,107 +112,152 @@ pub async fn check_tables(
     connection: &mut PgConnection,
     pipeline: &Pipeline,
 ) -> Result<Result<Vec<Fit>, Unfit>, sqlx::Error> {
-    let mut fits = Vec::new();
-    for target in pipeline.targets() {
-        match check_table(connection, &target).await? {
-            Ok(fit) => fits.push(fit),
-            Err(unfit) => return Ok(Err(unfit)),
+    let (mut fits, mut unfit) = (Vec::new(), Vec::new());
+    for Examined { table, fit, findings } in examine(connection, pipeline).await? {
+        match fit {
+            Some(fit) => fits.push(fit),
+            None => {
+                let refusals = findings.into_iter().filter(|finding| finding.weight == Weight::Refusal);
+                unfit.push((table, refusals.collect()));
+            }
         }
     }
-    Ok(Ok(fits))
+    Ok(if unfit.is_empty() { Ok(fits) } else { Err(Unfit(unfit)) })
 }
 
-async fn check_table(connection: &mut PgConnection, target: &Target) -> Result<Result<Fit, Unfit>, sqlx::Error> {
-    let table = target.table.to_string();
-    let unfit = |findings: Vec<String>| Ok(Err(Unfit { table: table.clone(), findings }));
-    let Some(found) = find_table(connection, target).await? else {
-        return unfit(vec!["it does not exist: create it, or run `tidegate migrate` for the default one".into()]);
+/// Everything that can be said of a pipeline's tables, in their order.
+pub async fn examine(connection: &mut PgConnection, pipeline: &Pipeline) -> Result<Vec<Examined>, sqlx::Error> {
+    let mut examined = Vec::new();
+    for target in pipeline.targets() {
+        let (fit, mut findings) = examine_table(connection, &target).await?;
+        findings.sort_by_key(|finding| std::cmp::Reverse(finding.weight));
+        examined.push(Examined { table: target.table, fit, findings });
+    }
+    Ok(examined)
+}
+
+async fn examine_table(
+    connection: &mut PgConnection,
+    target: &Target,
+) -> Result<(Option<Fit>, Vec<Finding>), sqlx::Error> {
+    let deletes = target.write == Write::DeleteZero;
+    let Some(relation) = catalog::relation(connection, &target.table, deletes).await? else {
+        return Ok((None, vec![surroundings::missing(target)]));
     };
-    match found.kind.as_str() {
-        "r" | "p" => {}
-        "v" => return unfit(vec!["it is a view: name the table behind it".into()]),
-        "m" => return unfit(vec!["it is a materialized view: name a table".into()]),
-        "f" => {
-            return unfit(vec!["it is a foreign table: its rows and the ledger could not be committed as one".into()]);
-        }
-        _ => return unfit(vec!["it is no table".into()]),
+    if let Some(finding) = surroundings::unsuitable(&relation) {
+        return Ok((None, vec![finding]));
     }
-    let columns = find_columns(connection, target).await?;
+    let columns = find_columns(connection, relation.oid).await?;
+    let indexes = catalog::indexes(connection, relation.oid).await?;
+    let constraints = catalog::constraints(connection, relation.oid).await?;
+    let updates = target.write != Write::Insert;
+    let triggers = catalog::triggers(connection, relation.oid, (true, updates, deletes)).await?;
+
+    let mut findings: Vec<Finding> = surroundings::rights(target, &relation, &columns).into_iter().collect();
+    findings.extend(surroundings::dangers(target, &relation));
+    findings.extend(of_columns(target, &relation.name, &columns));
+    let column = |name: &Identifier| columns.iter().find(|column| column.plain_name == name.as_str());
+    if target.keys.iter().all(|key| column(&key.column).is_some()) {
+        findings.extend(indexes::findings(target, &relation, &columns, &indexes));
+    }
+    findings.extend(surroundings::constraints(target, &relation, &constraints));
+    findings.extend(surroundings::triggers(&triggers));
+    findings.extend(surroundings::upkeep(target, &relation));
+    if findings.iter().any(|finding| finding.weight == Weight::Refusal) {
+        return Ok((None, findings));
+    }
+    let keys: Vec<(String, bool)> =
+        target.keys.iter().filter_map(|key| Some(key_type(key.kind(), column(&key.column)?))).collect();
+    let fit = Fit {
+        is_grouped: keys.iter().any(|(_, is_grouped)| *is_grouped),
+        keys: keys.into_iter().map(|(sql_type, _)| sql_type).collect(),
+        // Without a length or a scale, so that a value that does not fit is refused and not cut off.
+        values: target.values.iter().filter_map(|value| Some(column(&value.column)?.plain_type.clone())).collect(),
+    };
+    Ok((Some(fit), findings))
+}
+
+/// What of a table's columns does not fit.
+fn of_columns(target: &Target, table: &str, columns: &[Column]) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if !found.lacks.is_empty() {
-        let rights = found.lacks.join(", ");
-        findings.push(format!("this role lacks the right to {rights}: grant {rights} on {table} to the role"));
-    }
-    findings.extend(found.rules.iter().map(|rule| {
-        format!("rule {rule} may drop or redirect rows: drop rule {rule} on {table}, and use a trigger if you need one")
-    }));
-    if found.is_unlogged {
-        findings
-            .push(format!("it, or a partition, is not logged and empty after a crash: alter table {table} set logged"));
-    }
-    if found.is_row_security_active {
-        findings.push(
-            "row security applies to this role and may hide rows: alter role … bypassrls, or use another role".into(),
-        );
-    }
-    let column = |name: &Identifier| columns.iter().find(|column| column.name == name.as_str());
-    let wanted = target.columns();
-    for name in &wanted {
+    let column = |name: &Identifier| columns.iter().find(|column| column.plain_name == name.as_str());
+    let wanted = definition::columns(target);
+    for (name, definition) in &wanted {
         match column(name) {
-            None => findings.push(format!("it has no column {name}: add it, or name another one in the pipeline")),
-            Some(column) if column.is_generated => {
-                findings.push(format!("column {name} is generated: name a column that can be written"));
+            None => {
+                // Rows that are there have no key yet.
+                let definition = definition.strip_suffix(" not null").unwrap_or(definition);
+                let what = format!("it has no column {name}: add it, or name another one in the pipeline");
+                findings.push(Finding::refusal(what, format!("alter table {table} add column {definition}")));
             }
+            Some(column) if column.is_generated => findings.push(Finding::refusal(
+                format!("column {} is generated, so it cannot be written", column.name),
+                format!("alter table {table} alter column {} drop expression", column.name),
+            )),
+            Some(column) if column.is_identity => findings.push(Finding::refusal(
+                format!("column {} is generated always as identity, so it cannot be written", column.name),
+                format!("alter table {table} alter column {} set generated by default", column.name),
+            )),
             Some(_) => {}
         }
     }
     for key in &target.keys {
-        findings.extend(column(&key.column).and_then(|column| unfit_key(key, column)));
-    }
-    let has_keys = target.keys.iter().all(|key| column(&key.column).is_some());
-    if has_keys && !has_unique_index(connection, target).await? {
-        let names = target.keys.iter().map(|key| key.column.as_str()).collect::<Vec<_>>().join(", ");
-        findings.push(format!("it has no unique index on {names} alone: create unique index on {table} ({names})"));
+        let sentence = column(&key.column).and_then(|column| unfit_key(key, column));
+        findings.extend(sentence.map(|sentence| Finding::of_sentence(&sentence)));
     }
     for value in &target.values {
-        findings.extend(column(&value.column).and_then(|column| unfit_value(value, column, &table)));
+        let sentence = column(&value.column).and_then(|column| unfit_value(value, column, table));
+        findings.extend(sentence.map(|sentence| Finding::of_sentence(&sentence)));
         if let Some(version) = value.by.as_ref().and_then(column)
             && let Some(wanted) = value.merge.needs_version().filter(|wanted| *wanted != version.sql_type)
         {
             let Column { name, sql_type, .. } = version;
-            findings.push(format!(
-                "column {name} has type {sql_type}, and a version needs {wanted}: alter table {table} alter column {name} type {wanted} using null"
+            findings.push(Finding::refusal(
+                format!("column {name} has type {sql_type}, and a version needs {wanted}"),
+                format!("alter table {table} alter column {name} type {wanted} using null"),
+            ));
+        }
+        let is_optional = value.field.as_ref().is_some_and(|field| field.is_optional) && !value.merge.is_additive();
+        let refusing = [Some(&value.column), value.by.as_ref()].into_iter().flatten().filter_map(column);
+        for column in refusing.filter(|column| is_optional && column.refuses_null()) {
+            findings.push(Finding::refusal(
+                format!(
+                    "column {} must not be null, and the first entry of a row may lack the field {}",
+                    column.name,
+                    value.field.as_ref().map_or("", |field| &field.name)
+                ),
+                column.allow_null(table),
             ));
         }
     }
     if let Some(updated_at) = target.updated_at.as_ref().and_then(column)
         && !["timestamptz", "timestamp"].contains(&updated_at.base.as_str())
     {
-        findings.push(format!(
-            "column {} has type {}, which is no time: alter table {table} alter column {} type timestamptz using now()",
-            updated_at.name, updated_at.sql_type, updated_at.name
+        let Column { name, sql_type, .. } = updated_at;
+        findings.push(Finding::refusal(
+            format!("column {name} has type {sql_type}, which is no time"),
+            format!("alter table {table} alter column {name} type timestamptz using now()"),
         ));
     }
-    for other in columns.iter().filter(|column| column.is_required) {
-        if !wanted.iter().any(|name| name.as_str() == other.name) {
-            findings.push(format!(
-                "column {0} must not be null and has no default, so no row could be inserted: alter table {table} alter column {0} \
-                 set default …",
-                other.name
+    for other in columns.iter().filter(|column| column.refuses_null() && !column.has_default && !column.is_generated) {
+        if !wanted.iter().any(|(name, _)| name.as_str() == other.plain_name) {
+            findings.push(Finding::refusal(
+                format!(
+                    "column {} must not be null and has no default, so no row could be inserted: name it in the pipeline, give it a default,                      or allow null",
+                    other.name
+                ),
+                other.allow_null(table),
             ));
         }
     }
-    if !findings.is_empty() {
-        return unfit(findings);
+    // One finding of a column that two values share.
+    let mut told: Vec<Finding> = Vec::new();
+    for finding in findings {
+        if !told.contains(&finding) {
+            told.push(finding);
+        }
     }
-    let keys: Vec<(String, bool)> =
-        target.keys.iter().filter_map(|key| Some(key_type(key.kind(), column(&key.column)?))).collect();
-    Ok(Ok(Fit {
-        is_grouped: keys.iter().any(|(_, is_grouped)| *is_grouped),
-        keys: keys.into_iter().map(|(sql_type, _)| sql_type).collect(),
-        // Without a length or a scale, so that a value that does not fit is refused and not cut off.
-        values: target.values.iter().filter_map(|value| Some(column(&value.column)?.plain_type.clone())).collect(),
-    }))
+    told
 }
 
 /// What a key of this kind may be stored as, beside what PostgreSQL reads from text by itself.
@@ -308,64 +368,46 @@ fn key_type(kind: Kind, key: &Column) -> (String, bool) {
     }
 }
 
-async fn find_table(connection: &mut PgConnection, target: &Target) -> Result<Option<Table>, sqlx::Error> {
-    let row = sqlx::query(
-        "select c.relkind::text as kind, row_security_active(c.oid) as row_security,
-                exists (select from pg_partition_tree(c.oid) p join pg_class leaf on leaf.oid = p.relid
-                        where leaf.relpersistence <> 'p') or c.relpersistence <> 'p' as unlogged,
-                array(select r.rulename::text from pg_rewrite r where r.ev_class = c.oid and r.rulename <> '_RETURN') as rules,
-                array(select p from unnest(array['select', 'insert', 'update']) p
-                      where not has_table_privilege(c.oid, p)) as lacks
-         from pg_class c join pg_namespace n on n.oid = c.relnamespace
-         where n.nspname = $1 and c.relname = $2",
-    )
-    .bind(target.table.schema.as_str())
-    .bind(target.table.name.as_str())
-    .fetch_optional(connection)
-    .await?;
-    let table = |row: PgRow| {
-        Ok(Table {
-            kind: row.try_get("kind")?,
-            rules: row.try_get("rules")?,
-            is_row_security_active: row.try_get("row_security")?,
-            is_unlogged: row.try_get("unlogged")?,
-            lacks: row.try_get("lacks")?,
-        })
-    };
-    row.map(table).transpose()
-}
-
-async fn find_columns(connection: &mut PgConnection, target: &Target) -> Result<Vec<Column>, sqlx::Error> {
+async fn find_columns(connection: &mut PgConnection, oid: i64) -> Result<Vec<Column>, sqlx::Error> {
     let rows = sqlx::query(
         "with recursive base as (
              select a.attrelid, a.attnum, a.atttypid as type, a.atttypmod as modifier
              from pg_attribute a
-             where a.attrelid = format('%I.%I', $1, $2)::regclass and a.attnum > 0 and not a.attisdropped
+             where a.attrelid = $1::int8::oid and a.attnum > 0 and not a.attisdropped
              union all
              select b.attrelid, b.attnum, t.typbasetype, t.typtypmod
              from base b join pg_type t on t.oid = b.type and t.typtype = 'd')
-         select a.attname::text as name, t.typname::text as base, t.typtype::text = 'e' as is_enum,
+         select quote_ident(a.attname) as name, a.attname::text as plain_name, t.typname::text as base, t.typtype::text = 'e' as is_enum,
                 format_type(b.type, b.modifier) as sql_type, format_type(b.type, -1) as plain_type,
                 case when t.typname = 'numeric' and b.modifier > 0
                      then (((b.modifier - 4) & 2047) # 1024) - 1024 end as scale,
                 (select format('%I.%I', cn.nspname, co.collname) from pg_collation co
                  join pg_namespace cn on cn.oid = co.collnamespace
                  where co.oid = a.attcollation and not co.collisdeterministic) as collation,
-                a.attgenerated <> '' or a.attidentity = 'a' as is_generated,
-                (a.attnotnull or (select typnotnull from pg_type where oid = a.atttypid))
-                    and not a.atthasdef and a.attidentity = '' as is_required
+                a.attgenerated <> '' as is_generated, a.attidentity = 'a' as is_identity, a.attnotnull as is_not_null,
+                array(select format('%I.%I', dn.nspname, d.typname) from base x join pg_type d on d.oid = x.type and d.typnotnull
+                      join pg_namespace dn on dn.oid = d.typnamespace where x.attnum = a.attnum) as not_null_domains,
+                a.atthasdef or a.attidentity <> '' or coalesce(top.typdefault is not null, false) as has_default,
+                a.attidentity <> '' or coalesce(pg_get_expr(df.adbin, df.adrelid) ~ '(nextval|uuid|random|clock_timestamp)', false) as is_default_different,
+                (select quote_ident(k.conname) from pg_constraint k
+                 where k.conrelid = a.attrelid and k.contype = 'p' and a.attnum = any(k.conkey)) as primary_key,
+                has_column_privilege(a.attrelid, a.attnum, 'select') as can_select,
+                has_column_privilege(a.attrelid, a.attnum, 'insert') as can_insert,
+                has_column_privilege(a.attrelid, a.attnum, 'update') as can_update
          from base b
          join pg_type t on t.oid = b.type and t.typtype <> 'd'
          join pg_attribute a on a.attrelid = b.attrelid and a.attnum = b.attnum
+         join pg_type top on top.oid = a.atttypid
+         left join pg_attrdef df on df.adrelid = a.attrelid and df.adnum = a.attnum
          order by a.attnum",
     )
-    .bind(target.table.schema.as_str())
-    .bind(target.table.name.as_str())
+    .bind(oid)
     .fetch_all(connection)
     .await?;
     let column = |row: &PgRow| {
         Ok(Column {
             name: row.try_get("name")?,
+            plain_name: row.try_get("plain_name")?,
             base: row.try_get("base")?,
             is_enum: row.try_get("is_enum")?,
             sql_type: row.try_get("sql_type")?,
@@ -373,27 +415,16 @@ async fn find_columns(connection: &mut PgConnection, target: &Target) -> Result<
             scale: row.try_get("scale")?,
             collation: row.try_get("collation")?,
             is_generated: row.try_get("is_generated")?,
-            is_required: row.try_get("is_required")?,
+            is_identity: row.try_get("is_identity")?,
+            is_not_null: row.try_get("is_not_null")?,
+            not_null_domains: row.try_get("not_null_domains")?,
+            has_default: row.try_get("has_default")?,
+            is_default_different: row.try_get("is_default_different")?,
+            primary_key: row.try_get("primary_key")?,
+            can_select: row.try_get("can_select")?,
+            can_insert: row.try_get("can_insert")?,
+            can_update: row.try_get("can_update")?,
         })
     };
     rows.iter().map(column).collect()
-}
-
-async fn has_unique_index(connection: &mut PgConnection, target: &Target) -> Result<bool, sqlx::Error> {
-    let names: Vec<&str> = target.keys.iter().map(|key| key.column.as_str()).collect();
-    sqlx::query_scalar(
-        "select exists (
-             select from pg_index i
-             join pg_class c on c.oid = i.indrelid join pg_namespace n on n.oid = c.relnamespace
-             where n.nspname = $1 and c.relname = $2
-               and i.indisunique and i.indisvalid and i.indimmediate and i.indpred is null and i.indnkeyatts = cardinality($3::text[])
-               and (select array_agg(a.attname::text order by a.attname::text) from pg_attribute a
-                    where a.attrelid = c.oid and a.attnum = any((i.indkey::int2[])[0 : i.indnkeyatts - 1]))
-                   = (select array_agg(name order by name) from unnest($3::text[]) as k (name)))",
-    )
-    .bind(target.table.schema.as_str())
-    .bind(target.table.name.as_str())
-    .bind(names)
-    .fetch_one(connection)
-    .await
 }

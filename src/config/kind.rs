@@ -217,7 +217,7 @@ fn is_host(text: &str) -> bool {
 }
 
 /// Whether this may name a pipeline or a source.
-pub(super) fn is_name(text: &str) -> bool {
+pub(crate) fn is_name(text: &str) -> bool {
     let starts_well = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     let goes_on_well = text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
     starts_well && goes_on_well && text.len() <= MAX_NAME

@@ -35,6 +35,7 @@ use std::fmt;
 
 use secrecy::ExposeSecret;
 
+pub(crate) use self::kind::is_name as is_pipeline_name;
 pub use self::layers::Sources;
 use self::layers::{Given, defaults};
 use self::pipelines::Named;

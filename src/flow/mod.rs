@@ -20,6 +20,7 @@ pub mod lease;
 pub mod ledger;
 pub mod liveness;
 pub mod member;
+pub mod outcome;
 pub mod pause;
 pub mod position;
 pub mod read;

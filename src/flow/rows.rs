@@ -102,6 +102,18 @@ impl Plan {
         Ok(Plan::Tables(Arc::new(all)))
     }
 
+    /// Why an entry is to be buried, as far as its bytes alone tell.
+    pub(crate) fn refusal_of(&self, entry: Canonical<'_>) -> Option<Death> {
+        let Plan::Tables(tables) = self else { return self.key_of(entry).err() };
+        let mut data = Vec::new();
+        let mut read = tables.read_all(entry, &mut data);
+        for table in &tables.tables {
+            let mut stretches = vec![None; table.keys.len()];
+            read = read.and_then(|()| table.key(entry.id(), &data, &mut stretches, &mut Vec::new()));
+        }
+        read.err()
+    }
+
     /// What an entry's rows are known by, where it can be read: for telling apart what is refused.
     pub(crate) fn key_of(&self, entry: Canonical<'_>) -> Result<Vec<u8>, Death> {
         match self {

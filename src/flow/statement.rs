@@ -94,7 +94,7 @@ struct Packing<'t> {
 }
 
 /// The arrays that a table's columns travel in, keys first.
-fn arrays(target: &Target) -> Vec<Array> {
+pub(super) fn arrays(target: &Target) -> Vec<Array> {
     let of_key = |kind| if kind == Kind::Bigint { Array::Numbers } else { Array::Texts };
     let keys = target.keys.iter().map(|key| of_key(key.kind()));
     let kind = |field: Option<&crate::model::target::Field>| field.map_or(Kind::Text, |field| field.kind);

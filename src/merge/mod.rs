@@ -137,3 +137,12 @@ impl Merge {
         matches!(self, Merge::Sum | Merge::Count)
     }
 }
+
+/// How many different values a sketch stands for, about; it is a `bytea` as text. None: it is no sketch.
+#[cfg(feature = "daemon")]
+pub(crate) fn estimated(sketch: &str) -> Option<u64> {
+    let digits = sketch.strip_prefix("\\x")?.as_bytes();
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    let byte = |pair: &[u8]| u8::try_from(digit(pair[0])? * 16 + digit(*pair.get(1)?)?).ok();
+    distinct::estimate(&digits.chunks(2).map(byte).collect::<Option<Vec<u8>>>()?)
+}

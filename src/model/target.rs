@@ -439,10 +439,14 @@ fn identifier(name: &str, item: &str) -> Result<Identifier, String> {
     Identifier::parse(name).map_err(|bad| format!("has no column in {item:?}: {bad}"))
 }
 
-fn field_name(name: &str, item: &str) -> Result<String, String> {
+/// Whether `keys` and `values` can name a field so.
+pub(crate) fn is_field_name(name: &str) -> bool {
     let is_sound = !name.is_empty() && name.len() <= 512 && !name.contains(['(', ')', ',', '?', '=', ':']);
-    let is_sound = is_sound && !name.contains(|c: char| c.is_control() || c.is_whitespace());
-    match is_sound {
+    is_sound && !name.contains(|c: char| c.is_control() || c.is_whitespace())
+}
+
+fn field_name(name: &str, item: &str) -> Result<String, String> {
+    match is_field_name(name) {
         true => Ok(name.to_owned()),
         false => Err(format!(
             "has no field in {item:?}: write the name of the entry's field, without blanks, ( ) , ? = or :"

@@ -1,11 +1,18 @@
-//! `tidegate check`: checks the configuration without connecting to a server.
+//! `tidegate check`: checks the configuration without connecting to a server; with `--live` also the tables that are there.
 //!
-//! Takes the sources that `run` would take; writes one line, or every problem there is.
+//! Takes the sources that `run` would take; writes one line, or every problem there is. With `--live` it asks PostgreSQL alone and writes everything
+//! that does not fit, each with the statement that corrects it.
 
 use std::io::{self, Write};
 
+use serde::Serialize;
+
+use super::columns::{Page, Tone};
+use super::context::{Format, Report};
 use super::{Context, Exit, Failure};
 use crate::config::{Loaded, Needs, Sources, load};
+use crate::postgres::Database;
+use crate::target::{self, Weight};
 
 /// The verb's arguments.
 #[derive(Debug, Clone, Copy, Default, clap::Args)]
@@ -13,11 +20,130 @@ pub struct Opts {
     /// Show every key with its value and where that is written; secrets are hidden
     #[arg(long)]
     pub print: bool,
+    /// Compare the pipelines' tables in PostgreSQL with the configuration, too; no url of Valkey is needed for it
+    #[arg(long)]
+    pub live: bool,
+}
+
+/// A configuration that is valid, and the tables that were compared with it.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Checked {
+    /// Whether every table fits: `tidegate run` would start.
+    pub fits: bool,
+    /// The tables, in the order of the configuration; empty without --live.
+    pub tables: Vec<CheckedTable>,
+}
+
+/// A table of a pipeline.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct CheckedTable {
+    /// The pipeline that writes it.
+    pub pipeline: String,
+    /// The table.
+    pub table: String,
+    /// Whether it fits.
+    pub fits: bool,
+    /// What was found, the worst first.
+    pub findings: Vec<CheckedFinding>,
+}
+
+/// Something about a table.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct CheckedFinding {
+    /// What it means.
+    pub severity: Severity,
+    /// What was seen, and what follows.
+    pub evidence: String,
+    /// The statements that correct it; null where the configuration is to be changed.
+    pub fix: Option<String>,
+}
+
+/// What a finding means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Severity {
+    /// `tidegate run` does not start.
+    Error,
+    /// Rows may be refused or changed.
+    Warning,
+    /// It could be faster.
+    Advice,
 }
 
 /// Runs the verb.
-pub fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
-    Ok(answer(opts, &context.sources(Vec::new()), &mut io::stdout(), &mut io::stderr())?)
+pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
+    if !opts.live && context.format == Format::Table {
+        return Ok(answer(opts, &context.sources(Vec::new()), &mut io::stdout(), &mut io::stderr())?);
+    }
+    let loaded = context.load(Vec::new(), if opts.live { Needs::POSTGRES } else { Needs::BOTH })?;
+    if opts.print && context.format == Format::Table {
+        print(&loaded, &mut io::stdout())?;
+    }
+    let mut tables = Vec::new();
+    if opts.live {
+        let config = &loaded.config;
+        let database = Database::new(config.postgres.address()?, 1);
+        for pipeline in &config.pipelines {
+            let examined = database.run(async |c| target::examine(c, pipeline).await).await?;
+            tables.extend(examined.into_iter().map(|examined| CheckedTable::of(&pipeline.name, examined)));
+        }
+        database.close().await;
+    }
+    let checked = Checked { fits: tables.iter().all(|table| table.fits), tables };
+    context.print(&checked)?;
+    Ok(if checked.fits { Exit::Ok } else { Exit::Config })
+}
+
+impl CheckedTable {
+    /// Of an examined table.
+    pub fn of(pipeline: &str, examined: target::Examined) -> CheckedTable {
+        let finding = |finding: target::Finding| CheckedFinding {
+            severity: match finding.weight {
+                Weight::Refusal => Severity::Error,
+                Weight::Warning => Severity::Warning,
+                Weight::Advice => Severity::Advice,
+            },
+            evidence: finding.what,
+            fix: finding.fix,
+        };
+        CheckedTable {
+            pipeline: pipeline.into(),
+            table: examined.table.to_string(),
+            fits: examined.fit.is_some(),
+            findings: examined.findings.into_iter().map(finding).collect(),
+        }
+    }
+}
+
+impl Report for Checked {
+    fn show(&self, page: &mut Page) {
+        match self.tables.iter().filter(|table| !table.fits).count() as u64 {
+            0 => page.toned(Tone::Good, "the configuration is valid, and every table fits"),
+            1 => page.toned(Tone::Bad, "the configuration is valid, and one table does not fit"),
+            unfit => page.toned(Tone::Bad, format!("the configuration is valid, and {unfit} tables do not fit")),
+        }
+        for CheckedTable { pipeline, table, fits, findings } in &self.tables {
+            page.toned(
+                Tone::Head,
+                format!("{table} (pipeline {pipeline}): {}", if *fits { "fits" } else { "does not fit" }),
+            );
+            for finding in findings {
+                let (tone, word) = match finding.severity {
+                    Severity::Error => (Tone::Bad, "error"),
+                    Severity::Warning => (Tone::Warn, "warning"),
+                    Severity::Advice => (Tone::Good, "advice"),
+                };
+                page.toned(tone, format!("  {word:<8} {}", finding.evidence));
+                if let Some(fix) = &finding.fix {
+                    page.line(format!("           {}", fix.replace('\n', "\n           ")));
+                }
+            }
+        }
+    }
 }
 
 /// The answer goes to `out`, problems go to `err`.
@@ -56,7 +182,7 @@ mod tests {
         let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let code = answer(
-            Opts { print },
+            Opts { print, live: false },
             &Sources { env, file: file.map(Into::into), ..Sources::default() },
             &mut out,
             &mut err,

@@ -11,7 +11,8 @@ use super::context::Format;
 use super::{Context, Exit, Failure};
 use super::{
     adopt, audit, bench, check, config, counter, dead, demo, doctor, explain, group, health, invalidate, memory,
-    migrate, pages, pause, pending, probe, produce, replay, run, runbook, size, status, tap, top, trim, wait, warm,
+    migrate, pages, pause, pending, pipeline, probe, produce, replay, run, runbook, size, status, tap, top, trim, wait,
+    warm,
 };
 use crate::telemetry::Telemetry;
 
@@ -89,6 +90,8 @@ enum Verb {
     Invalidate(invalidate::Opts),
     /// Show the configuration as it took effect, and where each value comes from
     Config(config::Opts),
+    /// Make a pipeline from a table or from a stream's entries; test pipelines without a server
+    Pipeline(pipeline::Opts),
     /// Print completions for a shell
     Completions(pages::CompletionsOpts),
     /// Print the manual page, or write the pages of all commands
@@ -129,6 +132,7 @@ impl Verb {
             Verb::Warm(_) => "warm",
             Verb::Invalidate(_) => "invalidate",
             Verb::Config(_) => "config",
+            Verb::Pipeline(_) => "pipeline",
             Verb::Completions(_) => "completions",
             Verb::Man(_) => "man",
             Verb::Check(_) => "check",
@@ -187,9 +191,10 @@ impl Cli {
             Verb::Warm(opts) => warm::run(opts, context).await,
             Verb::Invalidate(opts) => invalidate::run(opts, context).await,
             Verb::Config(opts) => config::run(opts, context),
+            Verb::Pipeline(opts) => pipeline::run(opts, context).await,
             Verb::Completions(opts) => pages::completions(opts, context),
             Verb::Man(opts) => pages::man(opts, context),
-            Verb::Check(opts) => check::run(opts, context),
+            Verb::Check(opts) => check::run(opts, context).await,
         }
     }
 }

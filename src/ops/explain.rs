@@ -47,7 +47,7 @@ pub fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
 }
 
 /// The reasons of dead letters.
-const REASONS: [(&str, &str); 11] = [
+const REASONS: [(&str, &str); 13] = [
     (
         "missing_key",
         "the entry has no field with the row's key (pipelines.<name>.key_field): correct the producer or the configuration, then redrive",
@@ -63,6 +63,14 @@ const REASONS: [(&str, &str); 11] = [
     (
         "bad_amount",
         "the delta is not a whole decimal number: correct the producer; such a letter can only be discarded",
+    ),
+    (
+        "missing_field",
+        "the entry lacks a field that keys or values of the pipeline name: correct the producer, or write the field with a ? where entries may lack it, then redrive",
+    ),
+    (
+        "bad_field",
+        "a field does not hold what keys or values of the pipeline say, such as a number or a day; the letter's detail names the field: correct the producer or the configuration; after a change of the configuration redrive it",
     ),
     ("amount_overflow", "the delta does not fit into 64 bits: such a letter can only be discarded"),
     (
@@ -240,6 +248,10 @@ mod tests {
             [NoKey, KeyNotText, NoAmount, AmountNotANumber, AmountTooLarge, FieldTwice, TooLarge, Deadly, Unjudgeable];
         for malformed in all {
             assert!(advice(malformed.reason()).is_some(), "{}", malformed.reason());
+        }
+        // Those of pipelines with keys and values.
+        for reason in ["missing_field", "bad_field"] {
+            assert!(advice(reason).is_some_and(|advice| advice.contains("keys or values")), "{reason}");
         }
     }
 }

@@ -25,6 +25,7 @@ pub mod observe;
 pub mod pages;
 pub mod pause;
 pub mod pending;
+pub mod pipeline;
 pub mod probe;
 pub mod produce;
 pub mod replay;

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use schemars::{JsonSchema, generate::SchemaSettings};
 
-use super::{audit, config, dead, doctor, explain, group, pause, pending, status, tap, trim, wait};
+use super::{audit, check, config, dead, doctor, explain, group, pause, pending, pipeline, status, tap, trim, wait};
 
 fn schema<T: JsonSchema>() -> serde_json::Value {
     SchemaSettings::draft2020_12().for_serialize().into_generator().into_root_schema_for::<T>().to_value()
@@ -15,6 +15,7 @@ fn schema<T: JsonSchema>() -> serde_json::Value {
 fn schemas() -> Vec<(&'static str, serde_json::Value)> {
     vec![
         ("audit", schema::<audit::Audit>()),
+        ("check", schema::<check::Checked>()),
         ("config-show", schema::<config::Settings>()),
         ("dead-list", schema::<dead::list::DeadLetters>()),
         ("dead-mark", schema::<dead::discard::Marked>()),
@@ -26,6 +27,8 @@ fn schemas() -> Vec<(&'static str, serde_json::Value)> {
         ("group-repair", schema::<group::Repaired>()),
         ("pause", schema::<pause::Pauses>()),
         ("pending", schema::<pending::Pending>()),
+        ("pipeline-new", schema::<pipeline::draft::Proposal>()),
+        ("pipeline-test", schema::<pipeline::test::Tested>()),
         ("status", schema::<status::report::Status>()),
         ("tap", schema::<tap::Tapped>()),
         ("trim", schema::<trim::Trim>()),

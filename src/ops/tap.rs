@@ -254,7 +254,7 @@ impl Tap {
         let entry = Canonical(&bytes);
         let bad = match shortened {
             true => None,
-            false => self.plan.key_of(entry).err().map(|death| death.detail),
+            false => self.plan.refusal_of(entry).map(|death| death.detail),
         };
         let field = |(name, value): (&[u8], &[u8])| TappedField {
             name: Bytes::of(name),

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::key_fields;
 use super::select::{Filter, Letter, Search, State};
+use super::show::Field;
+use super::{key_fields, key_of};
 use crate::config::Config;
 use crate::ops::columns::{Page, Tone, count, cut, lasting_ms, plural, printable, printable_bytes};
 use crate::ops::context::Report;
@@ -50,6 +51,8 @@ pub struct LetterLine {
     pub pipeline: String,
     /// The stream it came from.
     pub stream: String,
+    /// The fields that its row is known by, as the configuration names them now; empty where it names none that the letter has.
+    pub key: Vec<Field>,
     /// Why, in one word.
     pub reason: String,
     /// Why, in one sentence.
@@ -67,7 +70,7 @@ pub struct LetterLine {
 }
 
 impl LetterLine {
-    fn of(letter: &Letter) -> LetterLine {
+    fn of(letter: &Letter, config: &Config) -> LetterLine {
         let fields = letter.fields.chunks(2).map(|pair| {
             let value = pair.get(1).map(|value| printable_bytes(value)).unwrap_or_default();
             format!("{}={value}", printable_bytes(&pair[0]))
@@ -76,6 +79,7 @@ impl LetterLine {
             letter: letter.name(),
             pipeline: letter.pipeline.clone(),
             stream: letter.stream.clone(),
+            key: key_of(config, letter),
             reason: letter.reason.clone(),
             detail: letter.detail.clone(),
             buried_at: letter.buried_at.clone(),
@@ -98,8 +102,14 @@ pub(super) async fn run(opts: &Opts, context: &Context, config: &Config, databas
         *by_reason.entry(reason.clone()).or_default() += count;
     }
     let total = by_reason.values().sum();
-    context.print(&DeadLetters { total, by_reason, letters: letters.iter().map(LetterLine::of).collect() })?;
+    let lines = letters.iter().map(|letter| LetterLine::of(letter, config)).collect();
+    context.print(&DeadLetters { total, by_reason, letters: lines })?;
     Ok(Exit::Ok)
+}
+
+/// A key as one line: `tenant=a at=2026-11-27`.
+pub(super) fn shown_key(key: &[Field]) -> String {
+    key.iter().map(|field| format!("{}={}", field.name.shown(), field.value.shown())).collect::<Vec<_>>().join(" ")
 }
 
 /// Counts in one line: `3 dead letters: 2 bad_amount, 1 refused_by_table`.
@@ -126,12 +136,13 @@ impl Report for DeadLetters {
                     letter.pipeline.clone(),
                     letter.reason.clone(),
                     lasting_ms(letter.age_ms),
+                    cut(&shown_key(&letter.key), SHOWN),
                     cut(&letter.fields, SHOWN),
                     cut(&printable(why), SHOWN),
                 ]
             })
             .collect();
-        page.table(&["letter", "pipeline", "reason", ">age", "fields", "why"], &rows);
+        page.table(&["letter", "pipeline", "reason", ">age", "key", "fields", "why"], &rows);
         let hidden = self.total.saturating_sub(self.letters.len() as u64);
         if hidden > 0 {
             page.line(format!("and {} more: narrow the search, or raise --limit", count(hidden)));

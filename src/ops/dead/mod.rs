@@ -11,6 +11,8 @@ pub mod show;
 
 use super::{Context, Exit, Failure};
 use crate::config::{Config, Needs};
+use crate::model::pipeline::Pipeline;
+use crate::model::target::Part;
 use crate::postgres::Database;
 
 /// What can be said on the command line.
@@ -56,7 +58,37 @@ fn operator() -> String {
     super::columns::cut(&super::columns::printable(&named.unwrap_or_else(|| "somebody".into())), 60)
 }
 
-/// The configuration's field for keys, of every pipeline: what `--key` is looked for in.
+/// The fields that hold keys, of every pipeline: what `--key` is looked for in.
 fn key_fields(config: &Config) -> Vec<Vec<u8>> {
-    config.pipelines.iter().map(|pipeline| pipeline.key_field.clone().into_bytes()).collect()
+    let mut fields: Vec<Vec<u8>> = config.pipelines.iter().flat_map(fields_of_keys).map(String::into_bytes).collect();
+    fields.sort_unstable();
+    fields.dedup();
+    fields
+}
+
+/// The fields that the rows of a pipeline's tables are known by, each once.
+fn fields_of_keys(pipeline: &Pipeline) -> Vec<String> {
+    let mut fields: Vec<String> = Vec::new();
+    for key in pipeline.targets().into_iter().flat_map(|target| target.keys) {
+        let field = match key.part {
+            Part::Field(name, _) => Some(name),
+            Part::Bucket { field, .. } => field,
+        };
+        fields.extend(field.filter(|field| !fields.contains(field)));
+    }
+    fields
+}
+
+/// What a letter's row is known by: its fields that hold keys, in the order of the configuration; none where its pipeline is not configured, or it lacks them.
+fn key_of(config: &Config, letter: &select::Letter) -> Vec<show::Field> {
+    let pipeline = config.pipelines.iter().find(|pipeline| pipeline.name == letter.pipeline);
+    let mut key = Vec::new();
+    for field in pipeline.map(fields_of_keys).unwrap_or_default() {
+        let found = letter.fields.chunks(2).find(|pair| pair[0] == field.as_bytes());
+        let value = found.and_then(|pair| pair.get(1));
+        key.extend(
+            value.map(|value| show::Field { name: show::Bytes::of(field.as_bytes()), value: show::Bytes::of(value) }),
+        );
+    }
+    key
 }

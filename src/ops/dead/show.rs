@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
-use super::key_fields;
+use super::list::shown_key;
 use super::select::{Filter, Letter, Search, State};
+use super::{key_fields, key_of};
 use crate::config::Config;
 use crate::model::entry::EntryId;
 use crate::ops::columns::{Page, Tone, lasting_ms, printable};
@@ -47,6 +48,8 @@ pub struct LetterDetail {
     pub stream: String,
     /// The table it was meant for.
     pub table: String,
+    /// The fields that its row is known by, as the configuration names them now; empty where it names none that the letter has.
+    pub key: Vec<Field>,
     /// Why, in one word.
     pub reason: String,
     /// Why, in one sentence, as it was found.
@@ -103,7 +106,7 @@ impl Bytes {
         }
     }
 
-    fn shown(&self) -> String {
+    pub(super) fn shown(&self) -> String {
         match self {
             Bytes::Text(text) => printable(text),
             Bytes::Hex(hex) => format!("0x{hex}"),
@@ -122,12 +125,13 @@ pub(super) async fn run(opts: &Opts, context: &Context, config: &Config, databas
     if letters.is_empty() {
         return Err(Failure::new(Exit::BadInput, "there is no such letter: see `tidegate dead list --state all`"));
     }
-    context.print(&LetterDetails { letters: letters.iter().map(LetterDetail::of).collect() })?;
+    context
+        .print(&LetterDetails { letters: letters.iter().map(|letter| LetterDetail::of(letter, config)).collect() })?;
     Ok(Exit::Ok)
 }
 
 impl LetterDetail {
-    fn of(letter: &Letter) -> LetterDetail {
+    fn of(letter: &Letter, config: &Config) -> LetterDetail {
         let code = sqlstate_in(&letter.detail);
         let meaning = code.as_deref().and_then(explain::advice).or_else(|| explain::advice(&letter.reason));
         LetterDetail {
@@ -138,6 +142,7 @@ impl LetterDetail {
             pipeline: letter.pipeline.clone(),
             stream: letter.stream.clone(),
             table: letter.target.clone(),
+            key: key_of(config, letter),
             reason: letter.reason.clone(),
             detail: letter.detail.clone(),
             code,
@@ -196,6 +201,9 @@ impl LetterDetail {
             "buried",
             &format!("{} ({} ago) by {}", self.buried_at, lasting_ms(self.age_ms), printable(&self.consumer)),
         );
+        if !self.key.is_empty() {
+            line("key", &shown_key(&self.key));
+        }
         line("reason", &self.reason);
         line("detail", &printable(&self.detail));
         if let Some(meaning) = &self.meaning {

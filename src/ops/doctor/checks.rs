@@ -18,7 +18,7 @@ const fn check(id: &'static str, title: &'static str, meaning: &'static str, con
 }
 
 /// Every check, in the order in which they are made.
-pub const CHECKS: [Check; 26] = [
+pub const CHECKS: [Check; 27] = [
     check(
         "D1",
         "eviction",
@@ -135,9 +135,9 @@ pub const CHECKS: [Check; 26] = [
     ),
     check(
         "D20",
-        "constraints",
-        "a CHECK on the value is judged on what an upsert proposes, a sum of deltas, before the row is looked for (docs/guarantees.md)",
-        "what is refused becomes a dead letter",
+        "refused rows",
+        "a constraint, an index or a trigger of the table may refuse rows or change them: a CHECK on a value, for example, is judged on what an upsert proposes, a delta, before the row is looked for (docs/guarantees.md)",
+        "what is refused becomes a dead letter; a trigger that drops a row halts the pipeline",
     ),
     check(
         "D21",
@@ -169,5 +169,11 @@ pub const CHECKS: [Check; 26] = [
         "schema",
         "the database lacks migrations of this version: run `tidegate migrate`",
         "`tidegate run` refuses to start",
+    ),
+    check(
+        "D27",
+        "updates",
+        "rows of the table could be updated at less cost: leave room in its pages, let autovacuum run, and drop indexes on values that no query needs",
+        "the table and its indexes grow, and flushes take longer",
     ),
 ];

@@ -7,12 +7,11 @@ use sqlx::{AssertSqlSafe, Row};
 use super::{Findings, Severity};
 use crate::config::Config;
 use crate::model::pipeline::{Identifier, Pipeline, Table};
-use crate::model::target::ValueColumn;
 use crate::ops::columns::{lasting, plural};
 use crate::ops::observe::{Look, Servers};
 use crate::postgres::Session;
 use crate::retry::Fault;
-use crate::target;
+use crate::target::{self, Weight};
 
 /// The oldest version that is tested.
 const TESTED_FROM: i32 = 150_000;
@@ -240,83 +239,32 @@ async fn registered(config: &Config, pipeline: &Pipeline, servers: &Servers, fin
 }
 
 async fn table(servers: &Servers, pipeline: &Pipeline, findings: &mut Findings) -> Result<(), Fault> {
-    let checked = servers.database.run(async |c| target::check_tables(c, pipeline).await).await?;
-    match checked {
-        Err(unfit) => {
-            findings.of(
-                pipeline,
-                "D19",
-                Severity::Error,
-                unfit.to_string(),
-                "each finding names the statement that corrects it",
-            );
-            return Ok(());
+    let examined = servers.database.run(async |c| target::examine(c, pipeline).await).await?;
+    for (target, examined) in pipeline.targets().iter().zip(examined) {
+        let table = &examined.table;
+        for finding in &examined.findings {
+            let (id, severity) = match finding.weight {
+                Weight::Refusal => ("D19", Severity::Error),
+                Weight::Warning => ("D20", Severity::Warning),
+                Weight::Advice => ("D27", Severity::Info),
+            };
+            let fix = finding.fix.clone().unwrap_or_else(|| "the finding says what to change".into());
+            findings.of(pipeline, id, severity, format!("{table}: {}", finding.what), fix);
         }
-        Ok(fits) => {
-            for (target, fit) in pipeline.targets().iter().zip(fits) {
-                let table = &target.table;
-                if !fit.is_grouped {
-                    findings.well("D19", format!("{table} fits"));
-                    continue;
-                }
-                let kinds = fit.keys.join(", ");
-                let evidence = format!(
-                    "the keys of {table} are compared as {kinds}: PostgreSQL sorts and joins those of each batch"
-                );
-                findings.of(
-                    pipeline,
-                    "D19",
-                    Severity::Info,
-                    evidence,
-                    "nothing; a key of type text is a little faster",
-                );
-            }
+        let Some(fit) = examined.fit else { continue };
+        if fit.is_grouped {
+            let kinds = fit.keys.join(", ");
+            let evidence =
+                format!("the keys of {table} are compared as {kinds}: PostgreSQL sorts and joins those of each batch");
+            findings.of(pipeline, "D19", Severity::Info, evidence, "nothing; a key of type text is a little faster");
+        } else {
+            findings.well("D19", format!("{table} fits"));
         }
-    }
-    for target in pipeline.targets() {
         for value in &target.values {
-            column(servers, pipeline, &target.table, value, findings).await?;
+            headroom(servers, pipeline, table, &value.column, findings).await?;
         }
     }
     Ok(())
-}
-
-/// Constraints on a value's column, and how near its values are to the end of their type.
-async fn column(
-    servers: &Servers,
-    pipeline: &Pipeline,
-    table: &Table,
-    value: &ValueColumn,
-    findings: &mut Findings,
-) -> Result<(), Fault> {
-    let (schema, name, column) = (table.schema.as_str(), table.name.as_str(), value.column.as_str());
-    let checks: Vec<String> = servers
-        .database
-        .run(async |c| {
-            sqlx::query_scalar(
-                "select k.conname || ' ' || pg_get_constraintdef(k.oid) from pg_constraint k
-                 join pg_class t on t.oid = k.conrelid join pg_namespace n on n.oid = t.relnamespace
-                 join pg_attribute a on a.attrelid = t.oid and a.attnum = any(k.conkey)
-                 where k.contype = 'c' and n.nspname = $1 and t.relname = $2 and a.attname = $3",
-            )
-            .bind(schema)
-            .bind(name)
-            .bind(column)
-            .fetch_all(c)
-            .await
-        })
-        .await?;
-    for check in checks {
-        let evidence = format!("column {column} has the constraint {check}");
-        findings.of(
-            pipeline,
-            "D20",
-            Severity::Warning,
-            evidence,
-            "docs/guarantees.md, \"constraints on the value\", says how to keep it",
-        );
-    }
-    headroom(servers, pipeline, table, &value.column, findings).await
 }
 
 /// How near the largest values are to the end of their type.

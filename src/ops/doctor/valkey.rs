@@ -371,7 +371,7 @@ async fn producers(
             let entry = Canonical(&bytes);
             sampled += 1;
             with_op += u64::from(entry.fields().any(|(name, _)| name == OP_FIELD.as_bytes()));
-            if let Err(death) = plan.key_of(entry) {
+            if let Some(death) = plan.refusal_of(entry) {
                 bad.get_or_insert((id, death.detail));
             }
         }
@@ -385,7 +385,7 @@ async fn producers(
             "D13",
             Severity::Warning,
             evidence,
-            "correct the producer, or key_field and value_field of the pipeline",
+            "correct the producer, or the fields that the pipeline names",
         );
     }
     if with_op < sampled {

@@ -73,8 +73,10 @@ impl Server {
 pub struct PipelineStatus {
     /// Its name.
     pub name: String,
-    /// The table it writes.
+    /// The table it writes; of several the first.
     pub table: String,
+    /// All tables it writes, those of pipelines that go with it behind its own.
+    pub tables: Vec<String>,
     /// `group` or `exclusive`.
     pub delivery: &'static str,
     /// Whether an operator has paused it, and for how long; null where PostgreSQL does not tell.
@@ -268,6 +270,7 @@ impl Status {
                 PipelineStatus {
                     name: pipeline.name.clone(),
                     table: pipeline.table.to_string(),
+                    tables: pipeline.targets().iter().map(|target| target.table.to_string()).collect(),
                     delivery: match pipeline.delivery {
                         Delivery::Group => "group",
                         Delivery::Exclusive => "exclusive",
@@ -419,6 +422,10 @@ impl Report for Status {
         ];
         page.table(&heading, &rows);
         more(page, streams.len(), "streams");
+        let several = self.pipelines.iter().filter(|pipeline| pipeline.tables.len() > 1);
+        for pipeline in several {
+            page.line(format!("{} writes {}", pipeline.name, pipeline.tables.join(", ")));
+        }
         let processes: Vec<Vec<String>> =
             streams.iter().flat_map(|(p, s)| s.processes.iter().map(move |x| process(p, s, x))).collect();
         if !processes.is_empty() {

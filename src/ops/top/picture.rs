@@ -305,6 +305,7 @@ mod tests {
             pipelines: vec![PipelineStatus {
                 name: "counters".into(),
                 table: "public.counters".into(),
+                tables: Vec::new(),
                 delivery: "group",
                 paused: Some(false),
                 dead_letters: Some(3),
