@@ -182,12 +182,12 @@ pub(super) async fn indexes(connection: &mut PgConnection, oid: i64) -> Result<V
                       order by a.attnum) as touches,
                 exists (
                     select from unnest(i.indkey::int2[], i.indclass::oid[], i.indcollation::oid[]) with ordinality
-                        as u (number, class, collation, place)
+                        as u (number, opclass, coll, place)
                     join pg_attribute a on a.attrelid = i.indrelid and a.attnum = u.number
-                    join pg_opclass oc on oc.oid = u.class
-                    left join pg_collation ic on ic.oid = u.collation left join pg_collation ac on ac.oid = a.attcollation
+                    join pg_opclass oc on oc.oid = u.opclass
+                    left join pg_collation ic on ic.oid = u.coll left join pg_collation ac on ac.oid = a.attcollation
                     where u.place <= i.indnkeyatts and (
-                        u.collation <> a.attcollation
+                        u.coll <> a.attcollation
                             and not (coalesce(ic.collisdeterministic, true) and coalesce(ac.collisdeterministic, true))
                         or (select o.amopopr from pg_amop o
                             where o.amopfamily = oc.opcfamily and o.amoplefttype = oc.opcintype and o.amoprighttype = oc.opcintype

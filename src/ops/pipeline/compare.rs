@@ -248,14 +248,16 @@ fn spelled(kind: Kind, bytes: &[u8]) -> Result<String, String> {
     let kind = if let Kind::Numeric(_) = kind { Kind::Numeric(None) } else { kind };
     let text = datum::read(kind, bytes)?.text().unwrap_or_default().into_owned();
     match kind {
-        Kind::Jsonb => json_spelled(&text).ok_or_else(|| "is no JSON".into()),
+        Kind::Jsonb => json_spelled(&text).ok_or_else(|| "is no JSON object".into()),
         _ => Ok(text),
     }
 }
 
 /// JSON with sorted keys and without blanks; none if it is none.
 fn json_spelled(text: &str) -> Option<String> {
-    let value: serde_json::Value = serde_json::from_str(text).ok()?;
+    // A number alone would lose its last digits.
+    let value: serde_json::Value =
+        serde_json::from_str(text).ok().filter(|value: &serde_json::Value| !value.is_number())?;
     // Its maps are sorted.
     Some(value.to_string())
 }
