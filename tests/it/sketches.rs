@@ -40,7 +40,7 @@ async fn a_set_has_one_sketch_in_memory_and_in_postgresql_from_one_value_to_many
     .await;
     let targets = ["visits", "grouped"].map(|name| table(name, "k", "v = distinct(v)", Write::Merge));
     let flush = Flush::of(&url, targets.into()).await.expect("the tables fit");
-    let mut ms = 1_000;
+    let (mut ms, mut again) = (1_000, 1_000_000_000);
     // Whole: all at once. Small: in batches of a few, sparse into sparse. Large: dense into dense. Mixed: each into each.
     let cuts = [
         ("whole", vec![6_000]),
@@ -62,8 +62,10 @@ async fn a_set_has_one_sketch_in_memory_and_in_postgresql_from_one_value_to_many
         let all: Vec<Entry> = batches
             .iter()
             .flatten()
-            .enumerate()
-            .map(|(n, entry)| entry.again(1_000_000_000 + ms + n as u64, "k", &format!("{key}-all")))
+            .map(|entry| {
+                again += 1;
+                entry.again(again, "k", &format!("{key}-all"))
+            })
             .collect();
         for batch in &batches {
             flush.flush(batch).await.expect("flushed");

@@ -128,7 +128,7 @@ async fn try_value(
     let value = if merge == Merge::Distinct { "tidegate.distinct_count(v)" } else { "v" };
     // As texts: not every type has an equality.
     let text = |value: &str| match merge {
-        Merge::Sum => format!("({value})::numeric"),
+        Merge::Sum | Merge::Count => format!("({value})::numeric"),
         _ => format!("({value})::text"),
     };
     let query = format!("select ({} = {})::text || ' ' || v::text from tried", text(value), text(&expected));
