@@ -86,19 +86,22 @@ pub enum State {
 const SAY: &str = "#!lua flags=allow-oom
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local said = redis.call('HGETALL', KEYS[1])
-for i = 2, #said, 2 do
-    local at = tonumber(string.match(said[i], '^%d+'))
-    if not at or now - at > tonumber(ARGV[3]) then redis.call('HDEL', KEYS[1], said[i - 1]) end
+for _, key in ipairs(KEYS) do
+    local said = redis.call('HGETALL', key)
+    for i = 2, #said, 2 do
+        local at = tonumber(string.match(said[i], '^%d+'))
+        if not at or now - at > tonumber(ARGV[3]) then redis.call('HDEL', key, said[i - 1]) end
+    end
+    redis.call('HSET', key, ARGV[1], string.format('%.0f', now) .. ' ' .. ARGV[2])
+    redis.call('PEXPIRE', key, ARGV[3])
 end
-redis.call('HSET', KEYS[1], ARGV[1], string.format('%.0f', now) .. ' ' .. ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1";
 
-/// Says how this process is.
-pub async fn say(connection: &Connection, stream: &str, pipeline: &str, presence: &Presence) -> Result<(), Fault> {
+/// Says how this process is, beside these streams of a pipeline: all on one server, and in a cluster no more than one.
+pub async fn say(connection: &Connection, streams: &[&str], pipeline: &str, presence: &Presence) -> Result<(), Fault> {
     let text = serde_json::to_string(presence).unwrap_or_default();
-    let say = Command::new("EVAL").arg(SAY).arg(1).arg(names::presence(stream, pipeline));
+    let keys = streams.iter().map(|stream| names::presence(stream, pipeline));
+    let say = Command::new("EVAL").arg(SAY).arg(streams.len()).args(keys);
     let kept = (SILENT_AFTER * 3).as_millis();
     connection.call(say.arg(&presence.process).arg(text).arg(kept)).await.map(|_| ())
 }

@@ -60,6 +60,11 @@ impl Caretaker {
         Caretaker { setup, groups, merged_to, incidents: Incidents::default(), alarm: None, group_alarm: None }
     }
 
+    /// How many batches with something of the stream this process has settled.
+    pub(super) fn settled(&self) -> u64 {
+        self.setup.lanes.iter().map(|(lane, _)| lane.settled()).sum()
+    }
+
     /// Looks for what Valkey lost. Gives how long to wait before the next try, where it could not.
     pub(super) async fn look_upstream(&mut self, session: &mut Session, stop: &Stop) -> Option<Duration> {
         match upstream::look(&self.setup, session, stop).await {

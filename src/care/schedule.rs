@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 
+use super::attention::Attention;
 use super::caretaker::{Caretaker, tell};
 use super::session::Session;
 use crate::retry::Incident;
@@ -56,7 +57,9 @@ impl Schedule {
     /// One session's life. A new one may lead to another server: what is lost is looked for first.
     async fn go(&mut self, mut session: Session, stop: &Stop) {
         let setup = &self.caretakers[0].setup;
-        let (mut trim, mut merge) = (ticks(setup.trim_every), ticks(setup.compact_every));
+        let (trim_every, merge_every) = (setup.trim_every, setup.compact_every);
+        let (mut trim, mut merge) = (ticks(trim_every), ticks(merge_every));
+        let (mut to_trim, mut to_merge) = (Attention::of(self.caretakers.len()), Attention::of(self.caretakers.len()));
         let regrouped = self.regrouped.clone();
         let mut look_at = Some(tokio::time::Instant::now());
         while !session.is_lost() {
@@ -74,14 +77,14 @@ impl Schedule {
                     }
                     look_at = again.map(|wait| tokio::time::Instant::now() + wait);
                 }
-                _ = trim.tick() => for caretaker in &mut self.caretakers {
-                    caretaker.trim(&mut session, stop).await;
+                _ = trim.tick() => for n in to_trim.round(|n| self.caretakers[n].settled(), trim_every) {
+                    self.caretakers[n].trim(&mut session, stop).await;
                     if stop.is_asked() || session.is_lost() {
                         break;
                     }
                 },
-                _ = merge.tick() => for caretaker in &mut self.caretakers {
-                    caretaker.merge(&session.link, stop).await;
+                _ = merge.tick() => for n in to_merge.round(|n| self.caretakers[n].settled(), merge_every) {
+                    self.caretakers[n].merge(&session.link, stop).await;
                     if stop.is_asked() || session.is_lost() {
                         break;
                     }

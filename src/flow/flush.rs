@@ -8,7 +8,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::{PgArguments, PgConnection};
@@ -70,6 +70,8 @@ pub struct Lane {
     letter_bytes: usize,
     /// Rung when something of it was acknowledged: where counters are managed, some of them may be clean now. All clones share it.
     acknowledged: Arc<Notify>,
+    /// How many batches with something of it were flushed, or recognised. All clones share it.
+    settled: Arc<AtomicU64>,
 }
 
 impl Lane {
@@ -82,8 +84,8 @@ impl Lane {
         turn: Turn,
         letter_bytes: usize,
     ) -> Lane {
-        let (id, acknowledged) = (Arc::new(AtomicI32::new(id)), Arc::default());
-        Lane { id, identity, statements, pipeline, turn, letter_bytes, acknowledged }
+        let (id, acknowledged, settled) = (Arc::new(AtomicI32::new(id)), Arc::default(), Arc::default());
+        Lane { id, identity, statements, pipeline, turn, letter_bytes, acknowledged, settled }
     }
 
     /// Its place in the ledger.
@@ -118,6 +120,11 @@ impl Lane {
     /// How its entries become rows.
     pub fn plan(&self) -> &Plan {
         &self.statements.plan
+    }
+
+    /// How many batches with something of it this process has settled.
+    pub fn settled(&self) -> u64 {
+        self.settled.load(Ordering::Relaxed)
     }
 
     /// The pipeline it belongs to.
@@ -197,7 +204,12 @@ pub async fn flush(database: &Database, lanes: &[Lane], batch: Batch) -> Result<
         (true, _) => Err(Why::Refused((0..batch.runs().len()).collect())),
     };
     match result {
-        Ok(flushed) => Ok((flushed, batch)),
+        Ok(flushed) => {
+            for lane in batch.lanes() {
+                lanes[lane].settled.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok((flushed, batch))
+        }
         Err(why) => Err(Failed { batch, why }),
     }
 }
@@ -332,6 +344,7 @@ pub(super) fn bind_columns<'q>(
 
 /// Buries entries of one lane that the ledger covers and cannot judge. The batch comes back where that fails.
 pub async fn bury_covered(database: &Database, lane: &Lane, batch: Batch) -> Result<Settled, Failed> {
+    lane.settled.fetch_add(1, Ordering::Relaxed);
     let buried = database.run(async |c| bury::bury(c, lane.id(), &lane.identity, &batch, lane.letter_bytes).await);
     match failpoint::during("bury.covered", buried).await {
         Ok(()) => {

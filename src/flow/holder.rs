@@ -49,8 +49,11 @@ const SIGNED_AT_ONCE: usize = 500;
 const MEMBERS: usize = 32;
 /// When a stream is looked at again that could not be read alone.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
-/// How often the leases are looked at, for each stream.
-const LOOK_FOR_EACH: Duration = Duration::from_micros(20);
+/// The time between two looks at the leases, for each stream, where nothing has changed.
+const LOOK_FOR_EACH: Duration = Duration::from_micros(200);
+/// How long a read waits for entries, for each stream that it names, at the least: what it costs a server to begin to wait and to end it grows with
+/// them. It ends at once where a lease changes.
+const WAIT_FOR_EACH: Duration = Duration::from_micros(200);
 /// How long a read waits for entries while something is to be given up.
 const SHORT_WAIT: Duration = Duration::from_millis(10);
 /// How many of its earlier consumers it removes from a group.
@@ -628,7 +631,12 @@ impl Holder {
 
     fn wait(&self) -> Duration {
         let until = self.look_at.saturating_duration_since(Instant::now());
-        self.setup.block().min(until.max(SHORT_WAIT))
+        self.block().min(until.max(SHORT_WAIT))
+    }
+
+    /// How long a read waits at the most.
+    fn block(&self) -> Duration {
+        self.setup.block().max(WAIT_FOR_EACH * self.streams.len() as u32)
     }
 
     /// Receives what answers the read under way, as far as the batch has room for it.
@@ -640,7 +648,8 @@ impl Holder {
         stop: &Stop,
     ) -> Result<Progress, Fault> {
         let Some(read) = asked else { return Ok(Progress::Whole) };
-        let block = if read.round.waits { self.setup.block() } else { Duration::ZERO };
+        let longest = self.setup.block().max(WAIT_FOR_EACH * self.streams.len() as u32);
+        let block = if read.round.waits { longest } else { Duration::ZERO };
         let (had, weighed, limits) = (filling.len(), filling.bytes(), self.setup.limits);
         if read.has_begun {
             filling.begin_lane(read.round.streams[read.at]);

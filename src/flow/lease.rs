@@ -45,8 +45,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function take(lease, readers, wanted)
     local known = redis.call('ZSCORE', readers, token)
     local holder = redis.call('GET', lease)
-    -- Who waits looks often, and need not write each time.
-    if holder == token or not known or known - now < whole * 3 / 4 then
+    -- Who waits looks often, and need not write each time; who holds renews four times while it lasts, and writes every second time.
+    if not known or known - now < whole * (holder == token and 0.6 or 0.75) then
         redis.call('ZADD', readers, now + whole, token)
         redis.call('PEXPIRE', readers, whole)
     end

@@ -18,6 +18,8 @@ use crate::retry::{Fault, Incident, Judgement, Verdict};
 use crate::telemetry::contract::{Metrics, Side};
 use crate::valkey;
 
+/// The time between two signs of life, for each stream, at the least.
+const SIGN_FOR_EACH: Duration = Duration::from_micros(500);
 /// A worker shows a sign of life this many times in each `reclaim.dead_after`, and in each `reclaim.gone_after`.
 const SIGNS_OF_LIFE: u32 = 4;
 /// The longest a connection is left without traffic: proxies and servers close idle ones, seldom sooner than after 10 s.
@@ -64,7 +66,10 @@ impl WorkerSetup {
     /// How often a worker shows a sign of life while it reads nothing.
     pub(super) fn sign_of_life_every(&self) -> Duration {
         let Patience { gone_after, dead_after, .. } = self.patience;
-        (dead_after.min(gone_after) / SIGNS_OF_LIFE).min(LONGEST_IDLE)
+        let often = dead_after.min(gone_after) / SIGNS_OF_LIFE;
+        // Each names every stream that is read alone. Silence is no more than the second best sign of death: a connection that has gone is the first.
+        let of_many = (SIGN_FOR_EACH * self.lanes.len() as u32).min(dead_after / SIGNS_OF_LIFE);
+        often.max(of_many).min(LONGEST_IDLE)
     }
 
     /// The same for one of its lanes alone.

@@ -7,7 +7,6 @@ use std::convert::Infallible;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use futures_util::future::try_join_all;
 use tokio::time::MissedTickBehavior;
 use tracing::info;
 
@@ -100,13 +99,10 @@ impl Herald {
         for some in flow.lanes.chunks(SAID_AT_ONCE) {
             // In a cluster a flow has one stream.
             let say = async |link: &Link| {
-                let said = some.iter().map(|lane| {
-                    let pipeline = lane.pipeline();
-                    let (connection, run_id) = (link.number(), link.generation().run_id.clone());
-                    let presence = Presence { connection, run_id, ..presence.clone() };
-                    async move { presence::say(link.commands(), &pipeline.stream, &pipeline.name, &presence).await }
-                });
-                try_join_all(said).await
+                let streams: Vec<&str> = some.iter().map(|lane| &*lane.pipeline().stream).collect();
+                let (connection, run_id) = (link.number(), link.generation().run_id.clone());
+                let presence = Presence { connection, run_id, ..presence.clone() };
+                presence::say(link.commands(), &streams, &flow.pipeline.name, &presence).await
             };
             self.links.look(&some[0].pipeline().stream, say).await?;
         }
