@@ -9,6 +9,7 @@ pub mod check;
 pub mod cli;
 pub mod columns;
 pub mod config;
+pub mod console;
 pub mod context;
 pub mod counter;
 pub mod dead;

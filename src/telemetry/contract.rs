@@ -454,6 +454,12 @@ pub const EVENTS: &[Event] = &[
         "a SIGHUP was followed: the workers settle what they hold and start with the new configuration",
     ),
     event("reload_refused", "refusal", "a SIGHUP was not followed: the configuration before it stays in force"),
+    event(
+        "console_action",
+        "action, about, operator, dry_run, outcome, error",
+        "somebody has paused, resumed, redriven, discarded, reopened or audited something in the console",
+    ),
+    event("console_refused", "attempts", "a wrong token was sent to the console; once in 10 s at the most"),
     event("stopped", "phase", "the end: `settled`, or `left pending`"),
 ];
 

@@ -3,8 +3,10 @@
 use tidegate_lab::{admin, harness, proxy, sink};
 
 mod audit;
+mod browser;
 mod cache;
 mod cluster;
+mod console;
 mod contract;
 mod crash;
 mod dead;

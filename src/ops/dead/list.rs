@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::key_fields;
-use super::select::{Filter, Letter, Search, State};
+use super::select::{Filter, Letter, Piece, Search, State};
 use crate::config::Config;
 use crate::ops::columns::{Page, Tone, count, cut, lasting_ms, plural, printable, printable_bytes};
 use crate::ops::context::Report;
@@ -88,18 +88,29 @@ impl LetterLine {
 }
 
 pub(super) async fn run(opts: &Opts, context: &Context, config: &Config, database: &Database) -> Result<Exit, Failure> {
+    let piece = Piece { skip: 0, limit: opts.limit };
+    context.print(&find(config, database, &opts.filter, opts.state, piece).await?)?;
+    Ok(Exit::Ok)
+}
+
+/// Counts the letters that match, and lists a piece of them.
+pub async fn find(
+    config: &Config,
+    database: &Database,
+    filter: &Filter,
+    state: State,
+    piece: Piece,
+) -> Result<DeadLetters, Failure> {
     let key_fields = key_fields(config);
-    let search =
-        Search { source: &config.valkey.source, filter: &opts.filter, state: opts.state, key_fields: &key_fields };
+    let search = Search { source: &config.valkey.source, filter, state, key_fields: &key_fields };
     let counts = database.run(async |c| search.counts(c).await).await?;
-    let letters = database.run(async |c| search.letters(c, opts.limit).await).await?;
+    let letters = database.run(async |c| search.letters(c, piece).await).await?;
     let mut by_reason = BTreeMap::new();
     for (_, reason, count) in &counts {
         *by_reason.entry(reason.clone()).or_default() += count;
     }
     let total = by_reason.values().sum();
-    context.print(&DeadLetters { total, by_reason, letters: letters.iter().map(LetterLine::of).collect() })?;
-    Ok(Exit::Ok)
+    Ok(DeadLetters { total, by_reason, letters: letters.iter().map(LetterLine::of).collect() })
 }
 
 /// Counts in one line: `3 dead letters: 2 bad_amount, 1 refused_by_table`.
