@@ -51,8 +51,7 @@ await step("the page opens and says how everything stands", async () => {
   await page.locator(".verdict h1").waitFor();
   assert.match(await page.locator(".verdict h1").innerText(), /^(OK|DEGRADED): /);
   await page.locator("table[aria-label=Pipelines] >> text=counters").first().waitFor();
-  await page.locator(".chart-line").first().waitFor({ timeout: 60_000 });
-  assert.equal(await page.locator(".charts figure svg").count(), 3);
+  await page.waitForFunction(() => document.querySelectorAll(".charts .chart-line").length >= 3, undefined, { timeout: 60_000 });
 });
 
 await step("every section is a key away, and the title follows", async () => {
@@ -159,7 +158,7 @@ await step("a letter is marked, discarded with a reason, found among the discard
 await step("a pipeline is paused and resumed", async () => {
   await page.locator("h1").first().click();
   await page.keyboard.press("1");
-  await page.locator("#pause-counters").focus();
+  await page.locator("#pause-counters:enabled").focus();
   await page.keyboard.press("Enter");
   await page.locator("dialog input[name=duration]").fill("30m");
   await page.locator("dialog input[name=reason]").fill(HOSTILE);
@@ -222,6 +221,8 @@ await step("each section fits a narrow screen, in light and in dark, and its tex
 
 await step("an empty list, a slow answer and a daemon that is away are told as such", async () => {
   await page.goto(`${url}/console#letters`);
+  await page.reload();
+  await page.locator("main tbody tr").first().waitFor();
   await page.locator("#find-key").fill("nobody");
   await page.locator("#find-key").press("Enter");
   await sees("No dead letter is open");

@@ -55,6 +55,8 @@ struct PipelineLine<'a> {
     name: &'a str,
     table: &'a str,
     delivery: &'a str,
+    /// As the daemon tells it that is worst off; none where no daemon is seen.
+    state: Option<&'a str>,
     paused: Option<bool>,
     dead_letters: Option<u64>,
     #[serde(flatten)]
@@ -73,12 +75,27 @@ impl PipelineLine<'_> {
             name: &pipeline.name,
             table: &pipeline.table,
             delivery: pipeline.delivery,
+            state: pipeline
+                .streams
+                .iter()
+                .flat_map(|s| s.processes.iter().map(|p| p.state))
+                .max_by_key(|state| worse(state)),
             paused: pipeline.paused,
             dead_letters: pipeline.dead_letters,
             flow: pipeline.flow,
             streams: pipeline.streams.len(),
             processes: processes.len(),
         }
+    }
+}
+
+/// How bad a daemon's state is.
+fn worse(state: &str) -> u8 {
+    match state {
+        "halted" => 3,
+        "interrupted" => 2,
+        "paused" => 1,
+        _ => 0,
     }
 }
 

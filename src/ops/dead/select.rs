@@ -340,8 +340,9 @@ mod tests {
 
     #[test]
     fn a_moment_is_a_time_or_how_long_ago() {
-        assert_eq!(moment("30m"), Ok(Moment::Ago(Duration::from_secs(1800))));
-        assert_eq!(moment("1970-01-01T00:00:05Z"), Ok(Moment::At(5.0)));
-        assert!(moment("yesterday").is_err());
+        let moment_of = |text: &str| text.parse::<Moment>();
+        assert_eq!(moment_of("30m"), Ok(Moment::Ago(Duration::from_secs(1800))));
+        assert_eq!(moment_of("1970-01-01T00:00:05Z"), Ok(Moment::At(5.0)));
+        assert!(moment_of("yesterday").is_err());
     }
 }

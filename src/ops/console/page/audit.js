@@ -42,8 +42,8 @@ async function start(event) {
 
 function report(audit) {
   const differ = audit.valkey_ahead + audit.pg_ahead + audit.unexplained;
-  const parts = [[audit.equal, "equal"], [audit.pending, "differ by what is on the way: all is well"], [audit.dead_letters, "differ by dead letters"], [audit.valkey_ahead, "are ahead in Valkey"], [audit.pg_ahead, "are ahead in PostgreSQL"], [audit.unexplained, "are unexplained"]];
-  return el("div", { role: "status" }, el("p", {}, differ ? pill(`${count(differ)} differ`, "bad") : pill("none differs", "good"), ` ${audit.pipeline}: ${count(audit.counters)} counters judged (${audit.scope})`),
+  const parts = [[audit.equal, "equal"], [audit.pending, "different by what is on the way: all is well"], [audit.dead_letters, "different by dead letters"], [audit.valkey_ahead, "ahead in Valkey"], [audit.pg_ahead, "ahead in PostgreSQL"], [audit.unexplained, "unexplained"]];
+  return el("div", { role: "status" }, el("p", {}, differ ? pill(`${count(differ)} ${differ === 1 ? "differs" : "differ"}`, "bad") : pill("none differs", "good"), ` ${audit.pipeline}: ${count(audit.counters)} counters judged (${audit.scope})`),
     el("ul", {}, parts.filter(([number]) => number > 0).map(([number, words]) => el("li", {}, `${count(number)} ${words}`))),
     audit.differences.length ? [table("Differences", [
       ["Key", (one) => el("code", {}, visible(one.key))], ["Class", (one) => pill(one.class, "bad")], ["Valkey", (one) => one.valkey, "number"], ["PostgreSQL", (one) => one.postgres, "number"], ["Pending", (one) => one.pending, "number"],

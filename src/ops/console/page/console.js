@@ -80,7 +80,8 @@ function notice(text) {
 }
 
 function age() {
-  place("fresh").textContent = status ? `as of ${lasting(Math.max(0, performance.now() - takenAt))} ago` : "";
+  const ms = performance.now() - takenAt;
+  place("fresh").textContent = !status ? "" : ms < 3000 ? "live" : `as of ${lasting(Math.round(ms / 1000) * 1000)} ago`;
 }
 
 async function askToken() {

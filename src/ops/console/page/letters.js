@@ -71,7 +71,7 @@ function draw() {
 }
 
 function buttons(total) {
-  const many = marked.size ? `${count(marked.size)} marked` : `all ${count(total)} that match`;
+  const many = marked.size ? `${count(marked.size)} marked` : total === 1 ? "the one that matches" : `all ${count(total)} that match`;
   const button = (id, text, act, attributes = {}) => el("button", { type: "button", id, disabled: !session.may_change, title: session.may_change ? "" : "Needs the token", on: { click: act }, ...attributes }, `${text} ${many}`);
   const isOpen = state.value === "open" || state.value === "all";
   return el("div", { class: "bar" }, isOpen ? [button("redrive", "Redrive", redrive, { class: "primary" }), button("discard", "Discard", discard, { class: "danger" })] : null,

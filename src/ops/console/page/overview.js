@@ -6,6 +6,7 @@ import { chart } from "./chart.js";
 import { form } from "./dialog.js";
 
 const TONES = { ok: "good", notice: "warn", degraded: "warn", down: "bad" };
+const STATES = { flowing: "good", paused: "warn", interrupted: "bad", halted: "bad" };
 const KEPT_MS = 15 * 60 * 1000;
 
 const verdict = el("section", { class: "card verdict", "aria-live": "polite" }, loading());
@@ -54,7 +55,7 @@ function number({ verdict, pipelines: all, ledger_bytes: ledger, postgres, valke
 }
 
 function list({ pipelines: all, pipelines_total: total }) {
-  const state = (one) => one.paused ? pill("paused", "warn") : one.paused === null ? pill("not known") : pill("not paused", "good");
+  const state = (one) => one.paused ? pill("paused", "warn") : one.state ? pill(one.state, STATES[one.state]) : pill("no daemon", "bad");
   const act = (one) => el("button", { type: "button", id: `pause-${one.name}`, disabled: !session.may_change, title: session.may_change ? "" : "Needs the token",
     on: { click: () => one.paused ? resume(one.name) : pause(one.name) } }, one.paused ? "Resume" : "Pause");
   const opened = (one) => el("button", { type: "button", class: "link", id: `streams-${one.name}`, "aria-expanded": shown === one.name ? "true" : "false",
