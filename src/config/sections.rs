@@ -182,7 +182,8 @@ sections! {
         logs: bool = "true", Switch;
         /// One batch in so many is traced, at random; `0` means what `OTEL_TRACES_SAMPLER` says, otherwise one in 100.
         trace_one_in: u64 = "0", Count("batches", 0..=1_000_000_000);
-        /// Whether metrics have the label `stream`, too. A pipeline with thousands of shards then has thousands of series of each metric.
+        /// Whether metrics have the label `stream`, too. A pipeline with thousands of shards then has thousands of series of each metric. The streams of an
+        /// `exclusive` pipeline are read and flushed together, so they are counted together, under the name of the first: for them it changes nothing.
         per_stream: bool = "false", Switch;
     }
 

@@ -101,13 +101,6 @@ impl From<&Fault> for Exit {
     }
 }
 
-/// Says why a verb does not do what it was asked for.
-fn refused(verb: &str, exit: Exit, words: &str) -> std::io::Result<Exit> {
-    use std::io::Write;
-    writeln!(std::io::stderr(), "tidegate {verb}: {words}")?;
-    Ok(exit)
-}
-
 impl From<Exit> for std::process::ExitCode {
     fn from(exit: Exit) -> Self {
         (exit as u8).into()
