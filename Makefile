@@ -14,6 +14,7 @@ help:
 	@echo "make suite     the tests against real servers alone"
 	@echo "make redis-test  the main job on Redis in the place of Valkey"
 	@echo "make telemetry-test  a real OpenTelemetry collector and a real Prometheus take what a daemon tells"
+	@echo "make console-test  the console in a real Chromium, by keyboard, narrow, in light and dark; skipped without one (SHOTS)"
 	@echo "make controls  promises broken on purpose, which the tests must notice (ONLY, CHECK)"
 	@echo "make crash     a worker killed at each crash point, again and again, and the books looked at (KILLS)"
 	@echo "make soak      producers and workers under random faults, and the books looked at (SECONDS, SEED, DELIVERY, RESULTS)"
@@ -104,7 +105,7 @@ test: cargo
 
 # Everything that is promised holds as well where one process reads alone: the tests again, but for those about marks and acknowledgements,
 # about no delivery at all, and those that choose theirs or name their pipelines themselves.
-NOT_ALONE = managed:: hydration:: functions:: cache:: near:: repository:: security:: running:: migrate:: measuring:: settings:: contract:: looking:: dead:: audit:: doctor:: \
+NOT_ALONE = console:: managed:: hydration:: functions:: cache:: near:: repository:: security:: running:: migrate:: measuring:: settings:: contract:: looking:: dead:: audit:: doctor:: \
 	walkthrough:: top:: producing:: exclusive:: permissions:: turn:: pooler:: memory:: telemetry:: metrics:: otlp:: reclaim:: cluster:: sentinel:: streams:: shards:: upgrade:: \
 	an_acknowledgement killed_after_the_read_and killed_between_commit_and_ack many_workers_that_get_everything \
 	a_rewound_group postgresql_away_for_longer a_table_change_is a_trigger_that_drops a_replay_is_refused \
@@ -135,6 +136,16 @@ redis-test: cargo
 telemetry-test: cargo servers
 	@tests/observability.sh > .servers/observability.env
 	@$(WITH_SERVERS) . ./.servers/observability.env && cargo test --locked --test it -- --ignored --nocapture real_parts::
+
+# The console in a real Chromium, driven by Node with the library playwright-core, which is installed apart from everything. Where one of them cannot be
+# had the test says why it is skipped. SHOTS=docs/images makes the pictures of the documents.
+BROWSER := .servers/browser
+SHOTS ?=
+
+.PHONY: console-test
+console-test: cargo servers
+	@tests/browser.sh $(BROWSER) > .servers/browser.env
+	@$(WITH_SERVERS) . ./.servers/browser.env && SHOTS=$(if $(SHOTS),$(abspath $(SHOTS))) cargo test --locked --test it -- --ignored --nocapture browser::
 
 # One control alone: ONLY=name. Only whether all edits apply and the copy compiles: CHECK=1.
 ONLY ?=

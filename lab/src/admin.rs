@@ -13,6 +13,22 @@ pub struct Admin {
     pub address: String,
 }
 
+/// What a request got.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub status: u16,
+    /// By name in lower case.
+    pub headers: BTreeMap<String, String>,
+    pub body: String,
+}
+
+impl Answer {
+    /// The body, which is a document.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("no JSON: {self:?}"))
+    }
+}
+
 /// One line of a scrape.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sample {
@@ -45,6 +61,28 @@ impl Admin {
         let answer = String::from_utf8(answer).expect("text");
         let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
         Ok((head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status"), body.to_owned()))
+    }
+
+    /// Sends any request; gives the whole answer.
+    pub async fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+        let mut stream = TcpStream::connect(&self.address).await.expect("connected");
+        let mut request =
+            format!("{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
+        let is_host = |name: &str| name.eq_ignore_ascii_case("host");
+        if !headers.iter().any(|(name, _)| is_host(name)) {
+            request.push_str("Host: 127.0.0.1\r\n");
+        }
+        headers.iter().for_each(|(name, value)| request.push_str(&format!("{name}: {value}\r\n")));
+        stream.write_all(format!("{request}\r\n{body}").as_bytes()).await.expect("sent");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.expect("an answer");
+        let answer = String::from_utf8(answer).expect("text");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("an answer");
+        let mut lines = head.lines();
+        let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok()).expect("a status");
+        let header =
+            |line: &str| line.split_once(": ").map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
+        Answer { status, headers: lines.filter_map(header).collect(), body: body.to_owned() }
     }
 
     /// Asks a question of health; gives whether the answer is yes, and its body.

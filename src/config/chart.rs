@@ -11,8 +11,10 @@ use super::sections::KEYS;
 
 const SCHEMA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/helm/tidegate/values.schema.json");
 
-/// Keys that the chart sets itself: urls are mounted from a Secret, and the probes ask a port that the chart knows.
-const OF_THE_CHART: [&str; 5] = ["valkey.url", "valkey.url_file", "postgres.url", "postgres.url_file", "admin.listen"];
+/// Keys that the chart sets itself: urls are mounted from a Secret, and the probes ask a port that the chart knows. A token is a secret, too:
+/// `admin.token_file` names it.
+const OF_THE_CHART: [&str; 6] =
+    ["valkey.url", "valkey.url_file", "postgres.url", "postgres.url_file", "admin.listen", "admin.token"];
 
 #[test]
 fn the_charts_schema_has_every_key_of_the_declaration_and_no_other() {

@@ -25,6 +25,8 @@ pub(super) enum Kind {
     Bytes(RangeInclusive<u64>),
     ValkeyUrl,
     PostgresUrl,
+    /// A secret that is sent in a header, or nothing.
+    Token,
     Path,
     Name,
     Text,
@@ -51,13 +53,15 @@ pub(super) enum Kind {
 
 /// The longest name of a stream or a field.
 const MAX_TEXT: usize = 512;
+/// A shorter token could be guessed; a longer one is a mistake.
+const TOKEN_LENGTHS: RangeInclusive<usize> = 16..=512;
 /// The longest name of a pipeline or a source: it is part of other names.
 const MAX_NAME: usize = 63;
 
 impl Kind {
     /// Whether its values must not be shown.
     pub(super) fn is_secret(&self) -> bool {
-        matches!(self, Kind::ValkeyUrl | Kind::PostgresUrl)
+        matches!(self, Kind::ValkeyUrl | Kind::PostgresUrl | Kind::Token)
     }
 
     /// What a value counts or is, in one or two words.
@@ -67,6 +71,7 @@ impl Kind {
             Kind::Count(unit, _) => unit,
             Kind::Bytes(_) => "bytes",
             Kind::ValkeyUrl | Kind::PostgresUrl => "url, secret",
+            Kind::Token => "secret",
             Kind::Path => "path",
             Kind::Name | Kind::TableName | Kind::Column | Kind::OptionalColumn => "name",
             Kind::OptionalName => "name",
@@ -96,6 +101,11 @@ impl Kind {
                 "valkey://user:password@host:port/db, or valkeys, redis, rediss, or one of these with -sentinel or -cluster".into()
             }
             Kind::PostgresUrl => "postgres://user:password@host:port/database".into(),
+            Kind::Token => format!(
+                "{} to {} visible ASCII characters, such as `openssl rand -hex 32` prints, or \"\"",
+                TOKEN_LENGTHS.start(),
+                TOKEN_LENGTHS.end()
+            ),
             Kind::Path => "the path of a file".into(),
             Kind::Name => format!("a letter or _, then letters, digits, _ or -, at most {MAX_NAME} characters"),
             Kind::Text => format!("1 to {MAX_TEXT} bytes without control characters"),
@@ -145,7 +155,7 @@ impl Kind {
             Kind::ValkeyUrl | Kind::PostgresUrl | Kind::Path | Kind::OptionalColumn if text.is_empty() => {
                 Ok(Setting::Nothing)
             }
-            Kind::Listen | Kind::Hosts | Kind::HttpUrl if text.is_empty() => Ok(Setting::Nothing),
+            Kind::Listen | Kind::Hosts | Kind::HttpUrl | Kind::Token if text.is_empty() => Ok(Setting::Nothing),
             Kind::OptionalName | Kind::Keys | Kind::Values if text.trim().is_empty() => Ok(Setting::Nothing),
             Kind::OptionalName => accept_if(is_name(text), Setting::Text(text.into())),
             Kind::Keys => target::parse_keys(text).map(|_| Setting::Text(text.into())),
@@ -156,6 +166,11 @@ impl Kind {
             Kind::HttpUrl => url::check_http(text).map(|()| Setting::Text(text.into())),
             Kind::ValkeyUrl => url::check_valkey(text).map(|()| Setting::Text(text.into())),
             Kind::PostgresUrl => url::check_postgres(text).map(|()| Setting::Text(text.into())),
+            // What was written is not quoted: it may be almost the token.
+            Kind::Token => {
+                let fits = TOKEN_LENGTHS.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+                if fits { Ok(Setting::Text(text.into())) } else { Err(format!("is no such token; {}", self.advice())) }
+            }
             // A url in the place of its file would be shown with its secret.
             Kind::Path if text.contains("://") => {
                 Err(format!("is a url; {}, or set the key without _file", self.advice()))
@@ -189,6 +204,7 @@ impl Kind {
             Setting::Time(time) => show_duration(*time),
             Setting::Number(bytes) if matches!(self, Kind::Bytes(_)) => show_bytes(*bytes),
             Setting::Number(count) => count.to_string(),
+            Setting::Text(_) if matches!(self, Kind::Token) => "***".into(),
             Setting::Text(text) if self.is_secret() => url::hide(text),
             Setting::Text(text) => text.clone(),
             Setting::Nothing => "none".into(),
@@ -359,6 +375,19 @@ mod tests {
         assert!(read("pipelines.x.write", "inser").expect_err("refused").contains("did you mean insert?"));
         assert!(read("pipelines.x.keys", "id: uid").expect_err("refused").starts_with("\"uid\" is no type of a field"));
         assert!(read("pipelines.x.values", "v = sum(x").expect_err("refused").starts_with("lacks a )"));
+    }
+
+    #[test]
+    fn a_token_is_long_enough_fits_into_a_header_and_is_never_quoted() {
+        let token = |text: &str| read("admin.token", text);
+        assert!(token("0123456789abcdef").is_ok());
+        assert_eq!(token(""), Ok(Setting::Nothing));
+        for bad in ["hunter2", "hunter2 hunter2 hunter2", "hunter2-hunter2-h\u{fc}nter2", &"hunter2".repeat(99)] {
+            let sentence = token(bad).expect_err("refused");
+            assert!(!sentence.contains("hunter2") && sentence.contains("openssl rand -hex 32"), "{sentence}");
+        }
+        let kind = &find("admin.token").expect("a key").kind;
+        assert_eq!(kind.show(&Setting::Text("valkey://hunter2/hunter2".into())), "***");
     }
 
     #[test]

@@ -130,6 +130,7 @@ impl Loaded {
         let keys = self.rows.iter().chain(after.rows.iter().filter(|row| find(&self.rows, &row.key).is_none()));
         let secrets = |config: &Config, key: &str| match key {
             "valkey.url" => config.valkey.url.as_ref().map(|url| url.expose_secret().to_owned()),
+            "admin.token" => config.admin.token.as_ref().map(|token| token.expose_secret().to_owned()),
             "postgres.url" => config.postgres.url.as_ref().map(|url| url.expose_secret().to_owned()),
             _ => None,
         };
@@ -209,7 +210,7 @@ pub fn load(sources: &Sources, needs: Needs) -> Result<Loaded, Problems> {
     pipelines::settle(&mut settings, &pipelines);
     // If a file was not read to its end, a key may seem to be missing, or not to fit, only because it was not seen.
     if complete {
-        problems.extend(servers::settle_urls(&mut settings, needs));
+        problems.extend(servers::settle_secrets(&mut settings, needs));
         problems.extend(settings.check_relations());
         problems.extend(pipelines::check(&settings, &pipelines));
     }

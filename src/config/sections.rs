@@ -151,6 +151,14 @@ sections! {
         hosts: Option<String> = "", Hosts;
         /// An actor that is at one step for so much longer than its time-outs allow is stuck: `/live` fails then. An outage of a server is none.
         stuck_after: Duration = "5m", Time(Duration::from_secs(1)..=DAY);
+        /// The console, a page at `/console` (docs/console.md). `off`: there is none. `open`: whoever reaches the port may read it, the contents of
+        /// dead letters included; changes need the token. `locked`: reading needs the token, too.
+        console: ConsoleAccess = "off", Choice(ConsoleAccess::WORDS);
+        /// Whoever sends this token may make changes in the console: pause and resume, redrive and discard, start an audit. Empty means that nobody
+        /// may.
+        token: Option<SecretString> = "", Token;
+        /// A file that contains `admin.token`, for mounted secrets; empty means none. It is read again at a reload.
+        token_file: Option<PathBuf> = "", Path;
     }
 
     /// What is told to an OpenTelemetry collector. A key that is left at its default leaves the matter to the standard variable `OTEL_*`, if it
@@ -174,7 +182,8 @@ sections! {
         logs: bool = "true", Switch;
         /// One batch in so many is traced, at random; `0` means what `OTEL_TRACES_SAMPLER` says, otherwise one in 100.
         trace_one_in: u64 = "0", Count("batches", 0..=1_000_000_000);
-        /// Whether metrics have the label `stream`, too. A pipeline with thousands of shards then has thousands of series of each metric.
+        /// Whether metrics have the label `stream`, too. A pipeline with thousands of shards then has thousands of series of each metric. The streams of an
+        /// `exclusive` pipeline are read and flushed together, so they are counted together, under the name of the first: for them it changes nothing.
         per_stream: bool = "false", Switch;
     }
 
@@ -237,6 +246,17 @@ sections! {
     }
 }
 
+/// Who may read the console.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ConsoleAccess {
+    /// Nobody: it is not served.
+    Off,
+    /// Whoever reaches the port.
+    Open,
+    /// Whoever has the token.
+    Locked,
+}
+
 /// Who reads the log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
@@ -258,6 +278,7 @@ pub enum OtlpProtocol {
 }
 
 choice! { OtlpProtocol: "auto" => OtlpProtocol::Auto, "http/protobuf" => OtlpProtocol::Http, "grpc" => OtlpProtocol::Grpc }
+choice! { ConsoleAccess: "off" => ConsoleAccess::Off, "open" => ConsoleAccess::Open, "locked" => ConsoleAccess::Locked }
 choice! { LogFormat: "text" => LogFormat::Text, "json" => LogFormat::Json }
 choice! { Delivery: "group" => Delivery::Group, "exclusive" => Delivery::Exclusive }
 choice! { Mode: "plain" => Mode::Plain, "managed" => Mode::Managed }

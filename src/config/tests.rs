@@ -549,7 +549,8 @@ fn every_key_can_be_set_by_the_variable_of_its_name() {
         let variable = format!("TIDEGATE__{}", path.to_uppercase().replace('.', "__"));
         let text = match key.kind.is_secret() {
             true if path.starts_with("valkey") => "valkey://h".to_owned(),
-            true => "postgres://h".to_owned(),
+            true if path.starts_with("postgres") => "postgres://h".to_owned(),
+            true => "0123456789abcdef".to_owned(),
             false => key.default.to_owned(),
         };
         let loaded = Case::new().env(&variable, &text).load(Needs::NONE).expect("valid");

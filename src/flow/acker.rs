@@ -66,7 +66,9 @@ impl Acker {
                 () = stop.forced() => return,
             };
             match receipt {
-                Some(Receipt::Settled(link, settled)) => self.acknowledge(&link, &settled).await,
+                Some(Receipt::Settled(link, settled)) => {
+                    settled.trace().covers(self.acknowledge(&link, &settled)).await
+                }
                 Some(Receipt::Done(place)) => {
                     if let Some(place) = place {
                         self.settled(place).await;

@@ -83,7 +83,10 @@ impl Settler {
         loop {
             let step = self.search.next(&mut lock(&self.setup), Instant::now());
             match step {
-                Step::Flush(piece) => self.flush(piece, stop).await?,
+                Step::Flush(piece) => {
+                    let trace = piece.batch.origin().trace.clone();
+                    trace.covers(self.flush(piece, stop)).await?;
+                }
                 Step::Wait(wait) => {
                     let has_room = self.has_room();
                     tokio::select! {

@@ -4,10 +4,11 @@
 //! and each is brought back from PostgreSQL when it is needed, once everything that was added until now is flushed. The flush goes on meanwhile, and so do
 //! producers of either kind. It is also the operator's word that another PostgreSQL, or another number of shards, is meant.
 
-use std::io::Write;
+use serde::Serialize;
 
-use super::context::one_of_counters;
-use super::{Context, Exit, Failure, refused};
+use super::columns::Page;
+use super::context::{Report, managed};
+use super::{Context, Exit, Failure};
 use crate::client::postgres::lineage;
 use crate::config::{Config, Needs};
 use crate::functions;
@@ -15,10 +16,8 @@ use crate::functions::gate::{self, Opened, Word};
 use crate::lanes;
 use crate::model::pipeline::Pipeline;
 use crate::postgres::Database;
-use crate::retry::{Fault, advised};
+use crate::retry::Fault;
 use crate::valkey::{Link, Links, info};
-
-const VERB: &str = "adopt";
 
 /// What can be said on the command line.
 #[derive(Debug, Clone, clap::Args)]
@@ -34,35 +33,63 @@ pub struct Opts {
     pub yes: bool,
 }
 
+/// What was found, and done.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Adopted {
+    /// The pipeline.
+    pub pipeline: String,
+    /// Whether nothing was changed, because `--yes` was not given.
+    pub dry_run: bool,
+    /// Its shards, in their order; fewer than it has where a later one could not be adopted.
+    pub shards: Vec<AdoptedShard>,
+}
+
+/// A shard that was adopted, or would be.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct AdoptedShard {
+    /// Its stream.
+    pub stream: String,
+    /// `managed`, `plain`, `divided` by another number of shards, or managed for another `postgres`.
+    pub was: &'static str,
+    /// The same in words.
+    pub words: String,
+    /// How many values of counters were dropped; they are brought back from PostgreSQL when they are needed.
+    pub values_dropped: u64,
+}
+
 /// Runs the verb.
 pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
     let config = context.configured(Vec::new(), Needs::BOTH)?;
-    Ok(answer(&opts, &config, &mut std::io::stdout()).await?)
-}
-
-async fn answer(opts: &Opts, config: &Config, out: &mut dyn Write) -> std::io::Result<Exit> {
-    let pipeline = match one_of_counters(config, opts.pipeline.as_deref()) {
-        Ok(pipeline) => pipeline,
-        Err(failure) => return refused(VERB, failure.exit(), &failure.to_string()),
-    };
-    if !pipeline.is_managed() {
-        let words = format!("pipeline {} is plain: write mode = \"managed\" in its section first", pipeline.name);
-        return refused(VERB, Exit::Config, &words);
-    }
-    let (valkey, postgres) = match (config.valkey.address(), config.postgres.address()) {
-        (Ok(valkey), Ok(postgres)) => (valkey, postgres),
-        (Err(problems), _) | (_, Err(problems)) => return refused(VERB, Exit::Config, &problems.to_string()),
-    };
-    let database = Database::new(postgres, 1);
+    let pipeline = managed(&config, opts.pipeline.as_deref(), "write mode = \"managed\" in its section first")?;
+    let (valkey, database) = (config.valkey.address()?, Database::new(config.postgres.address()?, 1));
+    let mut adopted = Adopted { pipeline: pipeline.name.clone(), dry_run: !opts.yes, shards: Vec::new() };
     let outcome = async {
         let mut links = Links::to(&valkey, "tidegate:adopt");
-        adopt(opts, config, pipeline, &mut links, &database, out).await
+        adopt(&opts, &config, pipeline, &mut links, &database, &mut adopted).await
     };
     let outcome = outcome.await;
     database.close().await;
-    match outcome {
-        Ok(written) => written,
-        Err(fault) => refused(VERB, Exit::from(&fault), &advised(&fault)),
+    // What was done until something failed is told all the same.
+    if outcome.is_ok() || !adopted.shards.is_empty() {
+        context.print(&adopted)?;
+    }
+    outcome.map(|()| Exit::Ok)
+}
+
+impl Report for Adopted {
+    fn show(&self, page: &mut Page) {
+        for AdoptedShard { stream, words, values_dropped, .. } in &self.shards {
+            let done = if self.dry_run { String::new() } else { format!("; {values_dropped} values were dropped") };
+            page.line(format!("{stream}: {words}{done}"));
+        }
+        if self.dry_run {
+            page.line(
+                "nothing was changed; add --yes to do it. The values that Valkey has of these counters are then dropped, and brought back from \
+                 PostgreSQL",
+            );
+        }
     }
 }
 
@@ -72,8 +99,8 @@ async fn adopt(
     pipeline: &Pipeline,
     links: &mut Links,
     database: &Database,
-    out: &mut dyn Write,
-) -> Result<std::io::Result<Exit>, Fault> {
+    adopted: &mut Adopted,
+) -> Result<(), Failure> {
     let lineage = database.run(async |c| lineage(c, pipeline.shards).await).await?;
     let source = &config.valkey.source;
     let shards = database.run(async |c| lanes::shards(c, source, pipeline).await).await?;
@@ -90,54 +117,46 @@ async fn adopt(
         let connection = link.commands();
         functions::load(connection).await?;
         let standing = gate::standing(connection, &keys).await?;
-        let (word, what) = match standing.lineage.as_deref() {
-            Some(managed) if managed == lineage => (None, "managed already".to_owned()),
+        let (word, was, words) = match standing.lineage.as_deref() {
+            Some(managed) if managed == lineage => (None, "managed", "managed already".to_owned()),
             Some(before) if !is_same_division(before, &lineage) => {
                 if unsettled > 0 {
                     let words = format!(
                         "the number of shards was changed, and {unsettled} entries of the pipeline are not settled: let `tidegate run` settle them, \
                          then run this again"
                     );
-                    return Ok(refused(VERB, Exit::Retry, &words));
+                    return Err(Failure::new(Exit::Retry, words));
                 }
-                (Some(Word::Accept), "managed by another number of shards: to be divided anew".to_owned())
+                (Some(Word::Accept), "divided", "managed by another number of shards: to be divided anew".to_owned())
             }
-            Some(before) if opts.accept_postgres => {
-                (Some(Word::Accept), format!("managed for the PostgreSQL {before}: to be managed for this one"))
-            }
+            Some(before) if opts.accept_postgres => (
+                Some(Word::Accept),
+                "postgres",
+                format!("managed for the PostgreSQL {before}: to be managed for this one"),
+            ),
             Some(before) => {
                 let words = format!(
                     "the counters were flushed into another PostgreSQL ({before}; this is {lineage}). If this one was restored, or has lost \
                      transactions, run `tidegate replay`; if it is the same data for certain, add --accept-postgres"
                 );
-                return Ok(refused(VERB, Exit::Config, &words));
+                return Err(Failure::new(Exit::Config, words));
             }
-            None => (Some(Word::Adopt), "not managed until now".to_owned()),
+            None => (Some(Word::Adopt), "plain", "not managed until now".to_owned()),
         };
-        let dropped = match (word, opts.yes) {
+        let values_dropped = match (word, opts.yes) {
             (Some(word), true) => match gate::open(connection, &keys, &lineage, word).await? {
                 Opened::Managed => drop_if_closed(&link, &keys).await?,
                 Opened::Unadopted | Opened::Other(_) => {
-                    return Ok(refused(
-                        VERB,
-                        Exit::Retry,
-                        "the shard was changed by somebody else meanwhile: run this again",
-                    ));
+                    let words = "the shard was changed by somebody else meanwhile: run this again";
+                    return Err(Failure::new(Exit::Retry, words));
                 }
             },
             (None, true) => drop_if_closed(&link, &keys).await?,
             (_, false) => 0,
         };
-        let done = if opts.yes { format!("; {dropped} values were dropped") } else { String::new() };
-        if let Err(error) = writeln!(out, "{}: {what}{done}", keys.stream) {
-            return Ok(Err(error));
-        }
+        adopted.shards.push(AdoptedShard { stream: keys.stream.clone(), was, words, values_dropped });
     }
-    if opts.yes {
-        return Ok(Ok(Exit::Ok));
-    }
-    let last = "nothing was changed; add --yes to do it. The values that Valkey has of these counters are then dropped, and brought back from PostgreSQL";
-    Ok(writeln!(out, "{last}").map(|()| Exit::Ok))
+    Ok(())
 }
 
 async fn drop_if_closed(link: &Link, keys: &crate::model::pipeline::ShardKeys) -> Result<u64, Fault> {

@@ -148,7 +148,7 @@ impl Report for Checked {
 
 /// The answer goes to `out`, problems go to `err`.
 fn answer(opts: Opts, sources: &Sources, out: &mut dyn Write, err: &mut dyn Write) -> io::Result<Exit> {
-    match load(sources, Needs::BOTH) {
+    match load(sources, Needs::DAEMON) {
         Ok(loaded) => {
             if opts.print {
                 print(&loaded, out)?;

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::columns::{Page, printable};
 use super::context::Report;
 use super::{Context, Exit, Failure};
-use crate::config::{Needs, Row};
+use crate::config::{Loaded, Needs, Row};
 
 /// What can be said on the command line.
 #[derive(Debug, Clone, clap::Args)]
@@ -64,26 +64,34 @@ pub struct Setting {
 pub fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
     let Action::Show(opts) = opts.action;
     let loaded = context.load(Vec::new(), Needs::NONE)?;
-    let is_meant = |row: &&Row| {
+    let is_meant = |row: &Row| {
         let begins = |key: &String| row.key == *key || row.key.starts_with(&format!("{key}."));
         (opts.keys.is_empty() || opts.keys.iter().any(begins)) && (!opts.changed || row.origin != "default")
     };
-    let setting = |row: &Row| Setting {
-        key: row.key.clone(),
-        value: row.value.clone(),
-        origin: row.origin.clone(),
-        unit: row.unit.to_owned(),
-        reason: row.reason.to_owned(),
-    };
-    let settings: Vec<Setting> = loaded.describe().iter().filter(is_meant).map(setting).collect();
-    if settings.is_empty() && !opts.keys.is_empty() {
+    let settings = Settings { shows_origin: opts.origin, ..Settings::of(&loaded, is_meant) };
+    if settings.settings.is_empty() && !opts.keys.is_empty() {
         return Err(Failure::usage(format!(
             "no key begins with {}: see docs/configuration.md",
             opts.keys.join(" or ")
         )));
     }
-    context.print(&Settings { settings, shows_origin: opts.origin })?;
+    context.print(&settings)?;
     Ok(Exit::Ok)
+}
+
+impl Settings {
+    /// Those keys that are meant, secrets hidden.
+    pub fn of(loaded: &Loaded, is_meant: impl Fn(&Row) -> bool) -> Settings {
+        let setting = |row: &Row| Setting {
+            key: row.key.clone(),
+            value: row.value.clone(),
+            origin: row.origin.clone(),
+            unit: row.unit.to_owned(),
+            reason: row.reason.to_owned(),
+        };
+        let settings = loaded.describe().iter().filter(|row| is_meant(row)).map(setting).collect();
+        Settings { settings, shows_origin: true }
+    }
 }
 
 impl Report for Settings {

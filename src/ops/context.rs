@@ -146,6 +146,15 @@ pub fn chosen<'a>(config: &'a Config, names: &[String]) -> Result<Vec<&'a Pipeli
     names.iter().map(|name| one(config, Some(name))).collect()
 }
 
+/// The managed pipeline that is asked for; `otherwise`: why a plain one will not do.
+pub fn managed<'a>(config: &'a Config, name: Option<&str>, otherwise: &str) -> Result<&'a Pipeline, Failure> {
+    let pipeline = one(config, name)?;
+    match pipeline.is_managed() {
+        true => Ok(pipeline),
+        false => Err(Failure::new(Exit::Config, format!("pipeline {} is plain: {otherwise}", pipeline.name))),
+    }
+}
+
 /// The pipeline that is asked for; the only one may go unnamed.
 pub fn one<'a>(config: &'a Config, name: Option<&str>) -> Result<&'a Pipeline, Failure> {
     let names = || config.pipelines.iter().map(|p| p.name.as_str()).collect::<Vec<_>>().join(", ");

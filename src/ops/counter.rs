@@ -3,20 +3,20 @@
 //! Takes an id; gives its value in Valkey, its row in PostgreSQL, and the deltas that are not flushed yet, as one sum. It ends with 3 where the sum does not
 //! come out. Read while producers add: it looks again until nothing has changed meanwhile.
 
-use std::io::Write;
+use serde::Serialize;
 
-use super::context::one_of_counters;
-use super::{Context, Exit, Failure, refused};
+use super::columns::{Page, Tone, printable};
+use super::context::{Report, one_of_counters};
+use super::{Context, Exit, Failure};
 use crate::client::postgres;
 use crate::client::truth::{Truth, TruthError, View};
-use crate::config::{Config, Needs};
+use crate::config::Needs;
 use crate::model::entry::EntryId;
 use crate::model::pipeline::{Pipeline, ShardKeys};
 use crate::model::shard::shard_of;
-use crate::retry::{Fault, advised};
+use crate::retry::Fault;
 use crate::valkey::{Command, Connection, Link, Reply, info, unexpected};
 
-const VERB: &str = "counter";
 /// Entries read in one step.
 const STEP: usize = 1_000;
 /// How often it looks again where the counter changes meanwhile.
@@ -59,6 +59,45 @@ impl From<TruthError> for Failed {
     }
 }
 
+impl From<Failed> for Failure {
+    fn from(failed: Failed) -> Failure {
+        match failed {
+            Failed::Valkey(fault) => fault.into(),
+            Failed::Postgres(error) => Failure::new(Exit::Unavailable, error.to_string()),
+        }
+    }
+}
+
+/// A counter, and how its value comes about. Numbers are text: they may have more than 53 bits.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Counter {
+    /// The pipeline.
+    pub pipeline: String,
+    /// The key of the row.
+    pub id: String,
+    /// `absent`, `in_doubt` (absent, with deltas that are not known to be settled), `dirty`, `clean`, or `plain` where its producers keep it.
+    pub state: &'static str,
+    /// The last entry that is not known to be settled; null where there is none.
+    pub dirty_up_to: Option<String>,
+    /// Milliseconds until a clean value expires; null where it does not.
+    pub expires_ms: Option<i64>,
+    /// For how many more milliseconds somebody may be bringing it back; null where nobody is.
+    pub lease_ms: Option<i64>,
+    /// Its row in PostgreSQL; 0 where there is none.
+    pub postgres: String,
+    /// The sum of what is not flushed yet.
+    pub unflushed: String,
+    /// In how many entries.
+    pub unflushed_entries: u64,
+    /// The two together: what it is.
+    pub together: String,
+    /// Its value in Valkey; null where there is none.
+    pub valkey: Option<String>,
+    /// Whether Valkey, where it has a value, has the right one.
+    pub agrees: bool,
+}
+
 /// What is known of a counter at one moment.
 #[derive(Debug, PartialEq, Eq)]
 struct Known {
@@ -73,20 +112,10 @@ struct Known {
 /// Runs the verb.
 pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
     let config = context.configured(Vec::new(), Needs::BOTH)?;
-    Ok(answer(&opts, &config, &mut std::io::stdout()).await?)
-}
-
-async fn answer(opts: &Opts, config: &Config, out: &mut dyn Write) -> std::io::Result<Exit> {
     let What::Show { id, pipeline } = &opts.what;
-    let pipeline = match one_of_counters(config, pipeline.as_deref()) {
-        Ok(pipeline) => pipeline,
-        Err(failure) => return refused(VERB, failure.exit(), &failure.to_string()),
-    };
-    let (valkey, postgres) = match (config.valkey.address(), config.postgres.address()) {
-        (Ok(valkey), Ok(postgres)) => (valkey, postgres),
-        (Err(problems), _) | (_, Err(problems)) => return refused(VERB, Exit::Config, &problems.to_string()),
-    };
-    let truth = postgres::Database::new(postgres, &config.valkey.source, pipeline, 1);
+    let pipeline = one_of_counters(&config, pipeline.as_deref())?;
+    let valkey = config.valkey.address()?;
+    let truth = postgres::Database::new(config.postgres.address()?, &config.valkey.source, pipeline, 1);
     let looked = async {
         let stream = pipeline.stream_of(shard_of(id, pipeline.shards));
         let link = Link::open(&valkey.of_stream(&stream), "tidegate:counter").await?;
@@ -100,19 +129,16 @@ async fn answer(opts: &Opts, config: &Config, out: &mut dyn Write) -> std::io::R
         }
         Ok::<_, Failed>(known)
     };
-    match looked.await {
-        Ok(Ok(known)) => show(out, pipeline, id, &known),
-        Ok(Err(known)) => {
-            show(out, pipeline, id, &known)?;
-            refused(
-                VERB,
-                Exit::Retry,
-                "the counter changed whenever it was looked at: the sum above may not come out; run it again",
-            )
-        }
-        Err(Failed::Valkey(fault)) => refused(VERB, Exit::from(&fault), &advised(&fault)),
-        Err(Failed::Postgres(error)) => refused(VERB, Exit::Unavailable, &error.to_string()),
+    let looked = looked.await?;
+    let is_stable = looked.is_ok();
+    let (Ok(known) | Err(known)) = looked;
+    let counter = Counter::of(pipeline, id, &known);
+    context.print(&counter)?;
+    if !is_stable {
+        let words = "the counter changed whenever it was looked at: the sum above may not come out; run it again";
+        return Err(Failure::new(Exit::Retry, words));
     }
+    Ok(if counter.agrees { Exit::Ok } else { Exit::Drift })
 }
 
 /// Looks once: an error if the counter changed meanwhile.
@@ -198,38 +224,57 @@ impl Known {
     }
 }
 
-fn show(out: &mut dyn Write, pipeline: &Pipeline, id: &str, known: &Known) -> std::io::Result<Exit> {
-    let state = match (&known.value, &known.last) {
-        (None, None) => "absent: the next read brings it from PostgreSQL".to_owned(),
-        (None, Some(last)) => format!("absent, with deltas up to {last} that are not known to be settled"),
-        (Some(_), Some(last)) => format!("dirty up to {last}: it cannot be evicted"),
-        (Some(_), None) => match known.left_ms {
-            Some(ms) => format!("clean: it may be evicted, and expires in {} s", ms / 1000),
-            None => "kept by its producers".to_owned(),
-        },
-    };
-    let lease = known.lease_ms.map(|ms| format!("held for {ms} ms")).unwrap_or_else(|| "none".into());
-    let on_the_way: i128 = known.unflushed.iter().map(|(_, amount)| i128::from(*amount)).sum();
-    writeln!(
-        out,
-        "counter {id:?} of pipeline {}\n\
-         state          {state}\n\
-         lease          {lease}\n\
-         in PostgreSQL  {:>20}\n\
-         not flushed    {on_the_way:>20}  in {} entries\n\
-         together       {:>20}\n\
-         in Valkey      {:>20}",
-        pipeline.name,
-        known.row,
-        known.unflushed.len(),
-        known.sum(),
-        known.value.as_deref().unwrap_or("absent"),
-    )?;
-    if known.is_right() {
-        return Ok(Exit::Ok);
+impl Counter {
+    fn of(pipeline: &Pipeline, id: &str, known: &Known) -> Counter {
+        let state = match (&known.value, &known.last, known.left_ms) {
+            (None, None, _) => "absent",
+            (None, Some(_), _) => "in_doubt",
+            (Some(_), Some(_), _) => "dirty",
+            (Some(_), None, Some(_)) => "clean",
+            (Some(_), None, None) => "plain",
+        };
+        let unflushed: i128 = known.unflushed.iter().map(|(_, amount)| i128::from(*amount)).sum();
+        Counter {
+            pipeline: pipeline.name.clone(),
+            id: id.to_owned(),
+            state,
+            dirty_up_to: known.last.clone(),
+            expires_ms: known.left_ms,
+            lease_ms: known.lease_ms,
+            postgres: known.row.to_string(),
+            unflushed: unflushed.to_string(),
+            unflushed_entries: known.unflushed.len() as u64,
+            together: known.sum().to_string(),
+            valkey: known.value.clone(),
+            agrees: known.is_right(),
+        }
     }
-    writeln!(out, "the two differ")?;
-    Ok(Exit::Drift)
+}
+
+impl Report for Counter {
+    fn show(&self, page: &mut Page) {
+        let last = self.dirty_up_to.as_deref().unwrap_or_default();
+        let state = match self.state {
+            "absent" => "absent: the next read brings it from PostgreSQL".to_owned(),
+            "in_doubt" => format!("absent, with deltas up to {last} that are not known to be settled"),
+            "dirty" => format!("dirty up to {last}: it cannot be evicted"),
+            "clean" => {
+                format!("clean: it may be evicted, and expires in {} s", self.expires_ms.unwrap_or_default() / 1000)
+            }
+            _ => "kept by its producers".to_owned(),
+        };
+        let lease = self.lease_ms.map(|ms| format!("held for {ms} ms")).unwrap_or_else(|| "none".into());
+        page.line(format!("counter \"{}\" of pipeline {}", printable(&self.id), self.pipeline));
+        page.line(format!("state          {state}"));
+        page.line(format!("lease          {lease}"));
+        page.line(format!("in PostgreSQL  {:>20}", self.postgres));
+        page.line(format!("not flushed    {:>20}  in {} entries", self.unflushed, self.unflushed_entries));
+        page.line(format!("together       {:>20}", self.together));
+        page.line(format!("in Valkey      {:>20}", self.valkey.as_deref().unwrap_or("absent")));
+        if !self.agrees {
+            page.toned(Tone::Bad, "the two differ");
+        }
+    }
 }
 
 #[cfg(test)]

@@ -4,19 +4,21 @@
 //! with deltas that are not settled stay unless it is said otherwise (nothing is lost either way: they are brought back). It keeps a pace, and an
 //! interrupted run goes on with `--from`.
 
-use std::io::Write;
 use std::time::{Duration, Instant};
 
-use super::{Context, Exit, Failure, refused};
+use serde::Serialize;
+
+use super::columns::Page;
+use super::context::{Report, managed};
+use super::{Context, Exit, Failure};
 use crate::client::invalidate::{scan, unlink};
-use crate::config::{Config, Needs};
+use crate::config::Needs;
 use crate::functions::gate;
 use crate::functions::{Call, Function};
 use crate::model::pipeline::ShardKeys;
-use crate::retry::{Fault, advised};
+use crate::retry::Fault;
 use crate::valkey::{Connection, Home, Link, Links};
 
-const VERB: &str = "invalidate";
 /// Where a run stopped is told this often.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 /// How many counters one call drops.
@@ -56,20 +58,32 @@ enum Target {
     Counters(ShardKeys, bool),
 }
 
+/// How many keys there were.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Invalidated {
+    /// Whether they were only counted.
+    pub dry_run: bool,
+    /// How many were dropped, or match.
+    pub keys: u64,
+}
+
+impl Report for Invalidated {
+    fn show(&self, page: &mut Page) {
+        page.line(match self.dry_run {
+            true => format!("{} keys match; nothing was dropped", self.keys),
+            false => format!("{} keys were dropped", self.keys),
+        });
+    }
+}
+
 /// Runs the verb.
 pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
     let config = context.configured(Vec::new(), Needs::VALKEY)?;
-    Ok(answer(&opts, &config, &mut std::io::stdout()).await?)
-}
-
-async fn answer(opts: &Opts, config: &Config, out: &mut dyn Write) -> std::io::Result<Exit> {
     let Some(start) = Start::parse(&opts.from) else {
-        return refused(VERB, Exit::Usage, "--from is no cursor: write what the earlier run told");
+        return Err(Failure::usage("--from is no cursor: write what the earlier run told"));
     };
-    let address = match config.valkey.address() {
-        Ok(address) => address,
-        Err(problems) => return refused(VERB, Exit::Config, &problems.to_string()),
-    };
+    let address = config.valkey.address()?;
     let mut runs = Vec::new();
     if let Some(pattern) = &opts.pattern {
         // The leases first: what a reader has read before is not put in place behind the cursor.
@@ -79,48 +93,33 @@ async fn answer(opts: &Opts, config: &Config, out: &mut dyn Write) -> std::io::R
         runs.push((pattern.clone(), Target::Keys));
     }
     if let Some(name) = &opts.counters {
-        let Some(pipeline) = config.pipelines.iter().find(|pipeline| pipeline.name == *name) else {
-            return refused(VERB, Exit::Config, &format!("there is no pipeline {name:?}"));
-        };
-        if !pipeline.is_managed() {
-            let words = format!(
-                "pipeline {name} is plain: what Valkey loses of its counters is lost; write mode = \"managed\" first"
-            );
-            return refused(VERB, Exit::Config, &words);
-        }
+        let otherwise = "what Valkey loses of its counters is lost; write mode = \"managed\" first";
+        let pipeline = managed(&config, Some(name), otherwise)?;
         let shards = (0..pipeline.shards.max(1)).map(|shard| pipeline.keys_of(shard));
         runs.extend(shards.map(|keys| (gate::counters(&keys), Target::Counters(keys, opts.dirty))));
     }
-    let outcome = async {
-        let mut links = Links::to(&address, "tidegate:invalidate");
-        let keys: Vec<Vec<u8>> = opts.keys.iter().map(|key| key.clone().into_bytes()).collect();
-        let mut count = if opts.dry_run { keys.len() as u64 } else { drop_keys(&mut links, None, &keys).await? };
-        let (before, mut is_first) = (address.layout().await?, true);
-        for (pattern, target) in &runs {
-            let homes = match target {
-                // In a cluster any primary may have some that match.
-                Target::Keys => address.homes().await?,
-                Target::Counters(keys, _) => vec![links.to_stream(&keys.stream).await?.commands().home()],
-            };
-            for home in &homes {
-                let from = if is_first { start.at(home) } else { "0" };
-                count += sweep(&mut links, home, pattern, target, opts, from).await?;
-            }
-            is_first = false;
+    let mut links = Links::to(&address, "tidegate:invalidate");
+    let named: Vec<Vec<u8>> = opts.keys.iter().map(|key| key.clone().into_bytes()).collect();
+    let mut keys = if opts.dry_run { named.len() as u64 } else { drop_keys(&mut links, None, &named).await? };
+    let (before, mut is_first) = (address.layout().await?, true);
+    for (pattern, target) in &runs {
+        let homes = match target {
+            // In a cluster any primary may have some that match.
+            Target::Keys => address.homes().await?,
+            Target::Counters(keys, _) => vec![links.to_stream(&keys.stream).await?.commands().home()],
+        };
+        for home in &homes {
+            let from = if is_first { start.at(home) } else { "0" };
+            keys += sweep(context, &mut links, home, pattern, target, &opts, from).await?;
         }
-        let has_moved = !runs.is_empty() && address.layout().await? != before;
-        Ok((count, has_moved))
-    };
-    match outcome.await {
-        Ok((count, _)) if opts.dry_run => writeln!(out, "{count} keys match; nothing was dropped").map(|()| Exit::Ok),
-        Ok((count, false)) => writeln!(out, "{count} keys were dropped").map(|()| Exit::Ok),
-        Ok((count, true)) => {
-            writeln!(out, "{count} keys were dropped")?;
-            let words = "slots moved while keys were looked at, so that some may have been missed: run it again";
-            refused(VERB, Exit::Retry, words)
-        }
-        Err(fault) => refused(VERB, Exit::from(&fault), &advised(&fault)),
+        is_first = false;
     }
+    context.print(&Invalidated { dry_run: opts.dry_run, keys })?;
+    if !runs.is_empty() && !opts.dry_run && address.layout().await? != before {
+        let words = "slots moved while keys were looked at, so that some may have been missed: run it again";
+        return Err(Failure::new(Exit::Retry, words));
+    }
+    Ok(Exit::Ok)
 }
 
 /// What the names of the leases of readers begin with; the rest is as in the name of the row.
@@ -153,6 +152,7 @@ impl Start {
 
 /// Looks at all keys of a server, a step at a time, and drops those that match.
 async fn sweep(
+    context: &Context,
     links: &mut Links,
     home: &Home,
     pattern: &str,
@@ -177,8 +177,7 @@ async fn sweep(
         if told.elapsed() >= TELL_EVERY {
             told = Instant::now();
             let from = Start::told(&cursor, home);
-            // Nobody to tell if stderr is closed.
-            let _ = writeln!(std::io::stderr(), "{count} so far; to go on from here: --from {from}");
+            context.say(&format!("{count} so far; to go on from here: --from {from}"));
         }
         let due = Duration::from_secs_f64(crate::client::invalidate::LOOKED_AT as f64 / opts.rate as f64);
         tokio::time::sleep(due.saturating_sub(began.elapsed())).await;

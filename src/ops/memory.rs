@@ -6,20 +6,22 @@
 
 use std::collections::BTreeMap;
 use std::collections::HashSet;
-use std::io::Write;
 use std::time::Duration;
 
-use super::{Context, Exit, Failure, refused};
+use serde::Serialize;
+
+use super::columns::{Page, printable};
+use super::context::Report;
+use super::{Context, Exit, Failure};
 use crate::client::invalidate::scan;
 use crate::config::{Config, Needs};
 use crate::functions;
 use crate::functions::gate;
 use crate::model::entry::EntryId;
 use crate::model::pipeline::{Pipeline, ShardKeys};
-use crate::retry::{Fault, advised};
+use crate::retry::Fault;
 use crate::valkey::{Command, Connection, Endpoint, Home, Links, info, unexpected};
 
-const VERB: &str = "memory";
 /// How many of the newest entries tell how many counters are touched.
 const NEWEST: usize = 2_000;
 /// How many keys of each kind are measured.
@@ -65,29 +67,79 @@ struct Shard {
     value_bytes: f64,
 }
 
+/// What fills Valkey.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct MemoryReport {
+    /// Each primary by itself: one, or those of a cluster.
+    pub primaries: Vec<PrimaryMemory>,
+}
+
+/// What fills one primary.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct PrimaryMemory {
+    /// Where it is, in a cluster; else null.
+    pub primary: Option<String>,
+    /// Bytes in use.
+    pub used_bytes: u64,
+    /// `maxmemory`; null where there is no limit.
+    pub max_bytes: Option<u64>,
+    /// How many keys there are.
+    pub keys: u64,
+    /// How many of them have a TTL.
+    pub keys_with_ttl: u64,
+    /// Keys evicted a second while this ran.
+    pub evictions_per_second: f64,
+    /// `maxmemory-policy`.
+    pub policy: String,
+    /// What that means for counters and streams.
+    pub policy_advice: &'static str,
+    /// What MEMORY DOCTOR says, or why it may not be asked.
+    pub doctor: String,
+    /// The keys that were looked at, by kind.
+    pub kinds: Vec<KindOfKeys>,
+    /// The streams.
+    pub streams: Vec<StreamMemory>,
+    /// How long PostgreSQL may stay away at the rate of this moment, in seconds; null where there is no limit, or nothing was added.
+    pub runway_seconds: Option<u64>,
+}
+
+/// Keys of one kind.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct KindOfKeys {
+    /// What their names begin with.
+    pub kind: String,
+    /// How many of those looked at are of this kind.
+    pub keys: u64,
+    /// What each takes, in bytes, on average.
+    pub bytes_each: u64,
+}
+
+/// A stream, as far as memory goes.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct StreamMemory {
+    /// Its key.
+    pub stream: String,
+    /// Entries in it.
+    pub entries: u64,
+    /// What they take, in bytes.
+    pub bytes: u64,
+    /// Entries added a second while this ran.
+    pub per_second: f64,
+    /// Counters that cannot be evicted; null where the pipeline is plain.
+    pub dirty: Option<u64>,
+}
+
 /// Runs the verb.
 pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
     let config = context.configured(Vec::new(), Needs::VALKEY)?;
-    Ok(answer(&opts, &config, &mut std::io::stdout()).await?)
-}
-
-async fn answer(opts: &Opts, config: &Config, out: &mut dyn Write) -> std::io::Result<Exit> {
-    let address = match config.valkey.address() {
-        Ok(address) => address,
-        Err(problems) => return refused(VERB, Exit::Config, &problems.to_string()),
-    };
-    match observe(config, &address, opts).await {
-        Ok(primaries) => {
-            for (home, primary) in &primaries {
-                if home.is_of_cluster() {
-                    writeln!(out, "primary {home}")?;
-                }
-                report(out, primary)?;
-            }
-            Ok(Exit::Ok)
-        }
-        Err(fault) => refused(VERB, Exit::from(&fault), &advised(&fault)),
-    }
+    let primaries = observe(&config, &config.valkey.address()?, &opts).await?;
+    let primaries = primaries.iter().map(|(home, primary)| PrimaryMemory::of(home, primary)).collect();
+    context.print(&MemoryReport { primaries })?;
+    Ok(Exit::Ok)
 }
 
 /// What was seen of one primary; each fills by itself.
@@ -139,49 +191,77 @@ async fn observe(config: &Config, address: &Endpoint, opts: &Opts) -> Result<BTr
     Ok(primaries)
 }
 
-fn report(out: &mut dyn Write, primary: &Primary) -> std::io::Result<()> {
-    let Primary { memory, evictions, shards: seen, kinds } = primary;
-    let limit = if memory.max == 0 { "no limit".to_owned() } else { size(memory.max as f64) };
-    writeln!(
-        out,
-        "memory         {} of {limit}, {} keys, {} with a TTL",
-        size(memory.used as f64),
-        memory.keys,
-        memory.with_ttl
-    )?;
-    writeln!(out, "evictions      {evictions:.0} /s")?;
-    writeln!(out, "policy         {}: {}", memory.policy, policy_advice(&memory.policy))?;
-    writeln!(out, "MEMORY DOCTOR  {}", memory.advice)?;
-    for (kind, of) in kinds {
-        let share = of.bytes as f64 / of.measured.max(1) as f64;
-        writeln!(out, "  {kind:<24} {:>8} of the keys looked at, {share:.0} bytes each", of.keys)?;
-    }
-    for (stream, is_managed, shard) in seen {
-        let dirty = if *is_managed { format!(", {} counters dirty", shard.dirty) } else { String::new() };
-        writeln!(
-            out,
-            "{stream}: {} entries in {}, {:.0} /s{dirty}",
-            shard.entries,
-            size(shard.stream_bytes as f64),
-            shard.rate
-        )?;
-    }
-    let shards: Vec<Shard> = seen.iter().map(|(.., shard)| *shard).collect();
-    match runway(memory_left(memory, kinds), &shards) {
-        _ if memory.max == 0 => {
-            writeln!(out, "runway         maxmemory is not set: until the machine has no memory left")?
+impl PrimaryMemory {
+    fn of(home: &Home, primary: &Primary) -> PrimaryMemory {
+        let Primary { memory, evictions, shards: seen, kinds } = primary;
+        let shards: Vec<Shard> = seen.iter().map(|(.., shard)| *shard).collect();
+        let runway = runway(memory_left(memory, kinds), &shards).filter(|_| memory.max > 0);
+        let kind = |(kind, of): (&String, &Kind)| KindOfKeys {
+            kind: kind.clone(),
+            keys: of.keys,
+            bytes_each: (of.bytes as f64 / f64::from(of.measured.max(1))).round() as u64,
+        };
+        let stream = |(stream, is_managed, shard): &(String, bool, Shard)| StreamMemory {
+            stream: stream.clone(),
+            entries: shard.entries,
+            bytes: shard.stream_bytes,
+            per_second: shard.rate,
+            dirty: is_managed.then_some(shard.dirty),
+        };
+        PrimaryMemory {
+            primary: home.is_of_cluster().then(|| home.to_string()),
+            used_bytes: memory.used,
+            max_bytes: (memory.max > 0).then_some(memory.max),
+            keys: memory.keys,
+            keys_with_ttl: memory.with_ttl,
+            evictions_per_second: *evictions,
+            policy: memory.policy.clone(),
+            policy_advice: policy_advice(&memory.policy),
+            doctor: memory.advice.clone(),
+            kinds: kinds.iter().map(kind).collect(),
+            streams: seen.iter().map(stream).collect(),
+            runway_seconds: runway.map(|seconds| seconds as u64),
         }
-        None => writeln!(out, "runway         without an end: nothing was added while this ran")?,
-        Some(seconds) => {
-            let seconds = Duration::from_secs(seconds as u64);
-            writeln!(
-                out,
+    }
+}
+
+impl Report for MemoryReport {
+    fn show(&self, page: &mut Page) {
+        self.primaries.iter().for_each(|primary| primary.show(page));
+    }
+}
+
+impl PrimaryMemory {
+    fn show(&self, page: &mut Page) {
+        if let Some(primary) = &self.primary {
+            page.line(format!("primary {primary}"));
+        }
+        let limit = self.max_bytes.map_or_else(|| "no limit".to_owned(), |max| size(max as f64));
+        page.line(format!(
+            "memory         {} of {limit}, {} keys, {} with a TTL",
+            size(self.used_bytes as f64),
+            self.keys,
+            self.keys_with_ttl
+        ));
+        page.line(format!("evictions      {:.0} /s", self.evictions_per_second));
+        page.line(format!("policy         {}: {}", self.policy, self.policy_advice));
+        page.line(format!("MEMORY DOCTOR  {}", printable(&self.doctor)));
+        for KindOfKeys { kind, keys, bytes_each } in &self.kinds {
+            page.line(format!("  {:<24} {keys:>8} of the keys looked at, {bytes_each} bytes each", printable(kind)));
+        }
+        for StreamMemory { stream, entries, bytes, per_second, dirty } in &self.streams {
+            let dirty = dirty.map(|dirty| format!(", {dirty} counters dirty")).unwrap_or_default();
+            page.line(format!("{stream}: {entries} entries in {}, {per_second:.0} /s{dirty}", size(*bytes as f64)));
+        }
+        page.line(match (self.max_bytes, self.runway_seconds) {
+            (None, _) => "runway         maxmemory is not set: until the machine has no memory left".to_owned(),
+            (Some(_), None) => "runway         without an end: nothing was added while this ran".to_owned(),
+            (Some(_), Some(seconds)) => format!(
                 "runway         PostgreSQL may stay away for {}, at this rate",
-                humantime::format_duration(seconds)
-            )?;
-        }
+                humantime::format_duration(Duration::from_secs(seconds))
+            ),
+        });
     }
-    Ok(())
 }
 
 /// What each eviction policy means for counters and streams.

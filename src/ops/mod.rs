@@ -9,6 +9,7 @@ pub mod check;
 pub mod cli;
 pub mod columns;
 pub mod config;
+pub mod console;
 pub mod context;
 pub mod counter;
 pub mod dead;
@@ -99,13 +100,6 @@ impl From<&Fault> for Exit {
             FaultKind::Other => Exit::Error,
         }
     }
-}
-
-/// Says why a verb does not do what it was asked for.
-fn refused(verb: &str, exit: Exit, words: &str) -> std::io::Result<Exit> {
-    use std::io::Write;
-    writeln!(std::io::stderr(), "tidegate {verb}: {words}")?;
-    Ok(exit)
 }
 
 impl From<Exit> for std::process::ExitCode {

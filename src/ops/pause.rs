@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use sqlx::postgres::PgConnection;
 
 use super::columns::{Page, Tone, lasting, plural, printable};
 use super::context::{Report, chosen};
@@ -75,42 +76,72 @@ pub struct Paused {
     pub obeying: u64,
 }
 
+/// What is done with pipelines.
+#[derive(Debug, Clone, Copy)]
+pub enum Change<'a> {
+    /// They are paused.
+    Pause {
+        /// For how long; none: until somebody resumes them.
+        duration: Option<Duration>,
+        /// Why, if that was said.
+        reason: Option<&'a str>,
+        /// Who says so, if that is known.
+        operator: Option<&'a str>,
+    },
+    /// Their pause ends.
+    Resume,
+}
+
 /// Runs `pause`.
 pub async fn pause(opts: Opts, context: &Context) -> Result<Exit, Failure> {
     let config = context.configured(Vec::new(), Needs::BOTH)?;
     let names = if opts.all { &[][..] } else { &opts.pipelines };
-    let pipelines = chosen(&config, names)?;
-    if opts.duration.is_some_and(|duration| duration.is_zero()) {
-        return Err(Failure::usage("a pause of no time is none: write --for 10m, or leave it out"));
-    }
-    let mut servers = Servers::of(&config, "tidegate:pause")?;
     let operator = std::env::var("USER").ok();
-    let before = in_force(&servers).await?;
-    for pipeline in &pipelines {
-        let (name, reason) = (&pipeline.name, opts.reason.as_deref());
-        let source = servers.source.clone();
-        servers
-            .database
-            .run(async |c| pauses::pause(c, &source, name, opts.duration, reason, operator.as_deref()).await)
-            .await?;
-    }
-    let told = confirm(&config, &pipelines, &mut servers, &before, true).await?;
-    finish(context, told)
+    let change =
+        Change::Pause { duration: opts.duration, reason: opts.reason.as_deref(), operator: operator.as_deref() };
+    let mut servers = Servers::of(&config, "tidegate:pause")?;
+    finish(context, change.make(&config, &chosen(&config, names)?, &mut servers, OBEYED_WITHIN).await?)
 }
 
 /// Runs `resume`.
 pub async fn resume(opts: ResumeOpts, context: &Context) -> Result<Exit, Failure> {
     let config = context.configured(Vec::new(), Needs::BOTH)?;
     let names = if opts.all { &[][..] } else { &opts.pipelines };
-    let pipelines = chosen(&config, names)?;
     let mut servers = Servers::of(&config, "tidegate:resume")?;
-    let before = in_force(&servers).await?;
-    for pipeline in &pipelines {
+    finish(context, Change::Resume.make(&config, &chosen(&config, names)?, &mut servers, OBEYED_WITHIN).await?)
+}
+
+impl Change<'_> {
+    /// Makes it, and waits until the daemons at work obey, for so long at the most.
+    pub async fn make(
+        self,
+        config: &Config,
+        pipelines: &[&Pipeline],
+        servers: &mut Servers,
+        within: Duration,
+    ) -> Result<Pauses, Failure> {
+        if let Change::Pause { duration: Some(Duration::ZERO), .. } = self {
+            return Err(Failure::usage("a pause of no time is none: write --for 10m, or leave it out"));
+        }
+        let before = in_force(servers).await?;
         let source = servers.source.clone();
-        servers.database.run(async |c| pauses::resume(c, &source, &pipeline.name).await).await?;
+        for pipeline in pipelines {
+            let name = &pipeline.name;
+            let made = match self {
+                Change::Pause { duration, reason, operator } => {
+                    let pause =
+                        async |c: &mut PgConnection| pauses::pause(c, &source, name, duration, reason, operator).await;
+                    servers.database.run(pause).await
+                }
+                Change::Resume => {
+                    let resume = async |c: &mut PgConnection| pauses::resume(c, &source, name).await;
+                    servers.database.run(resume).await.map(|_| ())
+                }
+            };
+            made?;
+        }
+        confirm(config, pipelines, servers, &before, matches!(self, Change::Pause { .. }), within).await
     }
-    let told = confirm(&config, &pipelines, &mut servers, &before, false).await?;
-    finish(context, told)
 }
 
 fn finish(context: &Context, told: Pauses) -> Result<Exit, Failure> {
@@ -134,8 +165,9 @@ async fn confirm(
     servers: &mut Servers,
     before: &[pauses::Pause],
     is_pause: bool,
+    within: Duration,
 ) -> Result<Pauses, Failure> {
-    let deadline = tokio::time::Instant::now() + OBEYED_WITHIN;
+    let deadline = tokio::time::Instant::now() + within;
     loop {
         let look = Look::take(servers, pipelines, config.reclaim.dead_after).await;
         let now = in_force(servers).await?;

@@ -1,12 +1,15 @@
 //! `tidegate run`: the daemon.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::console::Console;
 use super::{Context, Exit, Failure};
 use crate::config::{Needs, load};
 use crate::postgres::schema;
 use crate::service::{self, Ending, Options, Refusal};
 use crate::telemetry::Telemetry;
+use crate::telemetry::admin::Pages;
 
 /// What can be said on the command line.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -37,18 +40,19 @@ impl Opts {
 
 /// Starts what the daemon tells of itself, the log among it.
 pub fn telemetry(opts: &Opts, context: &Context) -> Result<Telemetry, Failure> {
-    let config = context.load(opts.flags(), Needs::BOTH)?.config;
+    let config = context.load(opts.flags(), Needs::DAEMON)?.config;
     Telemetry::start(&config).map_err(|refused| Failure::new(Exit::Config, refused.to_string()))
 }
 
 /// Runs the verb. `telemetry`: as [`telemetry`] has started it.
 pub async fn run(opts: Opts, context: &Context, telemetry: Option<&Telemetry>) -> Result<Exit, Failure> {
     let Some(telemetry) = telemetry else { return Err(Failure::new(Exit::Error, "telemetry was not started")) };
-    let loaded = context.load(opts.flags(), Needs::BOTH)?;
-    let again = || load(&context.sources(opts.flags()), Needs::BOTH);
+    let loaded = context.load(opts.flags(), Needs::DAEMON)?;
+    let again = || load(&context.sources(opts.flags()), Needs::DAEMON);
     let Opts { until_empty, timeout, migrate, accept_eviction, .. } = opts;
     let options = Options { until_empty, timeout, migrate, accept_eviction };
-    match service::run(loaded, options, telemetry.pages(), again).await {
+    let pages = Pages { beside: Some(Arc::new(Console::new(telemetry.registry()))), ..telemetry.pages() };
+    match service::run(loaded, options, pages, again).await {
         Ok(Ending::Settled) => Ok(Exit::Ok),
         Ok(Ending::LeftPending) => Ok(Exit::Retry),
         Ok(Ending::NoWorkers) => Ok(Exit::Error),

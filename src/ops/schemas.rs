@@ -6,7 +6,10 @@ use std::path::Path;
 
 use schemars::{JsonSchema, generate::SchemaSettings};
 
-use super::{audit, check, config, dead, doctor, explain, group, pause, pending, pipeline, status, tap, trim, wait};
+use super::{
+    adopt, audit, check, config, counter, dead, doctor, explain, group, invalidate, memory, pause, pending, pipeline,
+    status, tap, trim, wait, warm,
+};
 
 fn schema<T: JsonSchema>() -> serde_json::Value {
     SchemaSettings::draft2020_12().for_serialize().into_generator().into_root_schema_for::<T>().to_value()
@@ -14,9 +17,11 @@ fn schema<T: JsonSchema>() -> serde_json::Value {
 
 fn schemas() -> Vec<(&'static str, serde_json::Value)> {
     vec![
+        ("adopt", schema::<adopt::Adopted>()),
         ("audit", schema::<audit::Audit>()),
         ("check", schema::<check::Checked>()),
         ("config-show", schema::<config::Settings>()),
+        ("counter", schema::<counter::Counter>()),
         ("dead-list", schema::<dead::list::DeadLetters>()),
         ("dead-mark", schema::<dead::discard::Marked>()),
         ("dead-redrive", schema::<dead::redrive::Redriven>()),
@@ -25,6 +30,8 @@ fn schemas() -> Vec<(&'static str, serde_json::Value)> {
         ("explain", schema::<explain::Explanation>()),
         ("group-list", schema::<group::Groups>()),
         ("group-repair", schema::<group::Repaired>()),
+        ("invalidate", schema::<invalidate::Invalidated>()),
+        ("memory", schema::<memory::MemoryReport>()),
         ("pause", schema::<pause::Pauses>()),
         ("pending", schema::<pending::Pending>()),
         ("pipeline-new", schema::<pipeline::draft::Proposal>()),
@@ -33,6 +40,7 @@ fn schemas() -> Vec<(&'static str, serde_json::Value)> {
         ("tap", schema::<tap::Tapped>()),
         ("trim", schema::<trim::Trim>()),
         ("wait", schema::<wait::Waited>()),
+        ("warm", schema::<warm::Warmed>()),
     ]
 }
 

@@ -3,21 +3,22 @@
 //! Takes ids, from a file or the rows with the highest values; gives how many are in place. It does what a read does, by lease and with the ledger's
 //! judgement, so a warmed value is as exact as any. Keeps a pace; what cannot be brought now is counted and left to the next reader.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use sqlx::AssertSqlSafe;
 
-use super::context::one_of_counters;
-use super::{Context, Exit, Failure, refused};
+use super::columns::Page;
+use super::context::{Report, managed};
+use super::{Context, Exit, Failure};
 use crate::client::{Count, CounterOptions, Counters, postgres};
-use crate::config::{Config, Needs};
+use crate::config::Needs;
 use crate::model::pipeline::Pipeline;
 use crate::postgres::Database;
-use crate::retry::{Fault, advised};
+use crate::retry::Fault;
 
-const VERB: &str = "warm";
 /// How many are brought from one snapshot.
 const AT_ONCE: usize = 200;
 
@@ -39,64 +40,64 @@ pub struct Opts {
     pub rate: u64,
 }
 
+/// How many are in place.
+#[derive(Debug, Serialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Warmed {
+    /// The pipeline.
+    pub pipeline: String,
+    /// How many were asked for.
+    pub asked: u64,
+    /// How many are in place.
+    pub warm: u64,
+    /// Why the last one that is not could not be brought; null where all are.
+    pub why_not: Option<String>,
+}
+
+impl Report for Warmed {
+    fn show(&self, page: &mut Page) {
+        page.line(format!("{} of {} counters are in place", self.warm, self.asked));
+    }
+}
+
 /// Runs the verb.
 pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
     let config = context.configured(Vec::new(), Needs::BOTH)?;
-    Ok(answer(&opts, &config, &mut std::io::stdout()).await?)
-}
-
-async fn answer(opts: &Opts, config: &Config, out: &mut dyn Write) -> std::io::Result<Exit> {
-    let pipeline = match one_of_counters(config, opts.pipeline.as_deref()) {
-        Ok(pipeline) => pipeline,
-        Err(failure) => return refused(VERB, failure.exit(), &failure.to_string()),
-    };
-    if !pipeline.is_managed() {
-        let words = format!("pipeline {} is plain: its producers keep the counters in Valkey", pipeline.name);
-        return refused(VERB, Exit::Config, &words);
-    }
-    let (valkey, address) = match (config.valkey.address(), config.postgres.address()) {
-        (Ok(valkey), Ok(postgres)) => (valkey, postgres),
-        (Err(problems), _) | (_, Err(problems)) => return refused(VERB, Exit::Config, &problems.to_string()),
-    };
+    let pipeline = managed(&config, opts.pipeline.as_deref(), "its producers keep the counters in Valkey")?;
+    let (valkey, address) = (config.valkey.address()?, config.postgres.address()?);
     let ids = match (&opts.ids, opts.top) {
-        (Some(file), _) => match read_ids(file) {
-            Ok(ids) => ids,
-            Err(error) => return refused(VERB, Exit::NoInput, &format!("{}: {error}", file.display())),
-        },
+        (Some(file), _) => {
+            read_ids(file).map_err(|error| Failure::new(Exit::NoInput, format!("{}: {error}", file.display())))?
+        }
         (None, top) => {
             let database = Database::new(address.clone(), 1);
             let ids = top_of(&database, pipeline, top.unwrap_or(0)).await;
             database.close().await;
-            match ids {
-                Ok(ids) => ids,
-                Err(fault) => return refused(VERB, Exit::from(&fault), &advised(&fault)),
-            }
+            ids?
         }
     };
     let truth = postgres::Database::new(address, &config.valkey.source, pipeline, 2);
     let options = CounterOptions { ttl: config.managed.ttl, ..CounterOptions::default() };
-    let counters = match Counters::connect(&valkey, pipeline, truth, options).await {
-        Ok(counters) => counters,
-        Err(fault) => return refused(VERB, Exit::from(&fault), &advised(&fault)),
-    };
-    let (mut warm, mut why) = (0, None);
+    let counters = Counters::connect(&valkey, pipeline, truth, options).await?;
+    let (mut warm, mut why_not) = (0, None);
     for ids in ids.chunks(AT_ONCE) {
         let began = Instant::now();
         let names: Vec<&str> = ids.iter().map(String::as_str).collect();
         for count in counters.get_many(&names).await {
             match count {
                 Count::Exact(_) => warm += 1,
-                Count::Unknown(reason) => why = Some(reason.to_string()),
-                Count::Stored(_) => why = Some("the flush has to catch up first".into()),
+                Count::Unknown(reason) => why_not = Some(reason.to_string()),
+                Count::Stored(_) => why_not = Some("the flush has to catch up first".into()),
             }
         }
         let due = Duration::from_secs_f64(ids.len() as f64 / opts.rate as f64);
         tokio::time::sleep(due.saturating_sub(began.elapsed())).await;
     }
-    writeln!(out, "{warm} of {} counters are in place", ids.len())?;
-    match why {
+    let warmed = Warmed { pipeline: pipeline.name.clone(), asked: ids.len() as u64, warm, why_not };
+    context.print(&warmed)?;
+    match warmed.why_not {
         None => Ok(Exit::Ok),
-        Some(why) => refused(VERB, Exit::Retry, &format!("some could not be brought: {why}")),
+        Some(why) => Err(Failure::new(Exit::Retry, format!("some could not be brought: {why}"))),
     }
 }
 

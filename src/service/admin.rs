@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep};
 use tracing::{info, warn};
 
-use crate::config::AdminSection;
+use crate::config::Loaded;
 use crate::telemetry::admin::{Hosts, PATHS, Pages, router};
 
 /// How soon it is tried again to get a port that another process has.
@@ -40,14 +40,18 @@ pub(super) struct Admin {
 
 impl Admin {
     /// Begins to serve, if that is asked for.
-    pub(super) fn start(section: &AdminSection, pages: Pages) -> Admin {
+    pub(super) fn start(loaded: &Loaded, pages: Pages) -> Admin {
         let mut admin = Admin { pages, asked: None, tasks: JoinSet::new() };
-        admin.follow(section);
+        admin.follow(loaded);
         admin
     }
 
-    /// Serves as this section says from now on.
-    pub(super) fn follow(&mut self, section: &AdminSection) {
+    /// Serves as this configuration says from now on.
+    pub(super) fn follow(&mut self, loaded: &Loaded) {
+        if let Some(beside) = &self.pages.beside {
+            beside.follow(loaded);
+        }
+        let section = &loaded.config.admin;
         let asked = section.listen.map(|listen| (listen, Hosts::of(section.hosts.as_deref())));
         if asked == self.asked {
             return;

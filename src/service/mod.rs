@@ -76,7 +76,7 @@ pub async fn run(
     let places = Places::named_in(&loaded.config)?;
     let registry = pages.registry.clone();
     // Before anything else: while it waits for a server it is live, and has not started.
-    let mut admin = Admin::start(&loaded.config.admin, pages);
+    let mut admin = Admin::start(&loaded, pages);
     let _notifier = Notifier::start(&registry);
     let flows = {
         let preparing = prepare(&loaded.config, &places, options);
@@ -113,7 +113,7 @@ pub async fn run(
                 // It was started with the process.
                 loaded.config.telemetry = running.loaded.config.telemetry.clone();
                 log::set_level(&loaded.config.log.level);
-                admin.follow(&loaded.config.admin);
+                admin.follow(&loaded);
                 failpoint::reached("reload.read");
                 match running.stop(&mut signals, Drain::ToReload).await {
                     // What could not be settled in time stays pending: the new configuration's workers take it up.
@@ -125,9 +125,8 @@ pub async fn run(
                     Drained::SignalledTwice => return Ok(Ending::LeftPending),
                 }
                 running = running.followed_by(loaded, options).await?;
-                let Config { admin: section, log: told, .. } = &running.loaded.config;
-                admin.follow(section);
-                log::set_level(&told.level);
+                admin.follow(&running.loaded);
+                log::set_level(&running.loaded.config.log.level);
                 notify::ready(&registry);
                 failpoint::reached("reload.started");
                 continue;

@@ -34,6 +34,7 @@ pub(super) async fn look(database: &Database, source: &str, flows: &[Flow]) {
         let pipeline = &flow.pipeline.name;
         let pause = found.iter().find(|pause| pause.pipeline == *pipeline);
         let state = pause.map_or(State::Flows, |pause| State::Paused(pause.left.map(|left| Instant::now() + left)));
+        flow.metrics.told_paused(pause.is_some());
         // A pipeline's shards share one.
         if flow.pause.set(state) {
             match pause {

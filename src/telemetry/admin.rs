@@ -1,7 +1,7 @@
-//! Admin: what the admin port serves: metrics and health, and later pages beside them.
+//! Admin: what the admin port serves: metrics and health, and the pages that somebody adds beside them.
 //!
-//! Takes the registry and the scrape; gives a router. A request is refused whose `Host` is a foreign name: a web page that makes a browser ask
-//! this port under a name of its own (DNS rebinding) gets nothing. Reading is all that can be done here.
+//! Takes the registry, the scrape and those pages; gives a router. A request is refused whose `Host` is a foreign name: a web page that makes a
+//! browser ask this port under a name of its own (DNS rebinding) gets nothing. Metrics and health ask no server and can only be read.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -19,6 +19,7 @@ use axum::routing::get;
 use super::health::Question;
 use super::prometheus::{CONTENT_TYPE as PROMETHEUS, Scrape};
 use super::registry::Registry;
+use crate::config::Loaded;
 
 /// The paths that are served.
 pub const PATHS: &str = "/metrics, /live, /ready, /startup";
@@ -30,6 +31,16 @@ pub struct Pages {
     pub registry: Registry,
     /// Its metrics.
     pub scrape: Scrape,
+    /// Pages beside these.
+    pub beside: Option<Arc<dyn Beside>>,
+}
+
+/// Pages beside metrics and health, under paths of their own.
+pub trait Beside: std::fmt::Debug + Send + Sync {
+    /// What is served.
+    fn router(&self) -> Router;
+    /// This configuration is in force from now on.
+    fn follow(&self, loaded: &Loaded);
 }
 
 /// The names, beside `localhost` and addresses, under which the port may be asked.
@@ -72,12 +83,13 @@ fn without_port(host: &str) -> &str {
 
 /// What is served.
 pub fn router(pages: Pages, hosts: Hosts) -> Router {
+    let beside = pages.beside.as_ref().map(|beside| beside.router()).unwrap_or_default();
     let mut router = Router::new().route("/metrics", get(metrics));
     for question in Question::ALL {
         let answer = move |State(pages): State<Pages>| async move { health(question, &pages.registry) };
         router = router.route(question.path(), get(answer));
     }
-    router.fallback(nothing).with_state(pages).layer(from_fn_with_state(hosts, refuse_foreign_hosts))
+    router.with_state(pages).merge(beside).fallback(nothing).layer(from_fn_with_state(hosts, refuse_foreign_hosts))
 }
 
 async fn refuse_foreign_hosts(State(hosts): State<Hosts>, request: Request, next: Next) -> Response {
@@ -110,7 +122,7 @@ fn health(question: Question, registry: &Registry) -> Response {
     (status, headers("application/json"), format!("{}\n", answer.body)).into_response()
 }
 
-async fn nothing() -> Response {
+pub(crate) async fn nothing() -> Response {
     (StatusCode::NOT_FOUND, format!("nothing is here; there are {PATHS}\n")).into_response()
 }
 

@@ -173,6 +173,7 @@ instruments! {
         gate, Min, "gates", "1 while absent counters are brought back from PostgreSQL, 0 while they are not (a replay, an operator is waited for); unknown where the mode is `plain`";
         failing_workers, Sum, "workers", "workers whose flushes are failing now";
         halted, Max, "pipelines", "1 while reading or flushing waits for an operator, else 0";
+        paused, Max, "pipelines", "1 while an operator has paused the pipeline, else 0";
         ledger_rows, Sum, "rows", "rows that the ledger has of this stream, as PostgreSQL told it last";
         dead_letters_open, Sum, "letters", "dead letters that nobody has resolved, as PostgreSQL told it last";
     }
@@ -327,6 +328,8 @@ pub const METRICS: &[Metric] = &[
         "how long ago Valkey was asked for its backlog: large while it cannot be asked"),
     gauge("tidegate.halted", "", |now| count(now.halted),
         "1 while reading or flushing waits for an operator, else 0"),
+    gauge("tidegate.paused", "", |now| count(now.paused.or(Some(0))),
+        "1 while an operator has paused the pipeline, else 0"),
     gauge("tidegate.degraded", "", |now| Some(if now.is_degraded() { 1.0 } else { 0.0 }),
         "1 while flushes fail, the pipeline is halted, or Valkey cannot be asked, else 0"),
     gauge("tidegate.workers.failing", "{worker}", |now| count(now.failing_workers.or(Some(0))),
@@ -454,6 +457,12 @@ pub const EVENTS: &[Event] = &[
         "a SIGHUP was followed: the workers settle what they hold and start with the new configuration",
     ),
     event("reload_refused", "refusal", "a SIGHUP was not followed: the configuration before it stays in force"),
+    event(
+        "console_action",
+        "action, about, operator, dry_run, outcome, error",
+        "somebody has paused, resumed, redriven, discarded, reopened or audited something in the console",
+    ),
+    event("console_refused", "attempts", "a wrong token was sent to the console; once in 10 s at the most"),
     event("stopped", "phase", "the end: `settled`, or `left pending`"),
 ];
 

@@ -4,16 +4,22 @@
 //! cannot fail: the configuration has checked the level. The level can be changed while the process runs.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::io::IsTerminal;
 use std::sync::OnceLock;
 
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
+use tracing::{Event, Subscriber};
 use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
+use super::trace::current;
 use crate::config::{LogFormat, LogSection};
 
 /// What libraries may say, unless the level names them.
@@ -31,13 +37,45 @@ pub fn start(log: &LogSection, exported: Option<&SdkLoggerProvider>) {
     let colours = colours_for(std::io::stderr().is_terminal());
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
     let lines = match log.format {
-        LogFormat::Text => lines.with_ansi(colours).boxed(),
-        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
+        LogFormat::Text => {
+            let traced = |format| Traced { format, is_json: false };
+            lines.with_ansi(colours).map_event_format(traced).boxed()
+        }
+        LogFormat::Json => {
+            let traced = |format| Traced { format, is_json: true };
+            lines.json().flatten_event(true).with_current_span(false).map_event_format(traced).boxed()
+        }
     };
     let is_ours = filter_fn(|about| !OF_EXPORTERS.iter().any(|library| about.target().starts_with(library)));
     let exported = exported.map(|loggers| OpenTelemetryTracingBridge::new(loggers).with_filter(is_ours));
     if tracing_subscriber::registry().with(filter).with(lines).with(exported).try_init().is_ok() {
         let _ = FILTER.set(handle);
+    }
+}
+
+/// A form of lines, in which those about a sampled batch end with its trace. The records for a collector have it anyway.
+struct Traced<F> {
+    format: F,
+    is_json: bool,
+}
+
+impl<S, N, F> FormatEvent<S, N> for Traced<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let Some((trace, span)) = current() else { return self.format.format_event(context, writer, event) };
+        let mut line = String::new();
+        self.format.format_event(context, Writer::new(&mut line), event)?;
+        let line = line.trim_end();
+        match line.strip_suffix('}') {
+            Some(fields) if self.is_json => {
+                writeln!(writer, "{fields},\"trace_id\":\"{trace}\",\"span_id\":\"{span}\"}}")
+            }
+            _ => writeln!(writer, "{line} trace_id={trace} span_id={span}"),
+        }
     }
 }
 

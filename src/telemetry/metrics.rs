@@ -194,6 +194,11 @@ impl Metrics {
         let _ = self.failing_workers.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
     }
 
+    /// An operator has paused the pipeline, or it is paused no more.
+    pub fn told_paused(&self, is_paused: bool) {
+        self.paused.set(Some(u64::from(is_paused)));
+    }
+
     /// Whether any worker's flushes are failing.
     pub fn is_failing(&self) -> bool {
         self.failing_workers.get().is_some_and(|workers| workers > 0)

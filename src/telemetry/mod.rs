@@ -88,7 +88,7 @@ impl Telemetry {
 
     /// What the admin port serves.
     pub fn pages(&self) -> Pages {
-        Pages { registry: self.registry.clone(), scrape: self.scrape.clone() }
+        Pages { registry: self.registry.clone(), scrape: self.scrape.clone(), beside: None }
     }
 }
 

@@ -14,6 +14,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
+use opentelemetry::context::FutureExt;
 use opentelemetry::trace::{
     Span as _, SpanContext, SpanId, SpanKind, Status, TraceContextExt, TraceFlags, TraceId, TraceState, Tracer,
 };
@@ -87,6 +88,15 @@ impl Trace {
         let _ = batch.root.set(root);
     }
 
+    /// Runs this; the log lines that it writes name the trace, where the batch is sampled.
+    pub async fn covers<T>(&self, steps: impl Future<Output = T>) -> T {
+        match self.0.as_ref().and_then(|batch| batch.root.get()) {
+            // Boxed, so that those of most batches, which are not sampled, are no larger for it.
+            Some(root) => Box::pin(steps).with_context(root.clone()).await,
+            None => steps.await,
+        }
+    }
+
     /// A span within it.
     pub(super) fn span(&self, name: &'static str, kind: SpanKind) -> Span {
         let Some(root) = self.0.as_ref().and_then(|batch| batch.root.get()) else { return Span(None) };
@@ -142,6 +152,17 @@ impl Span {
             context.span().set_status(Status::error(why));
         }
     }
+}
+
+/// The trace and the span that the current step belongs to, where they are sampled.
+pub(super) fn current() -> Option<(TraceId, SpanId)> {
+    if !TAKEN.load(Ordering::Relaxed) {
+        return None;
+    }
+    Context::map_current(|context| {
+        let span = context.span().span_context().clone();
+        (span.is_valid() && span.is_sampled()).then(|| (span.trace_id(), span.span_id()))
+    })
 }
 
 /// Reads a W3C `traceparent` of version 00: `00-<32 hex>-<16 hex>-<2 hex>`. None: it is no such text, or has an id of zeros.

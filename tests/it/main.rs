@@ -3,9 +3,11 @@
 use tidegate_lab::{admin, harness, proxy, sink};
 
 mod audit;
+mod browser;
 mod cache;
 mod cluster;
 mod clustered;
+mod console;
 mod contract;
 mod crash;
 mod dead;

@@ -261,6 +261,40 @@ async fn of_many_batches_few_are_traced_and_trimming_has_a_span() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn log_lines_about_a_sampled_batch_name_its_trace_on_stderr_and_at_the_collector() {
+    let lab = Lab::new().await;
+    lab.client().await.call(&["XADD", "flush:counters", "*", "id", "a", "amount", "no number"]).await;
+    for (format, one_in) in [("json", "1"), ("text", "1"), ("json", "1000000000")] {
+        lab.execute("delete from tidegate.dead_letters; delete from tidegate.ledger").await;
+        lab.client().await.call(&["XGROUP", "DESTROY", "flush:counters", "tidegate:counters"]).await;
+        let listening = Sink::http().await;
+        let mut command = exporting(&lab, &["run", "--until-empty"]);
+        command.env("TIDEGATE__TELEMETRY__ENDPOINT", listening.url()).env("TIDEGATE__LOG__FORMAT", format);
+        command.env("TIDEGATE__TELEMETRY__TRACE_ONE_IN", one_in).env("TIDEGATE__COMPACT__EVERY", "1h");
+        let mut daemon = Daemon::start(command);
+        daemon.exit().await;
+        let lines = daemon.all_lines();
+        let line =
+            lines.iter().find(|line| line.contains("entries were buried")).unwrap_or_else(|| panic!("{lines:?}"));
+        let received = listening.sink.received();
+        let log = received.logs.iter().find(|log| attribute(&log.attributes, "event").as_deref() == Some("buried"));
+        let log = log.expect("sent");
+        if one_in != "1" {
+            assert!(!line.contains("trace_id") && log.trace_id.iter().all(|byte| *byte == 0), "{line} {log:?}");
+            continue;
+        }
+        let settle = received.spans("settle");
+        let trace = &settle.iter().find(|span| span.trace_id == log.trace_id).expect("the batch's trace").trace_id;
+        let hex: String = trace.iter().map(|byte| format!("{byte:02x}")).collect();
+        let named = if format == "json" { format!("\"trace_id\":\"{hex}\"") } else { format!(" trace_id={hex} ") };
+        assert!(line.contains(&named), "{named} in {line}");
+        let started =
+            lines.iter().find(|line| line.contains("\"running\"") || line.contains("running")).expect("a line");
+        assert!(!started.contains("trace_id"), "{started}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn entries_that_are_taken_over_are_traced_as_reclaimed() {
     let lab = Lab::new().await;
     let mut client = lab.client().await;

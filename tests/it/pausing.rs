@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::admin::Admin;
 use crate::contract::document;
-use crate::harness::{Daemon, GROUP, Lab, STREAM, output};
+use crate::harness::{Daemon, GROUP, Lab, STREAM, eventually, output};
 
 async fn verb(lab: &Lab, schema: &str, arguments: &[&str]) -> (i32, Value) {
     document(lab, schema, arguments).await
@@ -135,4 +136,19 @@ async fn a_barrier_does_not_take_what_is_pending_or_deleted_for_durable() {
     let (code, waited) = verb(&lab, "wait", &["wait", "--timeout", "5s"]).await;
     assert_eq!((code, &waited["done"]), (0, &true.into()), "{waited}");
     assert!(waited["waited_ms"].as_u64().is_some_and(|ms| ms < Duration::from_secs(4).as_millis() as u64));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_is_a_metric_so_that_no_alert_takes_it_for_a_fault() {
+    let lab = Lab::new().await;
+    let mut daemon = lab.daemon();
+    let admin = Admin::of(&mut daemon).await;
+    daemon.wait_for_event("running", |_| true).await;
+    let scrape = admin.scrape().await;
+    let of = |name: &str| scrape.sum(name, &[("pipeline", "counters")]);
+    assert_eq!((of("tidegate_paused"), of("tidegate_workers_failing")), (Some(0.0), Some(0.0)), "from the start");
+    for (verb_line, expected) in [(&["pause", "counters"][..], 1.0), (&["resume", "counters"], 0.0)] {
+        assert_eq!(verb(&lab, "pause", verb_line).await.0, 0);
+        eventually("the metric", Some(expected), async || admin.scrape().await.sum("tidegate_paused", &[])).await;
+    }
 }

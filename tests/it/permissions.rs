@@ -7,6 +7,7 @@ use tidegate::config::{Needs, Sources};
 use tidegate::model::pipeline::{Mode, Pipeline};
 use tidegate::valkey::Endpoint;
 
+use crate::admin::Admin;
 use crate::harness::{Daemon, Lab, Resp, STREAM, database, eventually, output};
 
 const DOCUMENT: &str = include_str!("../../docs/permissions.md");
@@ -24,6 +25,7 @@ async fn create_users(lab: &Lab, delivery: &str) {
         let is_of_managed = line.contains("tidegate:dirty") && !line.contains("resetkeys");
         (delivery == "exclusive" || !line.contains("tidegate:lease"))
             && (delivery == "managed" || !is_of_managed)
+            && (delivery == "console" || !(line.contains("SETUSER tidegate ") && line.contains("+memory|usage")))
             && !line.contains("+cluster|")
     };
     for line in blocks("acl").into_iter().filter(is_needed) {
@@ -69,12 +71,13 @@ async fn who_reads_alone_runs_with_the_documented_rights_and_no_other() {
     run_with_the_documented_rights("exclusive").await;
 }
 
-async fn run_with_the_documented_rights(delivery: &str) {
+/// A lab with the documented users and roles, and a database that the migrator has migrated.
+async fn lab_with_rights(delivery: &str) -> Lab {
     let lab = Lab { database: database(false).await, ..Lab::new().await };
     create_users(&lab, delivery).await;
     let sql = blocks("sql");
-    let [migrator, grants, worker, operator_grants, operator, redrive_grants] = sql[..] else {
-        panic!("six blocks of SQL: {sql:?}")
+    let [migrator, grants, worker, operator_grants, operator, redrive_grants, console_grants] = sql[..] else {
+        panic!("seven blocks of SQL: {sql:?}")
     };
     let name = lab.database.rsplit('/').next().and_then(|rest| rest.split('?').next()).expect("a name");
     create_role(&lab.database, worker).await;
@@ -85,10 +88,15 @@ async fn run_with_the_documented_rights(delivery: &str) {
     migrate.env("DATABASE_URL", as_role(&lab.database, "tidegate_migrator"));
     let (code, _, stderr) = output(&mut migrate).await;
     assert_eq!(code, 0, "{stderr}");
-    for grants in [grants, operator_grants, redrive_grants] {
+    let of_console = (delivery == "console").then_some(console_grants);
+    for grants in [grants, operator_grants, redrive_grants].into_iter().chain(of_console) {
         execute(&as_role(&lab.database, "tidegate_migrator"), grants).await;
     }
+    lab
+}
 
+async fn run_with_the_documented_rights(delivery: &str) {
+    let lab = lab_with_rights(delivery).await;
     let program = |arguments: &[&str], user: &str| {
         let mut command = lab.program(arguments);
         command.env("VALKEY_URL", as_user(&lab.valkey.url(), user));
@@ -168,6 +176,49 @@ async fn operate(lab: &Lab) {
             assert!(!format!("{stdout}{stderr}").contains(refused), "{arguments:?}: {stdout}{stderr}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_console_works_with_the_documented_rights_and_no_other() {
+    let lab = lab_with_rights("console").await;
+    let mut command = lab.program(&["run"]);
+    command.env("VALKEY_URL", as_user(&lab.valkey.url(), "tidegate"));
+    command.env("DATABASE_URL", as_role(&lab.database, "tidegate_worker"));
+    command.env("TIDEGATE__ADMIN__CONSOLE", "open").env("TIDEGATE__ADMIN__TOKEN", "0123456789abcdef");
+    let mut daemon = Daemon::start(command);
+    let admin = Admin::of(&mut daemon).await;
+    daemon.wait_for_event("running", |_| true).await;
+    let mut client = lab.client().await;
+    client.add("a", 1).await;
+    client.call(&["XADD", STREAM, "*", "id", "a", "amount", "bad"]).await;
+    lab.await_value("a", 1).await;
+    let letters = "select count(*) from tidegate.dead_letters";
+    eventually("a letter", 1, async || lab.number(letters).await).await;
+    let headers = [("Authorization", "Bearer 0123456789abcdef"), ("Content-Type", "application/json")];
+    for (method, path, body, status) in [
+        ("GET", "/api/status", "", 200),
+        ("GET", "/api/consumers", "", 200),
+        ("GET", "/api/dead", "", 200),
+        ("POST", "/api/audit", r#"{"pipeline": "counters"}"#, 200),
+        ("POST", "/api/pause", r#"{"pipeline": "counters"}"#, 200),
+        ("POST", "/api/pause", r#"{"pipeline": "counters", "duration": "1h"}"#, 200),
+        ("POST", "/api/resume", r#"{"pipeline": "counters"}"#, 200),
+        ("POST", "/api/dead/redrive", r#"{"all": true}"#, 200),
+        ("POST", "/api/dead/discard", r#"{"all": true}"#, 200),
+        ("POST", "/api/dead/reopen", r#"{"all": true}"#, 200),
+    ] {
+        let answer = admin.request(method, path, &headers, body).await;
+        assert_eq!(answer.status, status, "{path}: {}", answer.body);
+        assert!(
+            !answer.body.contains("may not be read") && !answer.body.contains("\"memory_bytes\":null"),
+            "{path}: {}",
+            answer.body
+        );
+    }
+    let streams = admin.request("GET", "/api/streams", &[], "").await.json();
+    assert!(streams["rows"][0]["memory_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{streams}");
+    let lines = daemon.all_lines();
+    assert!(!lines.iter().any(|line| line.contains("NOPERM") || line.contains("permission denied")), "{lines:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

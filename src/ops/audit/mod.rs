@@ -143,14 +143,51 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
 }
 
 async fn audit(opts: &Opts, context: &Context, pipeline: &Pipeline, servers: &mut Servers) -> Result<Exit, Failure> {
-    let checked = servers.database.run(async |c| target::check_tables(c, pipeline).await).await?;
-    let fits = checked.map_err(|unfit| Failure::new(Exit::Config, unfit.to_string()))?;
+    let keys = keys(pipeline, servers).await?;
     // Held to the end: two repairs at once would both add what one of them should.
     let lock = match opts.repair && !opts.dry_run {
         true => Some(repair::lock(servers, pipeline).await?),
         false => None,
     };
-    let keys = Keys::new(pipeline, &fits[0]);
+    let mut audit = examine(opts, &|line| context.say(line), pipeline, &keys, servers).await?;
+    if opts.repair {
+        repair::repair(opts, context, servers, pipeline, &keys, &mut audit).await?;
+    }
+    drop(lock);
+    let differ = audit.differ();
+    audit.differences.truncate(opts.limit);
+    context.print(&audit)?;
+    Ok(if differ { Exit::Drift } else { Exit::Ok })
+}
+
+/// Compares, and changes nothing: what `tidegate audit` says without --repair.
+pub async fn look(
+    opts: &Opts,
+    say: &(dyn Fn(&str) + Sync),
+    pipeline: &Pipeline,
+    servers: &mut Servers,
+) -> Result<Audit, Failure> {
+    let keys = keys(pipeline, servers).await?;
+    let mut audit = examine(opts, say, pipeline, &keys, servers).await?;
+    audit.differences.truncate(opts.limit);
+    Ok(audit)
+}
+
+/// The keys of the pipeline's table, which must fit.
+async fn keys(pipeline: &Pipeline, servers: &Servers) -> Result<Keys, Failure> {
+    let checked = servers.database.run(async |c| target::check_tables(c, pipeline).await).await?;
+    let fits = checked.map_err(|unfit| Failure::new(Exit::Config, unfit.to_string()))?;
+    Ok(Keys::new(pipeline, &fits[0]))
+}
+
+/// Judges all counters that are asked for; gives every difference, the largest first.
+async fn examine(
+    opts: &Opts,
+    say: &(dyn Fn(&str) + Sync),
+    pipeline: &Pipeline,
+    keys: &Keys,
+    servers: &mut Servers,
+) -> Result<Audit, Failure> {
     let scope = if opts.full {
         "full"
     } else if opts.keys.is_empty() {
@@ -161,23 +198,16 @@ async fn audit(opts: &Opts, context: &Context, pipeline: &Pipeline, servers: &mu
     let mut audit = Audit { pipeline: pipeline.name.clone(), scope, dry_run: opts.dry_run, ..Audit::default() };
     let mut groups = keys.groups(opts, servers);
     while let Some(ids) = groups.next(servers).await? {
-        let judged = judge(context, servers, pipeline, &keys, ids).await?;
+        let judged = judge(say, servers, pipeline, keys, ids).await?;
         audit.add(&judged);
     }
     audit.differences.sort_by_key(|difference| std::cmp::Reverse(difference.exact.unsigned_abs()));
-    if opts.repair {
-        repair::repair(opts, context, servers, pipeline, &keys, &mut audit).await?;
-    }
-    drop(lock);
-    let differ = audit.differences.iter().any(|difference| !difference.repaired);
-    audit.differences.truncate(opts.limit);
-    context.print(&audit)?;
-    Ok(if differ { Exit::Drift } else { Exit::Ok })
+    Ok(audit)
 }
 
 /// Judges these counters: once, and those that differ again until it is certain that they do.
 async fn judge(
-    context: &Context,
+    say: &(dyn Fn(&str) + Sync),
     servers: &mut Servers,
     pipeline: &Pipeline,
     keys: &Keys,
@@ -190,7 +220,7 @@ async fn judge(
         if round > 0 {
             tokio::time::sleep(pause()).await;
         }
-        let sums = persistently(context, servers, pipeline, keys, &open).await?;
+        let sums = persistently(say, servers, pipeline, keys, &open).await?;
         let mut differ = BTreeSet::new();
         for (id, sums) in sums {
             let history = history.entry(id.clone()).or_default();
@@ -213,7 +243,7 @@ fn pause() -> Duration {
 
 /// A round, again where something was trimmed while it was read.
 async fn persistently(
-    context: &Context,
+    say: &(dyn Fn(&str) + Sync),
     servers: &mut Servers,
     pipeline: &Pipeline,
     keys: &Keys,
@@ -222,7 +252,7 @@ async fn persistently(
     for _ in 0..TRIES {
         match round::take(servers, pipeline, keys, ids).await? {
             Round::Whole(sums) => return Ok(sums),
-            Round::Partial(why) => context.say(&format!("reading again: {why}")),
+            Round::Partial(why) => say(&format!("reading again: {why}")),
         }
         tokio::time::sleep(pause()).await;
     }
@@ -233,6 +263,11 @@ async fn persistently(
 }
 
 impl Audit {
+    /// Whether any counter differs still.
+    pub fn differ(&self) -> bool {
+        self.differences.iter().any(|difference| !difference.repaired)
+    }
+
     fn add(&mut self, judged: &BTreeMap<String, (Class, Sums)>) {
         for (key, (class, sums)) in judged {
             self.counters += 1;

@@ -2,13 +2,10 @@
 //!
 //! A discarded letter stays with all its bytes; only its state changes. Valkey has counted it all the same: an audit knows.
 
-use std::collections::BTreeMap;
-
 use serde::Serialize;
 
-use super::list::summary;
 use super::select::{DISCARDED, Filter, Search, State};
-use super::{key_fields, operator};
+use super::{Chosen, key_fields, operator};
 use crate::config::Config;
 use crate::ops::columns::{Page, plural, printable};
 use crate::ops::context::Report;
@@ -79,16 +76,12 @@ impl Report for Marked {
 }
 
 pub(super) async fn run(opts: &Opts, context: &Context, config: &Config, database: &Database) -> Result<Exit, Failure> {
-    let because = if opts.because.is_empty() { String::new() } else { format!(": {}", printable(&opts.because)) };
-    let resolution = format!("{DISCARDED} by {}{because}", operator());
-    let change = Change {
-        filter: &opts.filter,
-        all: opts.all,
-        dry_run: opts.dry_run,
-        yes: opts.yes,
-        resolution: Some(resolution),
-    };
-    change.make(context, config, database).await
+    let Opts { filter, all, because, dry_run, yes } = opts;
+    let change = Change { filter, all: *all, dry_run: *dry_run, to: To::Discarded { by: &operator(), because } };
+    let question = "Give these letters up? Their deltas stay out of the tables.";
+    let marked = change.make(config, database, |counted| agreed(context, counted, question, *yes)).await?;
+    context.print(&marked)?;
+    Ok(Exit::Ok)
 }
 
 pub(super) async fn reopen(
@@ -97,56 +90,77 @@ pub(super) async fn reopen(
     config: &Config,
     database: &Database,
 ) -> Result<Exit, Failure> {
-    let change = Change { filter: &opts.filter, all: opts.all, dry_run: opts.dry_run, yes: opts.yes, resolution: None };
-    change.make(context, config, database).await
+    let ReopenOpts { filter, all, dry_run, yes } = opts;
+    let change = Change { filter, all: *all, dry_run: *dry_run, to: To::Open };
+    let question = "Open these letters again?";
+    let marked = change.make(config, database, |counted| agreed(context, counted, question, *yes)).await?;
+    context.print(&marked)?;
+    Ok(Exit::Ok)
 }
 
-struct Change<'a> {
-    filter: &'a Filter,
-    all: bool,
-    dry_run: bool,
-    yes: bool,
-    /// None: they are opened again.
-    resolution: Option<String>,
+/// Tells how many there are, and asks.
+pub(super) fn agreed(context: &Context, counted: &str, question: &str, yes: bool) -> Result<(), Failure> {
+    context.say(counted);
+    context.confirm(question, yes)
+}
+
+/// What letters become.
+#[derive(Debug, Clone, Copy)]
+pub enum To<'a> {
+    /// Given up.
+    Discarded {
+        /// Who does it.
+        by: &'a str,
+        /// Why; empty where that was not said.
+        because: &'a str,
+    },
+    /// Open again.
+    Open,
+}
+
+/// Letters that are given up, or opened again.
+#[derive(Debug, Clone, Copy)]
+pub struct Change<'a> {
+    /// Which letters.
+    pub filter: &'a Filter,
+    /// Whether a filter that names none means all.
+    pub all: bool,
+    /// Whether they are only counted.
+    pub dry_run: bool,
+    /// What they become.
+    pub to: To<'a>,
 }
 
 impl Change<'_> {
-    async fn make(self, context: &Context, config: &Config, database: &Database) -> Result<Exit, Failure> {
-        if self.filter.is_everything() && !self.all {
-            return Err(Failure::usage("say which letters: ids, a filter such as --reason, or --all"));
-        }
-        let (state, done, undo) = match self.resolution {
-            Some(_) => (State::Open, "discarded", "reopen"),
-            None => (State::Discarded, "reopened", "discard"),
+    /// Makes it, once `agreed` has not refused the count.
+    pub async fn make(
+        self,
+        config: &Config,
+        database: &Database,
+        agreed: impl FnOnce(&str) -> Result<(), Failure>,
+    ) -> Result<Marked, Failure> {
+        let (state, done, undo) = match self.to {
+            To::Discarded { .. } => (State::Open, "discarded", "reopen"),
+            To::Open => (State::Discarded, "reopened", "discard"),
         };
-        let key_fields = key_fields(config);
-        let search = Search { source: &config.valkey.source, filter: self.filter, state, key_fields: &key_fields };
-        let found = database.run(async |c| search.names(c).await).await?;
-        let mut by_reason: BTreeMap<String, u64> = BTreeMap::new();
-        found.iter().for_each(|(_, _, reason)| *by_reason.entry(reason.clone()).or_default() += 1);
-        let total = found.len() as u64;
-        let undo = match &found[..] {
+        let none = format!("none of these letters can be {done}");
+        let chosen = Chosen::of(config, database, (self.filter, self.all), state, &none).await?;
+        let undo = match &chosen.letters[..] {
             [(_, (id, digest), _)] => format!("tidegate dead {undo} {id}/{digest:016x} --yes"),
             _ => format!("tidegate dead {undo} with the same filter"),
         };
-        if total == 0 && !self.filter.ids.is_empty() {
-            return Err(Failure::new(
-                Exit::BadInput,
-                format!("none of these letters can be {done}: see `tidegate dead show`"),
-            ));
+        if self.dry_run || chosen.letters.is_empty() {
+            return Ok(Marked { dry_run: self.dry_run, done, letters: chosen.letters.len() as u64, undo });
         }
-        if self.dry_run || total == 0 {
-            context.print(&Marked { dry_run: self.dry_run, done, letters: total, undo })?;
-            return Ok(Exit::Ok);
-        }
-        context.say(&summary(total, &by_reason));
-        let question = match self.resolution {
-            Some(_) => "Give these letters up? Their deltas stay out of the tables.",
-            None => "Open these letters again?",
+        agreed(&chosen.summary())?;
+        let resolution = match self.to {
+            To::Discarded { by, because: "" } => Some(format!("{DISCARDED} by {by}")),
+            To::Discarded { by, because } => Some(format!("{DISCARDED} by {by}: {}", printable(because))),
+            To::Open => None,
         };
-        context.confirm(question, self.yes)?;
-        let letters = database.run(async |c| search.mark(c, self.resolution.as_deref()).await).await?;
-        context.print(&Marked { dry_run: false, done, letters, undo })?;
-        Ok(Exit::Ok)
+        let key_fields = key_fields(config);
+        let search = Search { source: &config.valkey.source, filter: self.filter, state, key_fields: &key_fields };
+        let letters = database.run(async |c| search.mark(c, resolution.as_deref()).await).await?;
+        Ok(Marked { dry_run: false, done, letters, undo })
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::select::{Filter, Letter, Search, State};
+use super::select::{Filter, Letter, Piece, Search, State};
 use super::show::Field;
 use super::{key_fields, key_of};
 use crate::config::Config;
@@ -92,19 +92,30 @@ impl LetterLine {
 }
 
 pub(super) async fn run(opts: &Opts, context: &Context, config: &Config, database: &Database) -> Result<Exit, Failure> {
+    let piece = Piece { skip: 0, limit: opts.limit };
+    context.print(&find(config, database, &opts.filter, opts.state, piece).await?)?;
+    Ok(Exit::Ok)
+}
+
+/// Counts the letters that match, and lists a piece of them.
+pub async fn find(
+    config: &Config,
+    database: &Database,
+    filter: &Filter,
+    state: State,
+    piece: Piece,
+) -> Result<DeadLetters, Failure> {
     let key_fields = key_fields(config);
-    let search =
-        Search { source: &config.valkey.source, filter: &opts.filter, state: opts.state, key_fields: &key_fields };
+    let search = Search { source: &config.valkey.source, filter, state, key_fields: &key_fields };
     let counts = database.run(async |c| search.counts(c).await).await?;
-    let letters = database.run(async |c| search.letters(c, opts.limit).await).await?;
+    let letters = database.run(async |c| search.letters(c, piece).await).await?;
     let mut by_reason = BTreeMap::new();
     for (_, reason, count) in &counts {
         *by_reason.entry(reason.clone()).or_default() += count;
     }
     let total = by_reason.values().sum();
-    let lines = letters.iter().map(|letter| LetterLine::of(letter, config)).collect();
-    context.print(&DeadLetters { total, by_reason, letters: lines })?;
-    Ok(Exit::Ok)
+    let letters = letters.iter().map(|letter| LetterLine::of(letter, config)).collect();
+    Ok(DeadLetters { total, by_reason, letters })
 }
 
 /// A key as one line: `tenant=a at=2026-11-27`.

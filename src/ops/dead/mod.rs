@@ -9,8 +9,12 @@ pub mod redrive;
 pub mod select;
 pub mod show;
 
+use std::collections::BTreeMap;
+
+use self::select::{Filter, Search, State};
 use super::{Context, Exit, Failure};
 use crate::config::{Config, Needs};
+use crate::flow::redrive::LetterId;
 use crate::model::pipeline::Pipeline;
 use crate::model::target::Part;
 use crate::postgres::Database;
@@ -49,6 +53,41 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
     };
     database.close().await;
     outcome
+}
+
+/// Letters that something is to be done with: the opening of every change.
+struct Chosen {
+    /// Lane, letter, reason.
+    letters: Vec<(i32, LetterId, String)>,
+}
+
+impl Chosen {
+    /// Those that match and are in this state. Fails unless it was said which are meant, and where those that were named are not.
+    async fn of(
+        config: &Config,
+        database: &Database,
+        (filter, all): (&Filter, bool),
+        state: State,
+        none: &str,
+    ) -> Result<Chosen, Failure> {
+        if filter.is_everything() && !all {
+            return Err(Failure::usage("say which letters: ids, a filter such as --reason, or --all"));
+        }
+        let key_fields = key_fields(config);
+        let search = Search { source: &config.valkey.source, filter, state, key_fields: &key_fields };
+        let letters = database.run(async |c| search.names(c).await).await?;
+        if letters.is_empty() && !filter.ids.is_empty() {
+            return Err(Failure::new(Exit::BadInput, format!("{none}: see `tidegate dead show`")));
+        }
+        Ok(Chosen { letters })
+    }
+
+    /// How many there are, by reason, in one line.
+    fn summary(&self) -> String {
+        let mut by_reason: BTreeMap<String, u64> = BTreeMap::new();
+        self.letters.iter().for_each(|(_, _, reason)| *by_reason.entry(reason.clone()).or_default() += 1);
+        list::summary(self.letters.len() as u64, &by_reason)
+    }
 }
 
 /// Who does it, for the letter's tombstone.

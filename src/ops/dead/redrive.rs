@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::list::summary;
-use super::select::{DOUBTFUL, Filter, Search, State};
-use super::{key_fields, operator};
+use super::discard::agreed;
+use super::select::{DOUBTFUL, Filter, State};
+use super::{Chosen, operator};
 use crate::config::Config;
 use crate::flow::redrive::{LetterId, Mode, Outcome, Redrive};
 use crate::lanes::Identity;
@@ -75,64 +75,84 @@ pub struct Refused {
 }
 
 pub(super) async fn run(opts: &Opts, context: &Context, config: &Config, database: &Database) -> Result<Exit, Failure> {
-    if opts.filter.is_everything() && !opts.all {
-        return Err(Failure::usage("say which letters: ids, a filter such as --reason, or --all"));
-    }
-    let key_fields = key_fields(config);
-    let search =
-        Search { source: &config.valkey.source, filter: &opts.filter, state: State::Open, key_fields: &key_fields };
-    let mut found = database.run(async |c| search.names(c).await).await?;
-    if found.is_empty() && !opts.filter.ids.is_empty() {
-        return Err(Failure::new(Exit::BadInput, "none of these letters is open: see `tidegate dead show`"));
-    }
-    let before = found.len();
-    if !opts.accept_doubt {
-        found.retain(|(_, _, reason)| reason != DOUBTFUL);
-    }
-    let mut account =
-        Redriven { dry_run: opts.dry_run, doubtful: (before - found.len()) as u64, ..Redriven::default() };
-    let mut by_reason = BTreeMap::new();
-    found.iter().for_each(|(_, _, reason)| *by_reason.entry(reason.clone()).or_default() += 1);
-    let counted = summary(found.len() as u64, &by_reason);
-    if !opts.dry_run && !found.is_empty() {
-        context.say(&counted);
-        context.confirm("Apply these letters to their tables?", opts.yes)?;
-    }
-    let mut by_lane: BTreeMap<i32, Vec<LetterId>> = BTreeMap::new();
-    found.into_iter().for_each(|(lane, letter, _)| by_lane.entry(lane).or_default().push(letter));
-    for (lane, letters) in by_lane {
-        redrive_lane(opts, config, database, lane, &letters, &mut account).await?;
-    }
+    let Opts { filter, all, dry_run, yes, accept_doubt } = opts;
+    let by = &operator();
+    let again = Again { filter, all: *all, dry_run: *dry_run, accept_doubt: *accept_doubt, by };
+    let question = "Apply these letters to their tables?";
+    let account = again.redrive(config, database, |counted| agreed(context, counted, question, *yes)).await?;
     context.print(&account)?;
     Ok(if account.refused.is_empty() { Exit::Ok } else { Exit::BadInput })
 }
 
-async fn redrive_lane(
-    opts: &Opts,
-    config: &Config,
-    database: &Database,
-    lane: i32,
-    letters: &[LetterId],
-    account: &mut Redriven,
-) -> Result<(), Failure> {
-    let (pipeline, identity) = pipeline_of(config, database, lane).await?;
-    let checked = database.run(async |c| target::check_tables(c, &pipeline).await).await?;
-    let fits = checked.map_err(|unfit| Failure::new(Exit::Config, unfit.to_string()))?;
-    let redrive = Redrive::new(&pipeline, &fits, lane, identity, format!("redriven by {}", operator()));
-    let redrive = redrive.map_err(|no_zone| Failure::new(Exit::Config, no_zone.to_string()))?;
-    let mode = if opts.dry_run { Mode::Rehearse } else { Mode::Commit };
-    for letters in letters.chunks(TOGETHER) {
-        for ((id, digest), outcome) in persistently(&redrive, database, letters, mode).await? {
-            match outcome {
-                Outcome::Redriven => account.redriven += 1,
-                Outcome::NotOpen => account.already_resolved += 1,
-                Outcome::Refused(why) => {
-                    account.refused.push(Refused { letter: format!("{id}/{digest:016x}"), why });
+/// Letters that are to be applied again.
+#[derive(Debug, Clone, Copy)]
+pub struct Again<'a> {
+    /// Which letters.
+    pub filter: &'a Filter,
+    /// Whether a filter that names none means all.
+    pub all: bool,
+    /// Whether everything is rolled back.
+    pub dry_run: bool,
+    /// Whether those are applied, too, that may have been applied before.
+    pub accept_doubt: bool,
+    /// Who does it.
+    pub by: &'a str,
+}
+
+impl Again<'_> {
+    /// Redrives them, once `agreed` has not refused the count.
+    pub async fn redrive(
+        &self,
+        config: &Config,
+        database: &Database,
+        agreed: impl FnOnce(&str) -> Result<(), Failure>,
+    ) -> Result<Redriven, Failure> {
+        let none = "none of these letters is open";
+        let mut chosen = Chosen::of(config, database, (self.filter, self.all), State::Open, none).await?;
+        let before = chosen.letters.len();
+        if !self.accept_doubt {
+            chosen.letters.retain(|(_, _, reason)| reason != DOUBTFUL);
+        }
+        let doubtful = (before - chosen.letters.len()) as u64;
+        let mut account = Redriven { dry_run: self.dry_run, doubtful, ..Redriven::default() };
+        if !self.dry_run && !chosen.letters.is_empty() {
+            agreed(&chosen.summary())?;
+        }
+        let mut by_lane: BTreeMap<i32, Vec<LetterId>> = BTreeMap::new();
+        chosen.letters.into_iter().for_each(|(lane, letter, _)| by_lane.entry(lane).or_default().push(letter));
+        for (lane, letters) in by_lane {
+            self.redrive_lane(config, database, lane, &letters, &mut account).await?;
+        }
+        Ok(account)
+    }
+
+    async fn redrive_lane(
+        &self,
+        config: &Config,
+        database: &Database,
+        lane: i32,
+        letters: &[LetterId],
+        account: &mut Redriven,
+    ) -> Result<(), Failure> {
+        let (pipeline, identity) = pipeline_of(config, database, lane).await?;
+        let checked = database.run(async |c| target::check_tables(c, &pipeline).await).await?;
+        let fits = checked.map_err(|unfit| Failure::new(Exit::Config, unfit.to_string()))?;
+        let redrive = Redrive::new(&pipeline, &fits, lane, identity, format!("redriven by {}", self.by));
+        let redrive = redrive.map_err(|no_zone| Failure::new(Exit::Config, no_zone.to_string()))?;
+        let mode = if self.dry_run { Mode::Rehearse } else { Mode::Commit };
+        for letters in letters.chunks(TOGETHER) {
+            for ((id, digest), outcome) in persistently(&redrive, database, letters, mode).await? {
+                match outcome {
+                    Outcome::Redriven => account.redriven += 1,
+                    Outcome::NotOpen => account.already_resolved += 1,
+                    Outcome::Refused(why) => {
+                        account.refused.push(Refused { letter: format!("{id}/{digest:016x}"), why });
+                    }
                 }
             }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Again, where it met another transaction. After a lost answer the letters that had landed are not open any more.

@@ -55,10 +55,10 @@ pub struct Filter {
     #[arg(long, value_name = "KEY")]
     pub key: Option<String>,
     /// Only those buried since then: a time (2026-01-31T12:00:00Z), or how long ago (30m)
-    #[arg(long, value_name = "WHEN", value_parser = moment)]
+    #[arg(long, value_name = "WHEN", value_parser = Moment::from_str)]
     pub since: Option<Moment>,
     /// Only those buried before then
-    #[arg(long, value_name = "WHEN", value_parser = moment)]
+    #[arg(long, value_name = "WHEN", value_parser = Moment::from_str)]
     pub until: Option<Moment>,
 }
 
@@ -95,14 +95,27 @@ impl Moment {
     }
 }
 
-fn moment(text: &str) -> Result<Moment, String> {
-    if let Ok(ago) = humantime::parse_duration(text) {
-        return Ok(Moment::Ago(ago));
+impl FromStr for Moment {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Moment, String> {
+        if let Ok(ago) = humantime::parse_duration(text) {
+            return Ok(Moment::Ago(ago));
+        }
+        let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+        humantime::parse_rfc3339_weak(text).map(|time| Moment::At(seconds(time))).map_err(|_| {
+            format!("{text:?} is no moment: write a time such as 2026-01-31T12:00:00Z, or how long ago, such as 30m")
+        })
     }
-    let seconds = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    humantime::parse_rfc3339_weak(text).map(|time| Moment::At(seconds(time))).map_err(|_| {
-        format!("{text:?} is no moment: write a time such as 2026-01-31T12:00:00Z, or how long ago, such as 30m")
-    })
+}
+
+/// Which of many letters are listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// So many of the latest are left out.
+    pub skip: u32,
+    /// So many at the most are listed.
+    pub limit: u32,
 }
 
 /// Letters in which state.
@@ -168,7 +181,7 @@ impl Letter {
     }
 }
 
-/// Every condition of a filter, over letters `d` and lanes `l`; parameters 1 to 12.
+/// Every condition of a filter, over letters `d` and lanes `l`; parameters 1 to 13.
 const MATCHES: &str = "
     l.source = $1
     and ($2 = 'all' or ($2 = 'open') = (d.resolved_at is null))
@@ -248,13 +261,14 @@ impl Search<'_> {
         rows.iter().map(row).collect()
     }
 
-    /// Those that match, the latest first, `limit` at the most.
-    pub async fn letters(&self, connection: &mut PgConnection, limit: u32) -> Result<Vec<Letter>, sqlx::Error> {
+    /// Those that match, the latest first, this piece of them.
+    pub async fn letters(&self, connection: &mut PgConnection, piece: Piece) -> Result<Vec<Letter>, sqlx::Error> {
         let sql = format!(
             "select {COLUMNS} from tidegate.dead_letters d join tidegate.lanes l using (lane)
-             where {MATCHES} order by d.buried_at desc, d.lane, d.id desc, d.digest limit $14"
+             where {MATCHES} order by d.buried_at desc, d.lane, d.id desc, d.digest limit $14 offset $15"
         );
-        let query = self.bind(sqlx::query(sqlx::AssertSqlSafe(sql))).bind(i64::from(limit));
+        let query = self.bind(sqlx::query(sqlx::AssertSqlSafe(sql)));
+        let query = query.bind(i64::from(piece.limit)).bind(i64::from(piece.skip));
         query.fetch_all(connection).await?.iter().map(letter).collect()
     }
 
@@ -326,8 +340,9 @@ mod tests {
 
     #[test]
     fn a_moment_is_a_time_or_how_long_ago() {
-        assert_eq!(moment("30m"), Ok(Moment::Ago(Duration::from_secs(1800))));
-        assert_eq!(moment("1970-01-01T00:00:05Z"), Ok(Moment::At(5.0)));
-        assert!(moment("yesterday").is_err());
+        let moment_of = |text: &str| text.parse::<Moment>();
+        assert_eq!(moment_of("30m"), Ok(Moment::Ago(Duration::from_secs(1800))));
+        assert_eq!(moment_of("1970-01-01T00:00:05Z"), Ok(Moment::At(5.0)));
+        assert!(moment_of("yesterday").is_err());
     }
 }

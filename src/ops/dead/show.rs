@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::list::shown_key;
-use super::select::{Filter, Letter, Search, State};
+use super::select::{Filter, Letter, Piece, Search, State};
 use super::{key_fields, key_of};
 use crate::config::Config;
 use crate::model::entry::EntryId;
@@ -13,7 +13,7 @@ use crate::ops::{Context, Exit, Failure, explain};
 use crate::postgres::Database;
 
 /// How many letters are shown at once.
-const MOST: u32 = 100;
+const SHOWN: Piece = Piece { skip: 0, limit: 100 };
 
 /// What can be said on the command line.
 #[derive(Debug, Clone, clap::Args)]
@@ -118,16 +118,19 @@ pub(super) async fn run(opts: &Opts, context: &Context, config: &Config, databas
     if opts.filter.is_everything() {
         return Err(Failure::usage("say which letters: an id that `tidegate dead list` shows, or a filter"));
     }
+    context.print(&find(config, database, &opts.filter).await?)?;
+    Ok(Exit::Ok)
+}
+
+/// The letters that match, in any state, with all that is kept of them.
+pub async fn find(config: &Config, database: &Database, filter: &Filter) -> Result<LetterDetails, Failure> {
     let key_fields = key_fields(config);
-    let search =
-        Search { source: &config.valkey.source, filter: &opts.filter, state: State::All, key_fields: &key_fields };
-    let letters = database.run(async |c| search.letters(c, MOST).await).await?;
+    let search = Search { source: &config.valkey.source, filter, state: State::All, key_fields: &key_fields };
+    let letters = database.run(async |c| search.letters(c, SHOWN).await).await?;
     if letters.is_empty() {
         return Err(Failure::new(Exit::BadInput, "there is no such letter: see `tidegate dead list --state all`"));
     }
-    context
-        .print(&LetterDetails { letters: letters.iter().map(|letter| LetterDetail::of(letter, config)).collect() })?;
-    Ok(Exit::Ok)
+    Ok(LetterDetails { letters: letters.iter().map(|letter| LetterDetail::of(letter, config)).collect() })
 }
 
 impl LetterDetail {

@@ -18,7 +18,7 @@ use crate::model::pipeline::Pipeline;
 use crate::shutdown::Signals;
 
 /// How far the two looks of one status are apart.
-const APART: Duration = Duration::from_millis(500);
+pub const APART: Duration = Duration::from_millis(500);
 /// Clears a terminal and goes to its first line.
 const CLEAR: &str = "\x1b[H\x1b[2J";
 
