@@ -93,8 +93,8 @@ impl Stage {
         settings: &[(&str, &str)],
     ) -> Result<Stage, Trouble> {
         let own = format!("tidegate_{purpose}_{:08x}", rand::random::<u32>());
-        // With a hash tag, so that in a cluster counters and stream lie in one slot.
-        let stream = format!("flush:{{{own}}}");
+        // With a hash tag, so that in a cluster counters and stream lie in one slot; each of several shards gets one by itself.
+        let stream = if shards == "1" { format!("flush:{{{own}}}") } else { format!("flush:{own}") };
         let variable = format!("TIDEGATE__PIPELINES__{}", own.to_uppercase());
         let environment: BTreeMap<String, String> = [
             ("VALKEY_URL", servers.valkey_url.expose_secret()),
