@@ -90,7 +90,7 @@ begin
 end
 $$;
 
--- The sketch of all values of two. It costs about 1 us for each register of a sparse one, and 300 us for two dense ones.
+-- The sketch of all values of two. The cost is one of each register of a sparse one, and about 1 ms for two dense ones (docs/sketches.md).
 -- Where `met` brings nothing new `held` itself is returned, so a value that is stored out of line is not written again.
 create function tidegate.distinct_merge(held bytea, met bytea) returns bytea
 language plpgsql immutable strict parallel safe as $$

@@ -323,11 +323,11 @@ fn unfit_value(value: &ValueColumn, column: &Column, table: &str) -> Option<Stri
             })
         }
         // PostgreSQL reads a text as whatever the column is.
-        (Merge::Last | Merge::First | Merge::SetIfNull, Kind::Text) => rounded(value, column, &retype),
+        (Merge::Last | Merge::First | Merge::SetIfNull, Kind::Text) => rounded(value, column, retype),
         (_, kind) => {
             let wanted = types_of(kind);
             if wanted.contains(&base.as_str()) {
-                return rounded(value, column, &retype);
+                return rounded(value, column, retype);
             }
             Some(format!("column {name} has type {sql_type}, and the pipeline sends a {kind}: {}", retype(wanted[0])))
         }
