@@ -7,12 +7,14 @@
 //! - `upheaval` lets a cluster's primaries die, its slots move and its workers end, in random order, and compares in the end;
 //! - `caretaking` shows what trimming and compaction cost a flush, and how large ledger and stream stay;
 //! - `ledger` shows how large the ledger becomes under a steady load, and what a daemon that starts with it needs;
-//! - `compare` measures Tidegate, hand-written workers and the limits of the two servers side by side.
+//! - `compare` measures Tidegate, hand-written workers and the limits of the two servers side by side;
+//! - `caching` measures the reading side beside what people write by hand.
 //!
 //! The checker of `crash` and `soak` knows nothing but what producers were told, what the stream holds, and what PostgreSQL
 //! shows. docs/guarantees.md describes it.
 
 mod books;
+mod caching;
 mod caretaking;
 mod compare;
 mod controls;
@@ -44,6 +46,8 @@ enum Cli {
     Ledger(ledger::Args),
     /// Measure side by side: Tidegate, hand-written workers, the servers' limits
     Compare(compare::Args),
+    /// Measure the reading side beside what people write by hand
+    Caching(caching::Args),
 }
 
 #[tokio::main]
@@ -56,6 +60,7 @@ async fn main() -> ExitCode {
         Cli::Caretaking(args) => caretaking::run(args).await,
         Cli::Ledger(args) => ledger::run(args).await,
         Cli::Compare(args) => compare::run(args).await,
+        Cli::Caching(args) => caching::run(args).await,
     };
     if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
