@@ -24,6 +24,7 @@ help:
 	@echo "make bench-operators  what each operator of a value column costs (ENTRIES, RUNS)"
 	@echo "make bench-compare  Tidegate, hand-written workers and the servers' limits side by side (ENTRIES, RUNS, OUT)"
 	@echo "make bench-processes, bench-shards, bench-distance, bench-idle  curves over these (ENTRIES, RUNS, CURVE)"
+	@echo "make bench-cache  the reading side beside what people write by hand (CACHE_SECONDS, CACHE_TABLES)"
 	@echo "make fuzz      what parses foreign bytes, under a fuzzer (FUZZ_SECONDS)"
 	@echo "make chart-test   the Helm chart, the alerts and the dashboard: rendered, validated, compared; skipped without Python"
 	@echo "make alerts-test  each alert seen to fire by promtool; skipped where it cannot be had"
@@ -65,6 +66,14 @@ peers:
 	@cd $(PEERS)/node && npm ci --silent --no-fund --no-audit || echo "no npm: the workers in Node are left out"
 	@python3 -m venv $(PEERS)/python && $(PEERS)/python/bin/pip install --quiet --disable-pip-version-check \
 		--requirement lab/peers/python/requirements.txt || echo "no python3 with venv: the worker in Python is left out"
+
+CACHE_SECONDS ?= 10
+CACHE_TABLES ?= herd,stale,counting,price
+
+.PHONY: bench-cache
+bench-cache: servers build peers
+	@$(WITH_SERVERS) CARGO_BIN_EXE_tidegate=target/release/tidegate NODE_PEER=$(PEERS)/node PYTHON=$(PEERS)/python/bin/python \
+		cargo run --release --locked --package tidegate-lab -- caching --seconds $(CACHE_SECONDS) --tables $(CACHE_TABLES)
 
 .PHONY: bench-compare
 bench-compare: servers build peers

@@ -9,12 +9,14 @@
 //! - `ledger` shows how large the ledger becomes under a steady load, and what a daemon that starts with it needs;
 //! - `operators` measures what each operator of a value column costs, against the default pipeline;
 //! - `compare` measures Tidegate, hand-written workers and the limits of the two servers side by side;
-//! - `curves` measures how throughput changes with processes, shards and distance, and what idle streams cost.
+//! - `curves` measures how throughput changes with processes, shards and distance, and what idle streams cost;
+//! - `caching` measures the reading side beside what people write by hand.
 //!
 //! The checker of `crash` and `soak` knows nothing but what producers were told, what the stream holds, and what PostgreSQL
 //! shows. docs/guarantees.md describes it.
 
 mod books;
+mod caching;
 mod caretaking;
 mod compare;
 mod controls;
@@ -53,6 +55,8 @@ enum Cli {
     Compare(compare::Args),
     /// Measure how throughput changes with processes, shards and distance; and what idle streams cost
     Curves(curves::Args),
+    /// Measure the reading side beside what people write by hand
+    Caching(caching::Args),
 }
 
 #[tokio::main]
@@ -67,6 +71,7 @@ async fn main() -> ExitCode {
         Cli::Operators(args) => operators::run(args).await,
         Cli::Compare(args) => compare::run(args).await,
         Cli::Curves(args) => curves::run(args).await,
+        Cli::Caching(args) => caching::run(args).await,
     };
     if holds { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

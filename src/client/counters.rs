@@ -14,7 +14,7 @@ use futures_util::stream::{self, StreamExt};
 use super::connector::{Connector, Unanswered};
 use super::flight::Flights;
 use super::hydrate::{Breaker, Granted};
-use super::lanes::Lanes;
+use super::lanes::{self, Lanes};
 use super::produce::{NotAdded, is_text};
 use super::truth::Truth;
 use crate::functions::{Answer, Call, Function, Status, had_begun};
@@ -200,7 +200,7 @@ impl<T: Truth> Counters<T> {
     /// # Errors
     /// See [`NotAdded`]. It was sent again, for `retry_for`, before it failed.
     pub async fn add(&self, id: &str, by: i64) -> Result<(), NotAdded> {
-        self.shared.try_incr(id, by, false, None).await.map(drop)
+        self.shared.try_incr(id, by, false, None, &mut None).await.map(drop)
     }
 
     /// Adds `by`, and gives the value if it can be known within `patience`. The increment is accepted either way.
@@ -210,9 +210,9 @@ impl<T: Truth> Counters<T> {
     pub async fn incr(&self, id: &str, by: i64) -> Result<Count, NotAdded> {
         let shared = &self.shared;
         let until = Instant::now() + shared.options.patience;
-        let (mut want, mut why) = (!shared.breaker.is_open(), Why::PostgresDown);
+        let (mut want, mut why, mut doubted) = (!shared.breaker.is_open(), Why::PostgresDown, None);
         loop {
-            match shared.try_incr(id, by, want, None).await? {
+            match shared.try_incr(id, by, want, None, &mut doubted).await? {
                 Tried::Value(value) => return Ok(Count::Exact(value)),
                 Tried::Blind | Tried::Refused(_) => return Ok(Count::Unknown(why)),
                 Tried::Miss(granted) => {
@@ -236,13 +236,31 @@ impl<T: Truth> Counters<T> {
     /// # Errors
     /// As [`Counters::add`].
     pub async fn take(&self, id: &str, count: u32, floor: i64) -> Result<Taken, NotAdded> {
+        let mut doubted = None;
+        let taken = self.try_take(id, count, floor, &mut doubted).await?;
+        match &doubted {
+            // A try of which nothing was heard may arrive after this: then it must find that it comes too late.
+            Some(lane) if !matches!(taken, Taken::Yes(_)) && self.shared.was_done_after_all(id, lane).await? => {
+                Ok(Taken::Yes(self.get(id).await.exact()))
+            }
+            _ => Ok(taken),
+        }
+    }
+
+    async fn try_take<'a>(
+        &'a self,
+        id: &str,
+        count: u32,
+        floor: i64,
+        doubted: &mut Option<lanes::Taken<'a>>,
+    ) -> Result<Taken, NotAdded> {
         let shared = &self.shared;
         let until = Instant::now() + shared.options.patience;
         loop {
             if shared.breaker.is_open() && self.shared.peek(id).await.is_none() {
                 return Ok(Taken::Unknown(Why::PostgresDown));
             }
-            match shared.try_incr(id, -i64::from(count), true, Some(floor)).await? {
+            match shared.try_incr(id, -i64::from(count), true, Some(floor), doubted).await? {
                 Tried::Value(left) => return Ok(Taken::Yes(Some(left))),
                 Tried::Refused(left) => return Ok(Taken::No(left)),
                 // A repetition of what was done before, whose value has vanished since.
@@ -373,14 +391,21 @@ impl<T: Truth> Shared<T> {
         }
     }
 
-    /// One try to add, sent again for as long as nobody knows whether it arrived.
-    async fn try_incr(&self, id: &str, by: i64, want: bool, floor: Option<i64>) -> Result<Tried, NotAdded> {
+    /// One try to add, sent again for as long as nobody knows whether it arrived. `doubted` is what [`Self::operate`] makes of it.
+    async fn try_incr<'a>(
+        &'a self,
+        id: &str,
+        by: i64,
+        want: bool,
+        floor: Option<i64>,
+        doubted: &mut Option<lanes::Taken<'a>>,
+    ) -> Result<Tried, NotAdded> {
         if !is_text(id) {
             return Err(NotAdded::BadId);
         }
         let (keys, pipeline, token) = (self.keys_of(id), &self.pipeline, token());
         let answer = self
-            .operate(keys, |lane, seq| {
+            .operate(keys, doubted, |lane, seq| {
                 let of_counter = [&keys.counter(id), &keys.lease(id), &keys.stream, &keys.index, &keys.state];
                 let call = Call::new(Function::Incr, of_counter).arg(id).arg(by).arg(lane).arg(seq);
                 let call = call.arg(u8::from(want)).arg(&keys.group).arg(self.options.lease.as_millis()).arg(token);
@@ -403,7 +428,7 @@ impl<T: Truth> Shared<T> {
 
     async fn incr_many(&self, keys: &ShardKeys, pairs: &[(&str, i64)]) -> Result<Vec<Option<i64>>, NotAdded> {
         let answer = self
-            .operate(keys, |lane, seq| {
+            .operate(keys, &mut None, |lane, seq| {
                 let mut all = vec![keys.stream.clone(), keys.index.clone(), keys.state.clone()];
                 all.extend(pairs.iter().flat_map(|(id, _)| [keys.counter(id), keys.lease(id)]));
                 let call = Call::new(Function::IncrMany, all).arg(lane).arg(seq);
@@ -414,13 +439,28 @@ impl<T: Truth> Shared<T> {
         Ok((0..pairs.len()).map(|n| answer.number(n)).collect())
     }
 
-    /// Sends one operation of a lane until it is known what became of it, for `retry_for`.
-    async fn operate(&self, keys: &ShardKeys, call: impl Fn(&str, u64) -> Call) -> Result<Answer, NotAdded> {
-        let (lane, until) = (self.lanes.take().await, Instant::now() + self.options.retry_for);
-        let mut in_doubt = false;
+    /// Sends one operation of a lane until it is known what became of it, for `retry_for`. Where it was not done, and a try of which nothing was heard
+    /// may still arrive, the lane stays taken, in `doubted`: the next try is the same operation, so that whichever arrives first is the only one.
+    async fn operate<'a>(
+        &'a self,
+        keys: &ShardKeys,
+        doubted: &mut Option<lanes::Taken<'a>>,
+        call: impl Fn(&str, u64) -> Call,
+    ) -> Result<Answer, NotAdded> {
+        let mut in_doubt = doubted.is_some();
+        let lane = match doubted.take() {
+            Some(lane) => lane,
+            None => self.lanes.take().await,
+        };
+        let until = Instant::now() + self.options.retry_for;
         loop {
             let fault = match self.connector.send(call(lane.name(), lane.seq())).await {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => {
+                    if in_doubt && !matches!(answer.status, Status::Done | Status::Blind | Status::Seen) {
+                        *doubted = Some(lane);
+                    }
+                    return Ok(answer);
+                }
                 // The lane's number is noted last: sent again, it might count twice.
                 Err(Unanswered::Failed(fault)) if had_begun(&fault) => return Err(NotAdded::Unknown(fault)),
                 Err(Unanswered::Failed(fault)) => {
@@ -450,6 +490,17 @@ impl<T: Truth> Shared<T> {
                 });
             }
             look_again().await;
+        }
+    }
+
+    /// Uses an operation's number up, so that no try of it is done from now on; whether one was done before.
+    async fn was_done_after_all(&self, id: &str, lane: &lanes::Taken<'_>) -> Result<bool, NotAdded> {
+        let keys = self.keys_of(id);
+        // Many increments that are none: the lane's number is noted. It is sent once, for a repetition could not be told from the operation.
+        let call = Call::new(Function::IncrMany, [&keys.stream, &keys.index, &keys.state]).arg(lane.name());
+        match self.connector.send(call.arg(lane.seq())).await {
+            Ok(answer) => Ok(answer.status == Status::Seen),
+            Err(Unanswered::Failed(fault) | Unanswered::Unsent(fault)) => Err(NotAdded::Unknown(fault)),
         }
     }
 

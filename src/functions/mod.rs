@@ -259,15 +259,17 @@ pub async fn load(connection: &Connection) -> Result<(), Fault> {
     let text = TEXT;
     match connection.call(Command::new("FUNCTION").arg("LOAD").arg(text)).await {
         Ok(_) => Ok(()),
-        Err(Fault::Valkey { message, .. }) if message.contains("already exists") => {
+        // A full server refuses to load a library, whether it has it or not.
+        Err(Fault::Valkey { code, message }) if code == "OOM" || message.contains("already exists") => {
             let list = Command::new("FUNCTION").arg("LIST").arg("LIBRARYNAME").arg(NAME).arg("WITHCODE");
             let mut libraries = connection.call(list).await?.into_array().ok_or_else(|| unexpected("FUNCTION LIST"))?;
-            let code = libraries.next().and_then(Reply::into_map).and_then(|mut fields| {
+            let known = libraries.next().and_then(Reply::into_map).and_then(|mut fields| {
                 fields.find(|(name, _)| name.as_text() == Some("library_code")).map(|(_, code)| code)
             });
-            match code.as_ref().and_then(Reply::as_text) {
-                Some(code) if code == text => Ok(()),
-                _ => Err(Fault::Valkey {
+            match known.as_ref().and_then(Reply::as_text) {
+                Some(known) if known == text => Ok(()),
+                None => Err(Fault::Valkey { code, message }),
+                Some(_) => Err(Fault::Valkey {
                     code: OTHER_LIBRARY.into(),
                     message: format!("a function library named {NAME} is there, with another text"),
                 }),

@@ -67,7 +67,7 @@ pub fn lease(stream: &str, pipeline: &str) -> String {
 
 /// The key in which each process says how it is, for one stream of a pipeline. It hashes to the stream's slot in a cluster.
 pub fn presence(stream: &str, pipeline: &str) -> String {
-    format!("tidegate:state:{{{}}}:{stream}:{pipeline}", tag_beside(stream))
+    format!("tidegate:presence:{{{}}}:{stream}:{pipeline}", tag_beside(stream))
 }
 
 /// This machine's name.
@@ -142,7 +142,25 @@ mod tests {
 
     #[test]
     fn a_presence_lies_in_the_slot_of_its_stream() {
-        assert_eq!(presence("flush:counters", "counters"), "tidegate:state:{flush:counters}:flush:counters:counters");
+        assert_eq!(
+            presence("flush:counters", "counters"),
+            "tidegate:presence:{flush:counters}:flush:counters:counters"
+        );
+    }
+
+    #[test]
+    fn no_two_keys_of_a_shard_have_the_same_name() {
+        let of = [
+            dirty_index("s", "p"),
+            shard_state("s", "p"),
+            lease("s", "p"),
+            format!("{}:readers", lease("s", "p")),
+            presence("s", "p"),
+            counter_lease("s", "p"),
+            group("p"),
+        ];
+        let distinct: std::collections::BTreeSet<&String> = of.iter().collect();
+        assert_eq!(distinct.len(), of.len(), "{of:?}");
     }
 
     #[test]

@@ -59,7 +59,10 @@ impl Flush {
         let statements = Statements::of(&pipeline, &fits).expect("the zones are known");
         let shard = pipeline.shards().swap_remove(0);
         let identity = Identity::of("test", &shard);
-        let id = database.run(async |c| register(c, std::slice::from_ref(&identity), false, Record::Yes).await).await.expect("answers");
+        let id = database
+            .run(async |c| register(c, std::slice::from_ref(&identity), &BTreeSet::new(), Record::Yes).await)
+            .await
+            .expect("answers");
         let turn = Turn::of(&pipeline.table, None);
         Ok(Flush { database, lane: Lane::new(pipeline, statements, id.expect("new")[0], identity, turn, 4096) })
     }

@@ -168,7 +168,7 @@ fn of_stream(look: &Look, seen: &Seen, stream: &Stream, limits: &Limits, reasons
     }
     if stream.processes.is_none() {
         let words = "what the daemons say of themselves may not be read by this user of Valkey";
-        let next = "grant `~tidegate:state:* +hgetall` (docs/permissions.md)";
+        let next = "grant `~tidegate:presence:* +hgetall` (docs/permissions.md)";
         reasons.push(Reason::new(Severity::Notice, "cannot_see_daemons", words, next));
     }
     let lost = look.books.as_ref().ok().and_then(|books| books.lane_of(&seen.shard)).and_then(|lane| lane.ledger);
