@@ -9,6 +9,7 @@ use super::guess::nearest;
 use super::key::Section;
 use super::problem::Problem;
 use super::sections::PipelineSection;
+use super::setting::Setting;
 use super::settings::{Effective, Settings};
 use crate::client::{MARK_FIELD, OP_FIELD, TRACEPARENT_FIELD};
 use crate::merge::Merge;
@@ -41,7 +42,9 @@ pub(super) fn settle(settings: &mut Settings, named: &Named) {
         let lead = settings.get(&format!("pipelines.{name}.with")).and_then(|with| with.setting.as_ref()?.text());
         if let Some(lead) = lead.map(str::to_owned) {
             for key in OF_STREAMS {
-                settings.inherit(&format!("pipelines.{name}.{key}"), &format!("pipelines.{lead}.{key}"));
+                // Where there is no such pipeline, that is the problem, and no missing stream.
+                let otherwise = (key == "stream").then(|| Setting::Text(lead.clone()));
+                settings.inherit(&format!("pipelines.{name}.{key}"), &format!("pipelines.{lead}.{key}"), otherwise);
             }
         }
     }

@@ -73,11 +73,11 @@ impl Settings {
         origin.is_some_and(|origin| origin != "default" && !origin.starts_with("pipelines."))
     }
 
-    /// A key that no source sets has the value of another one.
-    pub(super) fn inherit(&mut self, path: &str, from: &str) {
-        let inherited = self.get(from).map(|effective| effective.setting.clone());
+    /// A key that no source sets has the value of another one; of none, where that one has none.
+    pub(super) fn inherit(&mut self, path: &str, from: &str, otherwise: Option<Setting>) {
+        let inherited = self.get(from).and_then(|effective| effective.setting.clone()).or(otherwise);
         if let (false, Some(setting), Some(effective)) = (self.is_set(path), inherited, self.get_mut(path)) {
-            (effective.setting, effective.origin) = (setting, Some(from.to_owned()));
+            (effective.setting, effective.origin) = (Some(setting), Some(from.to_owned()));
         }
     }
 

@@ -60,7 +60,7 @@ fn scan(text: &str) -> Result<(), String> {
                 return Err(format!("is JSON with more than {MAX_DEPTH} levels"));
             }
             b'{' | b'[' => (depth, at) = (depth + 1, at + 1),
-            b'}' | b']' => (depth, at) = (depth - 1, at + 1),
+            b'}' | b']' => (depth, at) = (usize::saturating_sub(depth, 1), at + 1),
             _ => at += 1,
         }
     }

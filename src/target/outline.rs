@@ -43,7 +43,7 @@ pub async fn outline(connection: &mut PgConnection, table: &Table) -> Result<Opt
         let is_plain = !index.is_partial && !index.columns.iter().any(String::is_empty);
         index.is_unique && index.is_valid && index.is_immediate && !index.compares_otherwise && is_plain
     });
-    indexes.sort_by_key(|index| !index.constraint.as_ref().is_some_and(|(_, kind)| kind == "p"));
+    indexes.sort_by_key(|index| index.constraint.as_ref().is_none_or(|(_, kind)| kind != "p"));
     let unique = indexes.into_iter().map(|index| index.columns).collect();
     Ok(Some(Outline { columns: columns.iter().map(OutlineColumn::of).collect(), unique }))
 }

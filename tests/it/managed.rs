@@ -219,11 +219,11 @@ async fn an_increment_that_is_sent_again_counts_once() {
 /// The first call of this function that a server has logged, as it was sent.
 async fn first_call(lab: &Lab, function: &str) -> Vec<String> {
     let slow = lab.client().await.call(&["SLOWLOG", "GET", "-1"]).await.array();
-    let calls = slow.into_iter().filter_map(|entry| {
+    let mut calls = slow.into_iter().filter_map(|entry| {
         let Resp::Array(words) = entry.array().into_iter().nth(3)? else { return None };
         Some(words.iter().map(Resp::text).collect::<Vec<String>>())
     });
-    calls.filter(|words| words.get(1).is_some_and(|name| name == function)).last().expect("a call")
+    calls.rfind(|words| words.get(1).is_some_and(|name| name == function)).expect("a call")
 }
 
 #[tokio::test(flavor = "multi_thread")]

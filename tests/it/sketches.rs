@@ -228,6 +228,6 @@ async fn costs() {
         execute(&mut sql, &query).await;
         let started = Instant::now();
         execute(&mut sql, &query).await;
-        println!("| {what} | {:.0} µs |", started.elapsed().as_micros() as f64 / 500.0);
+        eprintln!("| {what} | {:.0} µs |", started.elapsed().as_micros() as f64 / 500.0);
     }
 }

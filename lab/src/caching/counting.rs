@@ -110,7 +110,7 @@ impl Producer {
             return Ok(Producer::ByHand { valkey, database, has_ttl: way == Way::WithTtl });
         }
         let pipeline = Pipeline { mode: Mode::Managed, ..Pipeline::counters() };
-        let env = [("DATABASE_URL".into(), lab.database.clone().into())].into();
+        let env = [("DATABASE_URL".into(), lab.database.clone())].into();
         let loaded = tidegate::config::load(&Sources { env, ..Sources::default() }, Needs::POSTGRES)
             .map_err(|_| "the database's url is refused")?;
         let address = loaded.config.postgres.address().map_err(|_| "no database")?;
