@@ -113,12 +113,13 @@ pub async fn check_tables(
     pipeline: &Pipeline,
 ) -> Result<Result<Vec<Fit>, Unfit>, sqlx::Error> {
     let (mut fits, mut unfit) = (Vec::new(), Vec::new());
-    for Examined { table, fit, findings } in examine(connection, pipeline).await? {
+    for target in pipeline.targets() {
+        let (fit, findings) = examine_table(connection, &target, Depth::Refusals).await?;
         match fit {
             Some(fit) => fits.push(fit),
             None => {
                 let refusals = findings.into_iter().filter(|finding| finding.weight == Weight::Refusal);
-                unfit.push((table, refusals.collect()));
+                unfit.push((target.table, refusals.collect()));
             }
         }
     }
@@ -129,16 +130,26 @@ pub async fn check_tables(
 pub async fn examine(connection: &mut PgConnection, pipeline: &Pipeline) -> Result<Vec<Examined>, sqlx::Error> {
     let mut examined = Vec::new();
     for target in pipeline.targets() {
-        let (fit, mut findings) = examine_table(connection, &target).await?;
+        let (fit, mut findings) = examine_table(connection, &target, Depth::Everything).await?;
         findings.sort_by_key(|finding| std::cmp::Reverse(finding.weight));
         examined.push(Examined { table: target.table, fit, findings });
     }
     Ok(examined)
 }
 
+/// How deep a table is looked into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Depth {
+    /// For what cannot be written. No lock of the table is waited for, so a daemon starts while somebody holds one.
+    Refusals,
+    /// For warnings and advice, too.
+    Everything,
+}
+
 async fn examine_table(
     connection: &mut PgConnection,
     target: &Target,
+    depth: Depth,
 ) -> Result<(Option<Fit>, Vec<Finding>), sqlx::Error> {
     let deletes = target.write == Write::DeleteZero;
     let Some(relation) = catalog::relation(connection, &target.table, deletes).await? else {
@@ -149,10 +160,6 @@ async fn examine_table(
     }
     let columns = find_columns(connection, relation.oid).await?;
     let indexes = catalog::indexes(connection, relation.oid).await?;
-    let constraints = catalog::constraints(connection, relation.oid).await?;
-    let updates = target.write != Write::Insert;
-    let triggers = catalog::triggers(connection, relation.oid, (true, updates, deletes)).await?;
-
     let mut findings: Vec<Finding> = surroundings::rights(target, &relation, &columns).into_iter().collect();
     findings.extend(surroundings::dangers(target, &relation));
     findings.extend(of_columns(target, &relation.name, &columns));
@@ -160,9 +167,14 @@ async fn examine_table(
     if target.keys.iter().all(|key| column(&key.column).is_some()) {
         findings.extend(indexes::findings(target, &relation, &columns, &indexes));
     }
-    findings.extend(surroundings::constraints(target, &relation, &constraints));
-    findings.extend(surroundings::triggers(&triggers));
-    findings.extend(surroundings::upkeep(target, &relation));
+    if depth == Depth::Everything {
+        let constraints = catalog::constraints(connection, relation.oid).await?;
+        let written = (true, target.write != Write::Insert, deletes);
+        let triggers = catalog::triggers(connection, relation.oid, written).await?;
+        findings.extend(surroundings::constraints(target, &relation, &constraints));
+        findings.extend(surroundings::triggers(&triggers));
+        findings.extend(surroundings::upkeep(target, &relation));
+    }
     if findings.iter().any(|finding| finding.weight == Weight::Refusal) {
         return Ok((None, findings));
     }
@@ -317,9 +329,12 @@ fn unfit_value(value: &ValueColumn, column: &Column, table: &str) -> Option<Stri
                 ));
             }
             let held = column.scale?;
+            if held < 0 {
+                return Some(format!("column {name} has type {sql_type}, which rounds: {}", retype("numeric")));
+            }
             let rounds = scale.is_none_or(|scale| i32::from(scale) > held);
             rounds.then(|| {
-                format!("column {name} has type {sql_type}, which rounds: write {kind} of at most {held} digits, as numeric({}), in values, or {}", held.max(0), retype("numeric"))
+                format!("column {name} has type {sql_type}, which rounds: write a field of type numeric({held}) in values, or {}", retype("numeric"))
             })
         }
         // PostgreSQL reads a text as whatever the column is.
@@ -388,7 +403,7 @@ async fn find_columns(connection: &mut PgConnection, oid: i64) -> Result<Vec<Col
                 array(select format('%I.%I', dn.nspname, d.typname) from base x join pg_type d on d.oid = x.type and d.typnotnull
                       join pg_namespace dn on dn.oid = d.typnamespace where x.attnum = a.attnum) as not_null_domains,
                 a.atthasdef or a.attidentity <> '' or coalesce(top.typdefault is not null, false) as has_default,
-                a.attidentity <> '' or coalesce(pg_get_expr(df.adbin, df.adrelid) ~ '(nextval|uuid|random|clock_timestamp)', false) as is_default_different,
+                a.attidentity <> '' or a.attgenerated = '' and coalesce(pg_get_expr(df.adbin, 0) ~ '(nextval|uuid|random|clock_timestamp)', false) as is_default_different,
                 (select quote_ident(k.conname) from pg_constraint k
                  where k.conrelid = a.attrelid and k.contype = 'p' and a.attnum = any(k.conkey)) as primary_key,
                 has_column_privilege(a.attrelid, a.attnum, 'select') as can_select,

@@ -230,7 +230,7 @@ sections! {
         /// value_column is the sum of value_field.
         values: Vec<ValueColumn> = "", Values;
         /// `merge`: rows are inserted or merged. `insert`: those that are there stay as they are. `delete_zero`: rows are deleted when all
-        /// their sums and counts are zero.
+        /// their values, which must be sums and counts, are zero.
         write: Write = "merge", Choice(Write::WORDS);
         /// The pipeline whose entries feed this table, too: both tables are written in one transaction, with one place in the ledger and
         /// one consumer group (docs/tables.md). Empty: this pipeline reads its own stream.

@@ -491,7 +491,11 @@ fn columns_are_said_in_one_way_and_have_fields_that_producers_do_not_fill() {
             .problem()
             .contains("is managed, and its rows are more than a counter each")
     );
-    assert!(columns("write = 'delete_zero'\nvalues = 'm = max(x)'").problem().contains("neither a sum nor a count"));
+    assert!(
+        columns("write = 'delete_zero'\nvalues = 'm = max(x)'")
+            .problem()
+            .contains("the value m, which would be forgotten")
+    );
     // What is said in another way and means the same is the same.
     assert_eq!(columns("keys = 'id'\nvalues = 'value = sum(amount)'").config().pipelines, [Pipeline::counters()]);
     let pipeline = columns("keys = 'id, day = day()'").config().pipelines.swap_remove(0);

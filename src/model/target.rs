@@ -292,8 +292,14 @@ impl Target {
                 ));
             }
         }
-        if self.write == Write::DeleteZero && !self.values.iter().any(|value| value.merge.is_additive()) {
-            return Some("has write = \"delete_zero\" and neither a sum nor a count; write \"merge\"".into());
+        if self.write == Write::DeleteZero
+            && let Some(value) = self.values.iter().find(|value| !value.merge.is_additive())
+        {
+            return Some(format!(
+                "has write = \"delete_zero\" and the value {}, which would be forgotten with its row; only sums and counts may stand in it, so write \
+                 \"merge\"",
+                value.column
+            ));
         }
         None
     }
@@ -532,7 +538,9 @@ mod tests {
         assert!(said("a", behind_another, Write::Merge).contains("do not change together"));
         let objects = "n = count(), p = jsonb_merge(p) by v, q = jsonb_merge(q) by v";
         assert!(said("a", objects, Write::Merge).contains("do not change together"));
-        assert!(said("a", "m = max(x)", Write::DeleteZero).contains("neither a sum nor a count"));
+        assert!(
+            said("a", "n = count(), m = max(x)", Write::DeleteZero).contains("the value m, which would be forgotten")
+        );
     }
 
     proptest! {

@@ -88,7 +88,7 @@ pub(super) async fn relation(
                       where p.partstrat in ('r', 'l') and p.partdefid = 0 order by 1) as without_default,
                 array(select t.name from tree t join pg_partitioned_table p on p.partrelid = t.oid
                       where p.partstrat = 'h' and coalesce((
-                          select sum(1 / substring(pg_get_expr(c.relpartbound, c.oid) from 'modulus (\\d+)')::numeric)
+                          select sum(1 / substring(pg_get_expr(c.relpartbound, 0) from 'modulus (\\d+)')::numeric)
                           from pg_inherits h join pg_class c on c.oid = h.inhrelid where h.inhparent = t.oid), 0) < 0.999999
                       order by 1) as without_remainder,
                 array(select t.name from tree t where t.relkind = 'r' and not exists (

@@ -70,7 +70,12 @@ async fn the_verbs_of_managed_counters_print_documents_and_refuse_a_plain_pipeli
     assert_eq!((code, &counter["together"], &counter["valkey"]), (0, &"5".into(), &"5".into()), "{counter}");
     assert_eq!((&counter["agrees"], &counter["state"]), (&true.into(), &"clean".into()), "{counter}");
     let (code, memory) = printed("memory", &["memory", "--observe", "1"]).await;
-    assert_eq!((code, &memory["max_bytes"], &memory["streams"][0]["dirty"]), (0, &Value::Null, &0.into()), "{memory}");
+    let primary = &memory["primaries"][0];
+    assert_eq!(
+        (code, &primary["max_bytes"], &primary["streams"][0]["dirty"]),
+        (0, &Value::Null, &0.into()),
+        "{memory}"
+    );
     let (code, dropped) = printed("invalidate", &["invalidate", "--counters", "counters"]).await;
     assert_eq!((code, &dropped["keys"], &dropped["dry_run"]), (0, &1.into(), &false.into()), "{dropped}");
     for arguments in [&["adopt"][..], &["warm", "--top", "1"], &["invalidate", "--counters", "counters"]] {

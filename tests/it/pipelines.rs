@@ -7,7 +7,8 @@ use rand::{RngExt, SeedableRng};
 use sqlx::AssertSqlSafe;
 use tokio::process::Command;
 
-use crate::harness::{Client, Daemon, Lab, eventually};
+use crate::harness::{Client, Daemon, Lab, eventually, output};
+use crate::pooler::Pooler;
 
 /// The stream of the pipelines here.
 const REQUESTS: &str = "flush:requests";
@@ -302,4 +303,79 @@ async fn rows_are_only_inserted_or_deleted_at_zero_where_that_is_asked_for() {
     };
     assert_eq!(rows("select item || left_over from public.stock order by 1").await, "b-1");
     assert_eq!(rows("select item || first_path from public.known order by 1").await, "a/1 b/2 c/5");
+}
+
+/// Through a pooler in transaction mode, into a partitioned table, from many shards that one reader reads at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partitioned_table_is_fed_from_many_shards_through_a_pooler() {
+    let lab = Lab::new().await;
+    lab.execute(&USAGE.replace("primary key (tenant, day))", "primary key (tenant, day)) partition by range (day)"))
+        .await;
+    lab.execute(
+        "create table public.usage_early partition of public.usage for values from (minvalue) to ('2026-09-23');
+         create table public.usage_late partition of public.usage for values from ('2026-09-23') to (maxvalue)",
+    )
+    .await;
+    let requests = requests(4_000, 23);
+    raw(&lab, &requests).await;
+    let mut client = lab.client().await;
+    for (shard, some) in requests.chunks(1_000).enumerate() {
+        add(&mut client, &format!("{REQUESTS}:{{{shard}}}"), some).await;
+    }
+    let pooler = Pooler::start(&lab, "").await;
+    for delivery in ["group", "exclusive"] {
+        let mut command = lab.program(&["run", "--until-empty"]);
+        usage(&mut command).env("TIDEGATE__PIPELINES__USAGE__DELIVERY", delivery);
+        command.env("TIDEGATE__PIPELINES__USAGE__SHARDS", "4").env("TIDEGATE__BATCH__MAX_ENTRIES", "300");
+        command.env("TIDEGATE__BATCH__READ_COUNT", "100");
+        if let Some(pooler) = &pooler {
+            command.env("DATABASE_URL", pooler.url(&lab));
+        }
+        let mut daemon = Daemon::start(command);
+        assert!(daemon.exit().await.success(), "{}", daemon.last_lines());
+        // What is read again by the other way is recognised.
+        assert_eq!(difference(&lab, USAGE_TOLD, USAGE_COMPUTED).await, 0, "{delivery}");
+        for shard in 0..4 {
+            let stream = format!("{REQUESTS}:{{{shard}}}");
+            client.call(&["XGROUP", "SETID", &stream, "tidegate:usage", "0"]).await;
+        }
+    }
+    assert_eq!(lab.in_ledger().await, 4_000);
+    assert!(lab.number("select count(*) from public.usage_early").await > 0);
+    assert!(lab.number("select count(*) from public.usage_late").await > 0);
+}
+
+/// What the table refused lands when the table was corrected, once, with the version of its own entry.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_table_refused_is_redriven_with_the_age_of_its_entry() {
+    let lab = Lab::new().await;
+    lab.execute("create table public.seen (who text primary key, hits bigint, place text check (place <> '/refused'), place_version numeric)")
+        .await;
+    let program = |verb: &[&str]| {
+        let mut command = lab.program(verb);
+        command
+            .env("TIDEGATE__PIPELINES__SEEN__STREAM", "flush:seen")
+            .env("TIDEGATE__PIPELINES__SEEN__TABLE", "seen")
+            .env("TIDEGATE__PIPELINES__SEEN__UPDATED_AT_COLUMN", "")
+            .env("TIDEGATE__PIPELINES__SEEN__KEYS", "who")
+            .env("TIDEGATE__PIPELINES__SEEN__VALUES", "hits = count(), place = last(place) by place_version")
+            .env_remove("TIDEGATE__PIPELINES__COUNTERS__DELIVERY");
+        command
+    };
+    let mut client = lab.client().await;
+    for entries in [&[("5-0", "/first"), ("6-0", "/refused")][..], &[("7-0", "/newest")]] {
+        for (id, place) in entries {
+            client.call(&["XADD", "flush:seen", id, "who", "a", "place", place]).await;
+        }
+        let mut daemon = Daemon::start(program(&["run", "--until-empty"]));
+        assert!(matches!(daemon.exit().await.code(), Some(0 | 65)), "{}", daemon.last_lines());
+    }
+    assert_eq!(lab.number("select count(*) from tidegate.dead_letters").await, 1);
+    lab.execute("alter table public.seen drop constraint seen_place_check").await;
+    for times in 0..2 {
+        let (_, _, stderr) = output(&mut program(&["dead", "redrive", "--all", "--yes"])).await;
+        let row: (i64, String) =
+            sqlx::query_as("select hits, place from public.seen").fetch_one(&mut lab.sql().await).await.expect("a row");
+        assert_eq!(row, (3, "/newest".into()), "redriven {times} times before: {stderr}");
+    }
 }

@@ -16,7 +16,7 @@ use crate::harness::{Daemon, GROUP, Lab, STREAM, database, eventually, output};
 const POOL: usize = 3;
 
 /// A pgbouncer in front of a lab's PostgreSQL.
-struct Pooler {
+pub(crate) struct Pooler {
     port: u16,
     _process: Child,
     _folder: TempDir,
@@ -24,7 +24,7 @@ struct Pooler {
 
 impl Pooler {
     /// None where there is no pgbouncer; that is said.
-    async fn start(lab: &Lab, setting: &str) -> Option<Pooler> {
+    pub(crate) async fn start(lab: &Lab, setting: &str) -> Option<Pooler> {
         let Some(program) = std::env::var_os("TIDEGATE_PGBOUNCER").map(PathBuf::from).filter(|p| p.is_file()) else {
             eprintln!("skipped: no pgbouncer (TIDEGATE_PGBOUNCER)");
             return None;
@@ -55,7 +55,7 @@ impl Pooler {
         Some(Pooler { port, _process: process, _folder: folder })
     }
 
-    fn url(&self, lab: &Lab) -> String {
+    pub(crate) fn url(&self, lab: &Lab) -> String {
         lab.database.replace(&lab.postgres_port().to_string(), &self.port.to_string())
     }
 

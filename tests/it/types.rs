@@ -181,9 +181,11 @@ async fn every_type_with_every_operator_is_accepted_and_right_or_refused_with_a_
                 Ok(kind) => kind,
                 Err(sentence) => {
                     // One sentence stands for all types.
-                    let sentence = sentence
-                        .trim_start_matches("table public.tried does not fit: ")
-                        .replace(&format!("type {}", spelled(&mut sql, of.0).await), "type …");
+                    let sentence = sentence.trim_start_matches("table public.tried does not fit: ").replacen(
+                        &format!("type {}", spelled(&mut sql, of.0).await),
+                        "type …",
+                        1,
+                    );
                     let number = *sentences.entry(sentence.clone()).or_insert_with(|| {
                         refused.push(sentence);
                         refused.len()
