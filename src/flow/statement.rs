@@ -2,7 +2,7 @@
 //!
 //! Takes a pipeline's tables and how each orders its keys; gives the statement's text, with every name quoted. It cannot fail.
 //!
-//! The columns of all tables travel in two arrays, one of texts and one of numbers, column behind column ([`crate::merge::fold::Packed`]). So the
+//! The columns of all tables travel in two arrays, one of texts and one of numbers, column behind column (`merge::fold::Packed`). So the
 //! statement has the same parameters whatever the tables are like. Where there are several tables, how many rows each has stands first among the numbers.
 
 use super::bury;

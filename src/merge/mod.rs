@@ -1,7 +1,7 @@
 //! Merge: how a delta meets the value that is there. One operator a file.
 //!
-//! An operator has two halves that must agree: one in memory, where a batch is folded to one delta a row ([`Fold`], used by [`crate::flow::fold`]), and
-//! one in SQL, where that delta meets the row ([`Terms`], used by [`crate::flow::statement`]). The law, tested against PostgreSQL in
+//! An operator has two halves that must agree: one in memory, where a batch is folded to one delta a row (`Fold`, used by `flow::rows`), and
+//! one in SQL, where that delta meets the row (`Terms`, used by `flow::statement`). The law, tested against PostgreSQL in
 //! `tests/it/operators.rs`: folding in memory and then merging gives what merging one by one gives, in any grouping.
 
 #[cfg(feature = "daemon")]
