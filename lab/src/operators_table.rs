@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 use tidegate::model::entry::EntryId;
+use tidegate_lab::harness::STREAM;
 use tokio::process::Command;
 
 use crate::journal::Meant;
@@ -23,6 +24,8 @@ pub async fn create(sql: &mut PgConnection) {
 
 /// The daemon writes it, too.
 pub fn configure(command: &mut Command) {
+    // Once a pipeline is named the default one is no more than one of them.
+    command.env("TIDEGATE__PIPELINES__COUNTERS__STREAM", STREAM);
     for (key, value) in [
         ("WITH", "counters"),
         ("TABLE", "operators"),
