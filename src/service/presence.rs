@@ -99,6 +99,10 @@ impl Herald {
         for some in flow.lanes.chunks(SAID_AT_ONCE) {
             // In a cluster a flow has one stream.
             let say = async |link: &Link| {
+                // The slot is on its way here, and what was said may still be where it comes from: said here, too, it would be in the way of that.
+                if link.is_asking() {
+                    return Ok(());
+                }
                 let streams: Vec<&str> = some.iter().map(|lane| &*lane.pipeline().stream).collect();
                 let (connection, run_id) = (link.number(), link.generation().run_id.clone());
                 let presence = Presence { connection, run_id, ..presence.clone() };
