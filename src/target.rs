@@ -304,7 +304,7 @@ fn types_of(kind: Kind) -> &'static [&'static str] {
 /// Why a value's column cannot take what its operator makes.
 fn unfit_value(value: &ValueColumn, column: &Column, table: &str) -> Option<String> {
     let Column { name, sql_type, base, .. } = column;
-    let kind = value.field.as_ref().map_or(Kind::Bigint, |field| field.kind);
+    let kind = value.kind();
     let retype = |wanted: &str| format!("alter table {table} alter column {name} type {wanted}");
     match (value.merge, kind) {
         (Merge::Count, _) | (Merge::Sum | Merge::Min | Merge::Max, Kind::Bigint) => {

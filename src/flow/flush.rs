@@ -21,7 +21,7 @@ use super::coalesce::{Coalesced, Columns};
 use super::judge::{self, Findings};
 use super::ledger::{self, NewRows};
 use super::rows::{NoZone, Plan};
-use super::statement::{self, Count, IN_TURN, preamble, statement};
+use super::statement::{Count, DIAGNOSED_FROM, IN_TURN, preamble, statement};
 use super::turn::{MANY_ROWS, Turn};
 use crate::failpoint;
 use crate::lanes::{self, Identity, LaneId, Record, Unregistered};
@@ -305,7 +305,7 @@ async fn apply(
     let of_batch: Vec<&Lane> = batch.lanes().into_iter().map(|lane| &lanes[lane]).collect();
     let letters = Letters::of(batch, &coalesced.dead, *letter_bytes, |lane| lanes[lane].id());
     let buries = !coalesced.dead.is_empty();
-    let of_many = statements.of_many.as_ref().filter(|_| coalesced.rows() >= statement::MANY_ROWS);
+    let of_many = statements.of_many.as_ref().filter(|_| coalesced.rows() >= DIAGNOSED_FROM);
     let statement = of_many.unwrap_or(&statements.usual).clone();
     let query = match turn {
         None => sqlx::query(AssertSqlSafe(statement)),

@@ -92,7 +92,7 @@ impl Plan {
             }
             let values = target.values.iter().map(|value| ValuePlan {
                 merge: value.merge,
-                kind: value.field.as_ref().map_or(Kind::Text, |field| field.kind),
+                kind: value.kind(),
                 read: value.field.as_ref().map(|field| all.read(&field.name, field.kind)),
                 is_optional: value.field.as_ref().is_some_and(|field| field.is_optional),
             });

@@ -32,8 +32,8 @@ pub(super) const IN_TURN: &str =
     "call tidegate.flush_in_turn($1, $2, $3::int4[], $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,
      $19, $20, $21, $22, $23, $24)";
 
-/// So many rows at least, and `tidegate.write_rows` counts them: it takes 0.2 ms to plan the upsert anew, and saves 0.25 us a row.
-pub(super) const MANY_ROWS: usize = 2_000;
+/// From so many rows on `tidegate.write_rows` counts them: it takes 0.2 ms to plan the upsert anew, and saves 0.25 us a row.
+pub(super) const DIAGNOSED_FROM: usize = 2_000;
 
 /// How the rows that a table took are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,9 +97,7 @@ struct Packing<'t> {
 pub(super) fn arrays(target: &Target) -> Vec<Array> {
     let of_key = |kind| if kind == Kind::Bigint { Array::Numbers } else { Array::Texts };
     let keys = target.keys.iter().map(|key| of_key(key.kind()));
-    let kind = |field: Option<&crate::model::target::Field>| field.map_or(Kind::Text, |field| field.kind);
-    keys.chain(target.values.iter().flat_map(|value| value.merge.sends(kind(value.field.as_ref())).iter().copied()))
-        .collect()
+    keys.chain(target.values.iter().flat_map(|value| value.merge.sends(value.kind()).iter().copied())).collect()
 }
 
 impl<'t> Packing<'t> {
@@ -208,7 +206,7 @@ impl<'t> Packing<'t> {
         let values = self.target.values.iter().zip(&self.fit.values);
         values
             .map(|(value, sql_type)| {
-                let kind = value.field.as_ref().map_or(Kind::Text, |field| field.kind);
+                let kind = value.kind();
                 let (expressions, behind) = rest.split_at(value.merge.sends(kind).len());
                 rest = behind;
                 let (column, by) = (value.column.quoted(), value.by.as_ref().map(|by| by.quoted()));

@@ -224,6 +224,13 @@ impl fmt::Display for ValueColumn {
     }
 }
 
+impl ValueColumn {
+    /// How its field is read; text where it has none, which is so for `count()`.
+    pub fn kind(&self) -> Kind {
+        self.field.as_ref().map_or(Kind::Text, |field| field.kind)
+    }
+}
+
 impl Write {
     /// Its word in the configuration.
     pub fn word(self) -> &'static str {

@@ -105,16 +105,38 @@ const USAGE: &str = "create table public.usage (tenant uuid, day date, requests 
         slowest bigint, fastest bigint, path text, path_version numeric, entry text, entry_version numeric, any_error text, updated_at timestamptz,
         primary key (tenant, day))";
 
-fn usage(command: &mut Command) -> &mut Command {
+/// Sets keys of pipelines; none of them is the default one.
+fn pipelines<'a>(command: &mut Command, keys: impl IntoIterator<Item = (&'a str, &'a str)>) {
+    for (key, value) in keys {
+        command.env(format!("TIDEGATE__PIPELINES__{key}"), value);
+    }
+    command.env_remove("TIDEGATE__PIPELINES__COUNTERS__DELIVERY");
+}
+
+fn usage(command: &mut Command) {
+    let values = "requests = count(), bytes = sum(bytes), price = sum(price: numeric(2)), slowest = max(ms?), fastest = min(ms?), \
+                  path = last(path) by path_version, entry = first(path) by entry_version";
+    let keys = [
+        ("USAGE__STREAM", REQUESTS),
+        ("USAGE__TABLE", "public.usage"),
+        ("USAGE__KEYS", "tenant: uuid, day = day(at, America/St_Johns)"),
+        ("USAGE__VALUES", values),
+    ];
+    pipelines(command, keys);
+}
+
+/// The program with a pipeline that keeps these values of whoever was seen.
+fn seen(lab: &Lab, verb: &[&str], values: &str) -> Command {
+    let mut command = lab.program(verb);
+    let keys = [
+        ("SEEN__STREAM", "flush:seen"),
+        ("SEEN__TABLE", "seen"),
+        ("SEEN__UPDATED_AT_COLUMN", ""),
+        ("SEEN__KEYS", "who"),
+        ("SEEN__VALUES", values),
+    ];
+    pipelines(&mut command, keys);
     command
-        .env("TIDEGATE__PIPELINES__USAGE__STREAM", REQUESTS)
-        .env("TIDEGATE__PIPELINES__USAGE__TABLE", "public.usage")
-        .env("TIDEGATE__PIPELINES__USAGE__KEYS", "tenant: uuid, day = day(at, America/St_Johns)")
-        .env(
-            "TIDEGATE__PIPELINES__USAGE__VALUES",
-            "requests = count(), bytes = sum(bytes), price = sum(price: numeric(2)), slowest = max(ms?), fastest = min(ms?), \
-             path = last(path) by path_version, entry = first(path) by entry_version",
-        )
 }
 
 const USAGE_TOLD: &str = "select tenant, day, requests, bytes, price, slowest, fastest, path, entry from public.usage";
@@ -131,9 +153,9 @@ async fn a_rollup_by_tenant_and_day_is_exact_whoever_is_killed() {
         raw(&lab, &requests).await;
         let daemon = || {
             let mut command = lab.program(&["run"]);
-            usage(&mut command).env("TIDEGATE__PIPELINES__USAGE__DELIVERY", delivery);
+            usage(&mut command);
+            pipelines(&mut command, [("USAGE__DELIVERY", delivery)]);
             command.env("TIDEGATE__BATCH__MAX_ENTRIES", "400").env("TIDEGATE__BATCH__READ_COUNT", "100");
-            command.env_remove("TIDEGATE__PIPELINES__COUNTERS__DELIVERY");
             Daemon::start(command)
         };
         let mut client = lab.client().await;
@@ -181,7 +203,7 @@ async fn entries_of_one_stream_land_in_three_tables_together() {
     add(&mut lab.client().await, REQUESTS, &requests).await;
     let mut command = lab.program(&["run", "--until-empty"]);
     usage(&mut command);
-    for (key, value) in [
+    let keys = [
         ("BY_STATUS__WITH", "usage"),
         ("BY_STATUS__TABLE", "by_status"),
         ("BY_STATUS__KEYS", "status: bigint, hour = hour(at)"),
@@ -193,9 +215,8 @@ async fn entries_of_one_stream_land_in_three_tables_together() {
         ("PAGES__KEY_FIELD", "path"),
         ("PAGES__VALUE_FIELD", "bytes"),
         ("PAGES__UPDATED_AT_COLUMN", ""),
-    ] {
-        command.env(format!("TIDEGATE__PIPELINES__{key}"), value);
-    }
+    ];
+    pipelines(&mut command, keys);
     let mut daemon = Daemon::start(command);
     assert_eq!(daemon.exit().await.code(), Some(65), "two are dead letters: {}", daemon.last_lines());
     assert_eq!(difference(&lab, USAGE_TOLD, USAGE_COMPUTED).await, 0);
@@ -217,16 +238,8 @@ async fn the_last_value_is_the_newest_entry_s_whatever_the_order_of_flushes() {
     let lab = Lab::new().await;
     lab.execute("create table public.seen (who text primary key, place text, place_version numeric)").await;
     let program = |verb: &[&str]| {
-        let mut command = lab.program(verb);
-        command
-            .env("TIDEGATE__PIPELINES__SEEN__STREAM", "flush:seen")
-            .env("TIDEGATE__PIPELINES__SEEN__TABLE", "seen")
-            .env("TIDEGATE__PIPELINES__SEEN__UPDATED_AT_COLUMN", "")
-            .env("TIDEGATE__PIPELINES__SEEN__KEYS", "who")
-            .env("TIDEGATE__PIPELINES__SEEN__VALUES", "place = last(place) by place_version")
-            .env("TIDEGATE__BATCH__MAX_ENTRIES", "20")
-            .env("TIDEGATE__BATCH__READ_COUNT", "10")
-            .env_remove("TIDEGATE__PIPELINES__COUNTERS__DELIVERY");
+        let mut command = seen(&lab, verb, "place = last(place) by place_version");
+        command.env("TIDEGATE__BATCH__MAX_ENTRIES", "20").env("TIDEGATE__BATCH__READ_COUNT", "10");
         command
     };
     let mut client = lab.client().await;
@@ -271,7 +284,7 @@ async fn rows_are_only_inserted_or_deleted_at_zero_where_that_is_asked_for() {
     )
     .await;
     let mut command = lab.program(&["run"]);
-    for (key, value) in [
+    let keys = [
         ("STOCK__STREAM", "flush:stock"),
         ("STOCK__TABLE", "stock"),
         ("STOCK__KEYS", "item"),
@@ -284,10 +297,8 @@ async fn rows_are_only_inserted_or_deleted_at_zero_where_that_is_asked_for() {
         ("KNOWN__VALUES", "first_path = set_if_null(path)"),
         ("KNOWN__WRITE", "insert"),
         ("KNOWN__UPDATED_AT_COLUMN", ""),
-    ] {
-        command.env(format!("TIDEGATE__PIPELINES__{key}"), value);
-    }
-    command.env_remove("TIDEGATE__PIPELINES__COUNTERS__DELIVERY");
+    ];
+    pipelines(&mut command, keys);
     let _daemon = Daemon::start(command);
     let mut client = lab.client().await;
     let mut settled = 0;
@@ -325,9 +336,9 @@ async fn a_partitioned_table_is_fed_from_many_shards_through_a_pooler() {
     let pooler = Pooler::start(&lab, "").await;
     for delivery in ["group", "exclusive"] {
         let mut command = lab.program(&["run", "--until-empty"]);
-        usage(&mut command).env("TIDEGATE__PIPELINES__USAGE__DELIVERY", delivery);
-        command.env("TIDEGATE__PIPELINES__USAGE__SHARDS", "4").env("TIDEGATE__BATCH__MAX_ENTRIES", "300");
-        command.env("TIDEGATE__BATCH__READ_COUNT", "100");
+        usage(&mut command);
+        pipelines(&mut command, [("USAGE__DELIVERY", delivery), ("USAGE__SHARDS", "4")]);
+        command.env("TIDEGATE__BATCH__MAX_ENTRIES", "300").env("TIDEGATE__BATCH__READ_COUNT", "100");
         if let Some(pooler) = &pooler {
             command.env("DATABASE_URL", pooler.url(&lab));
         }
@@ -351,17 +362,7 @@ async fn what_a_table_refused_is_redriven_with_the_age_of_its_entry() {
     let lab = Lab::new().await;
     lab.execute("create table public.seen (who text primary key, hits bigint, place text check (place <> '/refused'), place_version numeric)")
         .await;
-    let program = |verb: &[&str]| {
-        let mut command = lab.program(verb);
-        command
-            .env("TIDEGATE__PIPELINES__SEEN__STREAM", "flush:seen")
-            .env("TIDEGATE__PIPELINES__SEEN__TABLE", "seen")
-            .env("TIDEGATE__PIPELINES__SEEN__UPDATED_AT_COLUMN", "")
-            .env("TIDEGATE__PIPELINES__SEEN__KEYS", "who")
-            .env("TIDEGATE__PIPELINES__SEEN__VALUES", "hits = count(), place = last(place) by place_version")
-            .env_remove("TIDEGATE__PIPELINES__COUNTERS__DELIVERY");
-        command
-    };
+    let program = |verb: &[&str]| seen(&lab, verb, "hits = count(), place = last(place) by place_version");
     let mut client = lab.client().await;
     for entries in [&[("5-0", "/first"), ("6-0", "/refused")][..], &[("7-0", "/newest")]] {
         for (id, place) in entries {

@@ -46,6 +46,22 @@ pub struct Proposal {
 }
 
 impl Draft {
+    /// With no columns yet; `made_from`: what it is made from, in a sentence.
+    pub(super) fn of(name: &str, stream: &str, table: &Table, made_from: String) -> Draft {
+        Draft {
+            name: name.into(),
+            stream: stream.into(),
+            table: table.clone(),
+            keys: Vec::new(),
+            values: Vec::new(),
+            updated_at: None,
+            notes: vec![made_from],
+            of_keys: Vec::new(),
+            of_values: Vec::new(),
+            migration: Vec::new(),
+        }
+    }
+
     /// The table and what is written into it.
     pub(super) fn target(&self) -> Target {
         Target {

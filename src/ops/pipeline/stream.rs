@@ -30,21 +30,11 @@ struct Candidate<'a> {
 
 /// A pipeline for this stream. The error says what to do.
 pub(super) fn draft(name: &str, stream: &str, table: &Table, sample: &Sample) -> Result<Draft, String> {
-    let mut draft = Draft {
-        name: name.into(),
-        stream: stream.into(),
-        table: table.clone(),
-        keys: Vec::new(),
-        values: Vec::new(),
-        updated_at: None,
-        notes: vec![format!(
-            "Made from {} entries of the stream: read it and correct it, for a sample does not tell what is meant.",
-            count(sample.entries as u64)
-        )],
-        of_keys: Vec::new(),
-        of_values: Vec::new(),
-        migration: Vec::new(),
-    };
+    let made_from = format!(
+        "Made from {} entries of the stream: read it and correct it, for a sample does not tell what is meant.",
+        count(sample.entries as u64)
+    );
+    let mut draft = Draft::of(name, stream, table, made_from);
     if sample.is_cut {
         draft.notes.push("There are more different fields than are told apart: some are missing here.".into());
     }

@@ -24,20 +24,9 @@ pub(super) fn draft(name: &str, stream: &str, table: &Table, outline: &Outline) 
             sql_table(table)
         )
     })?;
-    let mut draft = Draft {
-        name: name.into(),
-        stream: stream.into(),
-        table: table.clone(),
-        keys: Vec::new(),
-        values: Vec::new(),
-        updated_at: None,
-        notes: vec![format!(
-            "Made from the table {table}: entries of the stream have a field for each column, by its name."
-        )],
-        of_keys: Vec::new(),
-        of_values: Vec::new(),
-        migration: Vec::new(),
-    };
+    let made_from =
+        format!("Made from the table {table}: entries of the stream have a field for each column, by its name.");
+    let mut draft = Draft::of(name, stream, table, made_from);
     for (name, column) in keys.iter().filter_map(|name| Some((identifier(name)?, column(name)?))) {
         match column.kind {
             Kind::Date => draft.of_keys.push(format!(
