@@ -40,6 +40,8 @@ pub struct Tables {
     fields: Vec<Vec<u8>>,
     /// Each way in which one of them is read, once.
     reads: Vec<Read>,
+    /// Those that must bring something.
+    required: Vec<usize>,
     tables: Vec<TablePlan>,
 }
 
@@ -47,6 +49,13 @@ pub struct Tables {
 struct Read {
     field: usize,
     kind: Kind,
+}
+
+/// What was found of an entry, by field, and what was read of that. It is used again for the next entry.
+#[derive(Debug, Default)]
+struct Reading<'a> {
+    found: Vec<Option<&'a [u8]>>,
+    data: Vec<Option<Datum<'a>>>,
 }
 
 #[derive(Debug)]
@@ -78,7 +87,7 @@ impl Plan {
         if pipeline.tables.is_empty() {
             return Ok(Plan::Counter(Arc::new(pipeline.clone())));
         }
-        let mut all = Tables { fields: Vec::new(), reads: Vec::new(), tables: Vec::new() };
+        let mut all = Tables { fields: Vec::new(), reads: Vec::new(), required: Vec::new(), tables: Vec::new() };
         for target in pipeline.targets() {
             let mut keys = Vec::new();
             for key in &target.keys {
@@ -96,7 +105,12 @@ impl Plan {
                 read: value.field.as_ref().map(|field| all.read(&field.name, field.kind)),
                 is_optional: value.field.as_ref().is_some_and(|field| field.is_optional),
             });
-            let values = values.collect();
+            let values: Vec<ValuePlan> = values.collect();
+            all.required.extend(keys.iter().filter_map(|key| match key {
+                KeyPlan::Read(read, _) => Some(*read),
+                KeyPlan::Stretch(read, _) => *read,
+            }));
+            all.required.extend(values.iter().filter(|value| !value.is_optional).filter_map(|value| value.read));
             all.tables.push(TablePlan { keys, values });
         }
         Ok(Plan::Tables(Arc::new(all)))
@@ -105,11 +119,11 @@ impl Plan {
     /// Why an entry is to be buried, as far as its bytes alone tell.
     pub(crate) fn refusal_of(&self, entry: Canonical<'_>) -> Option<Death> {
         let Plan::Tables(tables) = self else { return self.key_of(entry).err() };
-        let mut data = Vec::new();
-        let mut read = tables.read_all(entry, &mut data);
+        let mut reading = Reading::default();
+        let mut read = tables.read_all(entry, &mut reading);
         for table in &tables.tables {
             let mut stretches = vec![None; table.keys.len()];
-            read = read.and_then(|()| table.key(entry.id(), &data, &mut stretches, &mut Vec::new()));
+            read = read.and_then(|()| table.key(entry.id(), &reading.data, &mut stretches, &mut Vec::new()));
         }
         read.err()
     }
@@ -122,9 +136,10 @@ impl Plan {
                 Ok(delta.key.as_bytes().to_vec())
             }
             Plan::Tables(tables) => {
-                let (mut data, mut key) = (Vec::new(), Vec::new());
-                tables.read_all(entry, &mut data)?;
-                tables.tables[0].key(entry.id(), &data, &mut vec![None; tables.tables[0].keys.len()], &mut key)?;
+                let (mut reading, mut key) = (Reading::default(), Vec::new());
+                tables.read_all(entry, &mut reading)?;
+                let first = &tables.tables[0];
+                first.key(entry.id(), &reading.data, &mut vec![None; first.keys.len()], &mut key)?;
                 Ok(key)
             }
         }
@@ -145,39 +160,30 @@ impl Tables {
         })
     }
 
-    /// Everything that is needed of an entry; none for a field it lacks.
-    fn read_all<'a>(&self, entry: Canonical<'a>, data: &mut Vec<Option<Datum<'a>>>) -> Result<(), Death> {
-        let mut found: [Option<&'a [u8]>; 16] = [None; 16];
-        let mut more = vec![None; self.fields.len().saturating_sub(found.len())];
+    /// Everything that is needed of an entry. Refused where a field cannot be read, or is missing.
+    fn read_all<'a>(&self, entry: Canonical<'a>, reading: &mut Reading<'a>) -> Result<(), Death> {
+        let Reading { found, data } = reading;
+        found.clear();
+        found.resize(self.fields.len(), None);
         for (name, value) in entry.fields() {
-            let Some(field) = self.fields.iter().position(|field| field == name) else { continue };
-            let place = match found.get_mut(field) {
-                Some(place) => place,
-                None => &mut more[field - 16],
-            };
-            if place.replace(value).is_some() {
+            if let Some(field) = self.fields.iter().position(|field| field == name)
+                && found[field].replace(value).is_some()
+            {
                 return Err(Malformed::FieldTwice.into());
             }
         }
         data.clear();
         for Read { field, kind } in &self.reads {
-            let bytes = found.get(*field).copied().unwrap_or_else(|| more[*field - 16]);
-            let read = bytes.map(|bytes| datum::read(*kind, bytes)).transpose();
+            let read = found[*field].map(|bytes| datum::read(*kind, bytes)).transpose();
             data.push(read.map_err(|why| self.refused(*field, &why))?);
         }
-        // Whether one is missing is said before anything of the entry is taken.
-        for table in &self.tables {
-            let of_keys = table.keys.iter().filter_map(|key| match key {
-                KeyPlan::Read(read, _) => Some(*read),
-                KeyPlan::Stretch(read, _) => *read,
-            });
-            let of_values = table.values.iter().filter(|value| !value.is_optional).filter_map(|value| value.read);
-            if let Some(missing) = of_keys.chain(of_values).find(|read| data[*read].is_none()) {
-                let name = String::from_utf8_lossy(&self.fields[self.reads[missing].field]).into_owned();
-                return Err(Death { reason: "missing_field", detail: format!("the field {name} is missing") });
+        match self.required.iter().find(|read| data[**read].is_none()) {
+            Some(missing) => {
+                let name = String::from_utf8_lossy(&self.fields[self.reads[*missing].field]).into_owned();
+                Err(Death { reason: "missing_field", detail: format!("the field {name} is missing") })
             }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn refused(&self, field: usize, why: &str) -> Death {
@@ -203,6 +209,7 @@ impl TablePlan {
             match key {
                 KeyPlan::Read(read, _) => match &data[*read] {
                     Some(Datum::Number(number)) => out.extend_from_slice(&number.to_be_bytes()),
+                    Some(Datum::Moment(moment)) => write_text(&datum::spell(*moment), out),
                     Some(Datum::Text(text)) => write_text(text, out),
                     None => {}
                 },
@@ -210,7 +217,7 @@ impl TablePlan {
                     let no_moment =
                         || Death { reason: "bad_field", detail: "no stretch of time has such a moment".into() };
                     let moment = match read.and_then(|read| data[read].as_ref()) {
-                        Some(Datum::Text(text)) => datum::moment(text).map_err(|_| no_moment())?,
+                        Some(Datum::Moment(moment)) => *moment,
                         _ => Timestamp::from_millisecond(id.ms.try_into().unwrap_or(i64::MAX))
                             .map_err(|_| no_moment())?,
                     };
@@ -323,7 +330,7 @@ pub(super) fn fold<'a>(
 ) -> Result<Coalesced<'a>, Fault> {
     let mut tables: Vec<Folding<'_, 'a>> =
         plan.tables.iter().map(|table| Folding::of(table, indices.len().min(1_000))).collect();
-    let (mut dead, mut data) = (Vec::new(), Vec::new());
+    let (mut dead, mut reading) = (Vec::new(), Reading::default());
     for index in indices {
         let entry = &batch.entries()[index];
         if let Some(death) = &entry.death {
@@ -331,15 +338,15 @@ pub(super) fn fold<'a>(
             continue;
         }
         // All that can be refused comes first, so that an entry lands in all tables or in none.
-        let read = plan.read_all(batch.canonical(entry), &mut data);
-        let found = read.and_then(|()| tables.iter_mut().try_for_each(|table| table.find_key(entry.id, &data)));
+        let read = plan.read_all(batch.canonical(entry), &mut reading);
+        let found = read.and_then(|()| tables.iter_mut().try_for_each(|table| table.find_key(entry.id, &reading.data)));
         if let Err(death) = found {
             dead.push((index, Arc::new(death)));
             continue;
         }
         for table in &mut tables {
             let row = table.row();
-            table.meet(row, entry.id, &data)?;
+            table.meet(row, entry.id, &reading.data)?;
         }
     }
     let rows: Vec<usize> = tables.iter().map(|table| table.keys.len()).collect();

@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 use bigdecimal::BigDecimal;
 use jiff::civil;
-use jiff::{Timestamp, tz::TimeZone};
+use jiff::{Timestamp, TimestampRound, tz::TimeZone};
 use uuid::Uuid;
 
 use super::json;
@@ -25,6 +25,8 @@ const MAX_DIGITS: usize = 1000;
 pub enum Datum<'a> {
     /// A whole number.
     Number(i64),
+    /// A moment, to the microsecond. It is spelled only where it is sent or compared.
+    Moment(Timestamp),
     /// Everything else, as PostgreSQL reads it. Days and moments are ordered as their texts.
     Text(Cow<'a, str>),
 }
@@ -34,7 +36,7 @@ impl<'a> Datum<'a> {
     pub fn number(self) -> Option<i64> {
         match self {
             Datum::Number(number) => Some(number),
-            Datum::Text(_) => None,
+            Datum::Moment(_) | Datum::Text(_) => None,
         }
     }
 
@@ -42,6 +44,7 @@ impl<'a> Datum<'a> {
     pub fn text(self) -> Option<Cow<'a, str>> {
         Some(match self {
             Datum::Number(number) => Cow::Owned(number.to_string()),
+            Datum::Moment(moment) => Cow::Owned(spell(moment)),
             Datum::Text(text) => text,
         })
     }
@@ -50,6 +53,7 @@ impl<'a> Datum<'a> {
     pub fn decimal(&self) -> Option<BigDecimal> {
         match self {
             Datum::Number(number) => Some((*number).into()),
+            Datum::Moment(_) => None,
             Datum::Text(text) => BigDecimal::from_str(text).ok(),
         }
     }
@@ -77,7 +81,7 @@ pub fn read<'a>(kind: Kind, bytes: &'a [u8]) -> Result<Datum<'a>, String> {
             Err(_) => Err("is no uuid".into()),
         },
         Kind::Date => day(text).and_then(|day| owned(day.to_string())),
-        Kind::Timestamptz => moment(text).and_then(|moment| owned(spell(moment))),
+        Kind::Timestamptz => moment(text).map(Datum::Moment),
         Kind::Boolean => match text.to_ascii_lowercase().as_str() {
             "true" | "t" | "yes" | "y" | "on" | "1" => word("true"),
             "false" | "f" | "no" | "n" | "off" | "0" => word("false"),
@@ -130,7 +134,7 @@ fn day(text: &str) -> Result<civil::Date, String> {
 }
 
 /// The moment that a field's text is: RFC 3339, or milliseconds since 1970. What is finer than a microsecond is cut off.
-pub(crate) fn moment(text: &str) -> Result<Timestamp, String> {
+fn moment(text: &str) -> Result<Timestamp, String> {
     let refused = || {
         "is no moment of the years 1 to 9999: RFC 3339, such as 2026-11-27T08:00:00Z, or milliseconds since 1970"
             .to_owned()
@@ -139,7 +143,9 @@ pub(crate) fn moment(text: &str) -> Result<Timestamp, String> {
         Ok(ms) => Timestamp::from_millisecond(ms).ok(),
         Err(_) => text.parse().ok(),
     };
-    moment.filter(|moment| (1..=9999).contains(&moment.to_zoned(TimeZone::UTC).year())).ok_or_else(refused)
+    let moment = moment.filter(|moment| (1..=9999).contains(&moment.to_zoned(TimeZone::UTC).year()));
+    let to_microseconds = TimestampRound::new().smallest(jiff::Unit::Microsecond).mode(jiff::RoundMode::Floor);
+    moment.and_then(|moment| moment.round(to_microseconds).ok()).ok_or_else(refused)
 }
 
 /// A moment in UTC, to the microsecond, always as long.
