@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use rustix::process::Signal;
 use sqlx::AssertSqlSafe;
 use tokio::process::Command;
 
@@ -379,4 +380,26 @@ async fn what_a_table_refused_is_redriven_with_the_age_of_its_entry() {
             sqlx::query_as("select hits, place from public.seen").fetch_one(&mut lab.sql().await).await.expect("a row");
         assert_eq!(row, (3, "/newest".into()), "redriven {times} times before: {stderr}");
     }
+}
+
+/// Two daemons that would make different rows of the same entries: the second one is refused while the first one lives, and takes over when it has gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_with_other_values_is_refused_while_the_first_one_lives() {
+    let lab = Lab::new().await;
+    lab.execute("create table public.seen (who text primary key, hits bigint, most bigint)").await;
+    let (before, after) = ("hits = count(), most = max(n)", "hits = count(), most = min(n)");
+    let mut client = lab.client().await;
+    client.call(&["XADD", "flush:seen", "*", "who", "a", "n", "5"]).await;
+    let mut first = Daemon::start(seen(&lab, &["run"], before));
+    eventually("flushed", 1, async || lab.in_ledger().await).await;
+    let (code, _, stderr) = output(&mut seen(&lab, &["run"], after)).await;
+    assert_eq!(code, 78, "{stderr}");
+    assert!(stderr.contains("most = max(n: bigint)") && stderr.contains("most = min(n: bigint)"), "{stderr}");
+    first.signal(Signal::TERM);
+    assert!(first.exit().await.success(), "{}", first.last_lines());
+    client.call(&["XADD", "flush:seen", "*", "who", "a", "n", "3"]).await;
+    let mut second = Daemon::start(seen(&lab, &["run", "--until-empty"], after));
+    assert!(second.exit().await.success(), "{}", second.last_lines());
+    // What was flushed stays as it was flushed; from now on the least counts.
+    assert_eq!(lab.number("select hits * 100 + most from public.seen").await, 203);
 }
