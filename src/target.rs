@@ -31,6 +31,8 @@ pub struct Fit {
     pub values: Vec<String>,
     /// Whether PostgreSQL sorts the keys and makes them distinct, because their texts do not tell which are equal.
     pub is_grouped: bool,
+    /// Whether a CHECK looks at a value: rows that are there are updated before others are inserted, so that it sees what comes of a delta and not the delta.
+    pub is_checked: bool,
 }
 
 /// Types whose text, equality and order make them usable as keys.
@@ -180,7 +182,9 @@ async fn examine_table(
     }
     let keys: Vec<(String, bool)> =
         target.keys.iter().filter_map(|key| Some(key_type(key.kind(), column(&key.column)?))).collect();
+    let values: Vec<&str> = target.values.iter().map(|value| value.column.as_str()).collect();
     let fit = Fit {
+        is_checked: catalog::has_check(connection, relation.oid, &values).await?,
         is_grouped: keys.iter().any(|(_, is_grouped)| *is_grouped),
         keys: keys.into_iter().map(|(sql_type, _)| sql_type).collect(),
         // Without a length or a scale, so that a value that does not fit is refused and not cut off.

@@ -150,7 +150,11 @@ impl<'t> Packing<'t> {
             (String::new(), format!("{source} as k ({})", names.join(", ")), self.rows.clone())
         };
         let afterwards = self.target.write == Write::DeleteZero;
-        if afterwards || (count == Count::Diagnosed && !self.fit.is_grouped && self.target.write == Write::Merge) {
+        let is_checked = self.fit.is_checked && self.target.write != Write::Insert;
+        if afterwards
+            || is_checked
+            || (count == Count::Diagnosed && !self.fit.is_grouped && self.target.write == Write::Merge)
+        {
             let inner = inner();
             let (source, names) = (inner.source(), inner.names());
             let rows = match self.fit.is_grouped {
@@ -158,10 +162,13 @@ impl<'t> Packing<'t> {
                 false => format!("{source} as k ({})", names.join(", ")),
             };
             let deletion = if afterwards { literal(&inner.deletion(&source, &names)) } else { "null".into() };
+            let (function, texts) = match is_checked {
+                true => ("write_checked_rows", inner.update_then_insert(&rows).map(|sql| literal(&sql)).join(", ")),
+                false => ("write_rows", literal(&inner.upsert(&rows))),
+            };
             return format!(
                 "{keyed}merged_{n} as materialized (
-             select tidegate.write_rows({}, $8::text[], $9::int8[], {wanted}, {deletion}) as ok where {condition})",
-                literal(&inner.upsert(&rows)),
+             select tidegate.{function}({texts}, $8::text[], $9::int8[], {wanted}, {deletion}) as ok where {condition})"
             );
         }
         let reached = match self.target.write {
@@ -220,8 +227,8 @@ impl<'t> Packing<'t> {
         self.terms(&(keys..self.arrays.len()).map(|n| format!("k.c{n}")).collect::<Vec<_>>())
     }
 
-    /// The insertion of the rows of `k`, without a condition and without what becomes of conflicts.
-    fn insertion(&self, rows: &str) -> String {
+    /// What is proposed for each row of `k`: its columns, each with its value.
+    fn proposed(&self) -> Vec<(String, String)> {
         let key = |(n, key): (usize, &crate::model::target::KeyColumn)| {
             let kind = &self.fit.keys[n];
             let read =
@@ -231,7 +238,12 @@ impl<'t> Packing<'t> {
         let mut columns: Vec<(String, String)> = self.target.keys.iter().enumerate().map(key).collect();
         columns.extend(distinct(self.of_rows().into_iter().flat_map(|terms| terms.inserted)));
         columns.extend(self.target.updated_at.as_ref().map(|column| (column.quoted(), "now()".to_owned())));
-        let (names, values): (Vec<String>, Vec<String>) = columns.into_iter().unzip();
+        columns
+    }
+
+    /// The insertion of the rows of `k`, without a condition and without what becomes of conflicts.
+    fn insertion(&self, rows: &str) -> String {
+        let (names, values): (Vec<String>, Vec<String>) = self.proposed().into_iter().unzip();
         format!("insert into {} as t ({}) select {} from {rows}", self.table(), names.join(", "), values.join(", "))
     }
 
@@ -239,16 +251,42 @@ impl<'t> Packing<'t> {
     fn conflict(&self) -> String {
         let keys: Vec<String> = self.target.keys.iter().map(|key| key.column.quoted()).collect();
         let keys = keys.join(", ");
-        if self.target.write == Write::Insert {
-            return format!(" on conflict ({keys}) do nothing");
+        match self.target.write {
+            Write::Insert => format!(" on conflict ({keys}) do nothing"),
+            Write::Merge | Write::DeleteZero => format!(" on conflict ({keys}) do update set {}", self.merged()),
         }
+    }
+
+    /// What is assigned to a row `t` that is there, when this is proposed as `excluded`.
+    fn merged(&self) -> String {
         let restamp = self.target.updated_at.as_ref().map(|column| {
             let column = column.quoted();
             (column.clone(), format!("excluded.{column}"))
         });
         let merged = distinct(self.of_rows().into_iter().flat_map(|terms| terms.merged)).into_iter().chain(restamp);
-        let merged: Vec<String> = merged.map(|(column, value)| format!("{column} = {value}")).collect();
-        format!(" on conflict ({keys}) do update set {}", merged.join(", "))
+        merged.map(|(column, value)| format!("{column} = {value}")).collect::<Vec<_>>().join(", ")
+    }
+
+    /// Three statements: lock the rows that are there, in the order of their keys; update them; insert those that are not.
+    fn update_then_insert(&self, rows: &str) -> [String; 3] {
+        let table = self.table();
+        let columns: Vec<String> = self.proposed().iter().map(|(name, value)| format!("{value} as {name}")).collect();
+        let proposed = format!("(select {} from {rows}) as excluded", columns.join(", "));
+        let keys = || self.target.keys.iter().map(|key| key.column.quoted());
+        let same = keys().map(|key| format!("t.{key} = excluded.{key}")).collect::<Vec<_>>().join(" and ");
+        let order = keys().map(|key| format!("t.{key}")).collect::<Vec<_>>().join(", ");
+        [
+            format!("select from {table} t join {proposed} on {same} order by {order} for no key update of t"),
+            format!("update {table} t set {} from {proposed} where {same}", self.merged()),
+            {
+                let names: Vec<String> = self.proposed().into_iter().map(|(name, _)| name).collect();
+                let names = names.join(", ");
+                format!(
+                    "insert into {table} as t ({names}) select {names} from {proposed} where not exists (select from {table} t where {same}){}",
+                    self.conflict()
+                )
+            },
+        ]
     }
 
     fn upsert(&self, rows: &str) -> String {
@@ -301,7 +339,7 @@ mod tests {
         let kinds = target.keys.iter().map(|key| key.kind().to_string()).collect();
         let values =
             target.values.iter().map(|value| value.field.as_ref().map_or("bigint".into(), |f| f.kind.to_string()));
-        Fit { keys: kinds, values: values.collect(), is_grouped: false }
+        Fit { keys: kinds, values: values.collect(), is_grouped: false, is_checked: false }
     }
 
     fn target(table: &str, keys: &str, values: &str, write: Write) -> Target {
@@ -320,7 +358,8 @@ mod tests {
             ..Pipeline::counters()
         };
         let target = pipeline.targets().swap_remove(0);
-        let fit = Fit { keys: vec!["text".into()], values: vec!["bigint".into()], is_grouped: false };
+        let fit =
+            Fit { keys: vec!["text".into()], values: vec!["bigint".into()], is_grouped: false, is_checked: false };
         let sql = statement(&[(target, fit)], Count::Returned);
         assert!(sql.contains(r#"insert into "Select"."Table" as t ("Key", "Value") select k.c0, k.c1 from unnest($8::text[], $9::int8[]) as k (c0, c1)"#), "{sql}");
         assert!(sql.contains(r#"set "Value" = coalesce(t."Value", 0) + excluded."Value""#), "{sql}");

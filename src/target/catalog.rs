@@ -272,6 +272,28 @@ pub(super) async fn constraints(connection: &mut PgConnection, oid: i64) -> Resu
     rows.iter().map(read).collect()
 }
 
+/// Whether a CHECK of the table, of a partition or of a domain looks at one of these columns, or at one that is made of others.
+pub(super) async fn has_check(connection: &mut PgConnection, oid: i64, columns: &[&str]) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar(
+        "with tree as (select $1::int8::oid as oid union select relid from pg_partition_tree($1::int8::oid::regclass)),
+         looked_at as (
+             select a.attrelid, a.attnum, a.atttypid, a.attname = any($2) as is_value
+             from pg_attribute a join tree on tree.oid = a.attrelid
+             where a.attnum > 0 and not a.attisdropped and (a.attname = any($2) or a.attgenerated <> ''))
+         select exists (
+             select from looked_at l join pg_constraint k on k.conrelid = l.attrelid and k.contype = 'c' and l.attnum = any(k.conkey))
+           or exists (
+             with recursive domains as (
+                 select l.atttypid as oid from looked_at l where l.is_value
+                 union select d.typbasetype from domains x join pg_type d on d.oid = x.oid and d.typtype = 'd')
+             select from domains d join pg_constraint k on k.contypid = d.oid and k.contype = 'c')",
+    )
+    .bind(oid)
+    .bind(columns)
+    .fetch_one(connection)
+    .await
+}
+
 /// The triggers that run before a row is written, each with its table: of the table and of its partitions.
 pub(super) async fn triggers(
     connection: &mut PgConnection,

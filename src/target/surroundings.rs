@@ -166,14 +166,14 @@ pub(super) fn constraints(target: &Target, relation: &Relation, constraints: &[C
         match kind.as_str() {
             "c" if columns.iter().any(is_value) => {
                 let what = format!(
-                    "the constraint {name} {definition} looks at what a batch proposes, a delta, before the row is looked for: {refuses}; \
-                     docs/guarantees.md, \"constraints on the value\", says how to keep it"
+                    "the constraint {name} {definition} meets what a batch makes of a row, and batches do not always land in the order of the stream: {refuses}; \
+                     docs/guarantees.md, \"constraints on the value\", says how to keep the order"
                 );
                 findings.push(Finding::warning(what, format!("alter table {table} drop constraint {name}")));
             }
             "d" if columns.iter().any(is_value) => {
                 let what = format!(
-                    "the constraint {name} {definition} of the domain {owner} looks at what a batch proposes, a delta: {refuses}"
+                    "the constraint {name} {definition} of the domain {owner} meets what a batch makes of a row: {refuses}"
                 );
                 findings.push(Finding::warning(what, format!("alter domain {owner} drop constraint {name}")));
             }

@@ -5,6 +5,7 @@ use tidegate_lab::{admin, harness, proxy, sink};
 mod audit;
 mod browser;
 mod cache;
+mod checks;
 mod cluster;
 mod clustered;
 mod console;
