@@ -15,8 +15,12 @@
 //!
 //! holds exactly, under any load, for producers that add counter and entry in one step. For those that add them in two, a counter is a moment
 //! ahead of its entry: what differs is looked at again, at random moments, and only what differs each time, and often by as much, is called drift.
+//!
+//! `keys` says which counters; `round` looks at them once and `book` adds up; `judge` says what differs; `repair` sets it right.
 
+mod book;
 mod judge;
+mod keys;
 mod repair;
 mod round;
 
@@ -26,7 +30,8 @@ use std::time::Duration;
 use serde::Serialize;
 
 use self::judge::{Class, History, Sums};
-use self::round::{Keys, Round};
+use self::keys::Keys;
+use self::round::Round;
 use super::columns::{Page, Tone, count, cut, plural, printable, signed};
 use super::context::{Report, one_of_counters};
 use super::observe::Servers;

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use sqlx::postgres::PgConnection;
 
 use super::judge::Class;
-use super::round::Keys;
+use super::keys::Keys;
 use super::{Audit, Opts};
 use crate::model::entry::digest;
 use crate::model::pipeline::Pipeline;
