@@ -31,8 +31,19 @@ pub struct Fit {
     pub values: Vec<String>,
     /// Whether PostgreSQL sorts the keys and makes them distinct, because their texts do not tell which are equal.
     pub is_grouped: bool,
-    /// Whether a CHECK looks at a value: rows that are there are updated before others are inserted, so that it sees what comes of a delta and not the delta.
-    pub is_checked: bool,
+    /// In which statements its rows are written.
+    pub writing: Writing,
+}
+
+/// In which statements a table's rows are written, all in one transaction with the ledger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writing {
+    /// An upsert, as a part of the flush's statement or by itself, whichever is cheaper.
+    Upsert,
+    /// An upsert that is a statement of its own: a distributed table's may not be a part of a larger one.
+    UpsertAlone,
+    /// Rows that are there are updated before others are inserted, so that a CHECK on a value meets what comes of a delta and not the delta.
+    UpdateThenInsert,
 }
 
 /// Types whose text, equality and order make them usable as keys.
@@ -183,8 +194,14 @@ async fn examine_table(
     let keys: Vec<(String, bool)> =
         target.keys.iter().filter_map(|key| Some(key_type(key.kind(), column(&key.column)?))).collect();
     let values: Vec<&str> = target.values.iter().map(|value| value.column.as_str()).collect();
+    let writing = match relation.is_distributed {
+        true => Writing::UpsertAlone,
+        false if target.write == Write::Insert => Writing::Upsert,
+        false if catalog::has_check(connection, relation.oid, &values).await? => Writing::UpdateThenInsert,
+        false => Writing::Upsert,
+    };
     let fit = Fit {
-        is_checked: catalog::has_check(connection, relation.oid, &values).await?,
+        writing,
         is_grouped: keys.iter().any(|(_, is_grouped)| *is_grouped),
         keys: keys.into_iter().map(|(sql_type, _)| sql_type).collect(),
         // Without a length or a scale, so that a value that does not fit is refused and not cut off.

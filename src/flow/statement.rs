@@ -8,7 +8,7 @@
 use super::bury;
 use crate::merge::{Array, Sent, Terms};
 use crate::model::target::{Kind, Target, Write};
-use crate::target::Fit;
+use crate::target::{Fit, Writing};
 
 /// Makes this transaction's COMMIT durable whatever the role, database or pooler has set; a stronger setting stays.
 const DURABLE: &str = "select set_config('synchronous_commit', 'on', true)
@@ -150,11 +150,8 @@ impl<'t> Packing<'t> {
             (String::new(), format!("{source} as k ({})", names.join(", ")), self.rows.clone())
         };
         let afterwards = self.target.write == Write::DeleteZero;
-        let is_checked = self.fit.is_checked && self.target.write != Write::Insert;
-        if afterwards
-            || is_checked
-            || (count == Count::Diagnosed && !self.fit.is_grouped && self.target.write == Write::Merge)
-        {
+        let is_cheaper = count == Count::Diagnosed && !self.fit.is_grouped && self.target.write == Write::Merge;
+        if afterwards || is_cheaper || self.fit.writing != Writing::Upsert {
             let inner = inner();
             let (source, names) = (inner.source(), inner.names());
             let rows = match self.fit.is_grouped {
@@ -162,9 +159,11 @@ impl<'t> Packing<'t> {
                 false => format!("{source} as k ({})", names.join(", ")),
             };
             let deletion = if afterwards { literal(&inner.deletion(&source, &names)) } else { "null".into() };
-            let (function, texts) = match is_checked {
-                true => ("write_checked_rows", inner.update_then_insert(&rows).map(|sql| literal(&sql)).join(", ")),
-                false => ("write_rows", literal(&inner.upsert(&rows))),
+            let (function, texts) = match self.fit.writing {
+                Writing::UpdateThenInsert => {
+                    ("write_checked_rows", inner.update_then_insert(&rows).map(|sql| literal(&sql)).join(", "))
+                }
+                Writing::Upsert | Writing::UpsertAlone => ("write_rows", literal(&inner.upsert(&rows))),
             };
             return format!(
                 "{keyed}merged_{n} as materialized (
@@ -339,7 +338,7 @@ mod tests {
         let kinds = target.keys.iter().map(|key| key.kind().to_string()).collect();
         let values =
             target.values.iter().map(|value| value.field.as_ref().map_or("bigint".into(), |f| f.kind.to_string()));
-        Fit { keys: kinds, values: values.collect(), is_grouped: false, is_checked: false }
+        Fit { keys: kinds, values: values.collect(), is_grouped: false, writing: Writing::Upsert }
     }
 
     fn target(table: &str, keys: &str, values: &str, write: Write) -> Target {
@@ -358,11 +357,28 @@ mod tests {
             ..Pipeline::counters()
         };
         let target = pipeline.targets().swap_remove(0);
-        let fit =
-            Fit { keys: vec!["text".into()], values: vec!["bigint".into()], is_grouped: false, is_checked: false };
+        let fit = Fit {
+            keys: vec!["text".into()],
+            values: vec!["bigint".into()],
+            is_grouped: false,
+            writing: Writing::Upsert,
+        };
         let sql = statement(&[(target, fit)], Count::Returned);
         assert!(sql.contains(r#"insert into "Select"."Table" as t ("Key", "Value") select k.c0, k.c1 from unnest($8::text[], $9::int8[]) as k (c0, c1)"#), "{sql}");
         assert!(sql.contains(r#"set "Value" = coalesce(t."Value", 0) + excluded."Value""#), "{sql}");
+    }
+
+    #[test]
+    fn a_distributed_table_stands_in_no_statement_with_others() {
+        let target = target("public.usage", "x: uuid", "n = count()", Write::Merge);
+        let fit = Fit { writing: Writing::UpsertAlone, ..plain(&target) };
+        let grouped = Fit { is_grouped: true, ..fit.clone() };
+        for (fit, count) in [(&fit, Count::Returned), (&fit, Count::Diagnosed), (&grouped, Count::Returned)] {
+            let sql = statement(&[(target.clone(), fit.clone())], count);
+            // What stands between quotes is executed by itself.
+            let outside: String = sql.split('\'').step_by(2).collect();
+            assert!(!outside.contains("usage") && sql.contains("usage"), "{sql}");
+        }
     }
 
     #[test]

@@ -76,6 +76,7 @@ fn refused(refusal: Refusal) -> Failure {
         | Refusal::Table(_)
         | Refusal::Unregistered(_)
         | Refusal::KeyOfManaged(..)
+        | Refusal::DistributedOfManaged(_)
         | Refusal::Zone(_)
         | Refusal::SlotsOfManaged(..)
         | Refusal::Evicting(_) => Failure::new(Exit::Config, refusal.to_string()),

@@ -29,7 +29,7 @@ use crate::model::names;
 use crate::model::pipeline::{Delivery, Mode, Pipeline, Shard};
 use crate::postgres::{Database, schema};
 use crate::retry::{Fault, Incident, Verdict, advised, judge};
-use crate::target::{self, Unfit};
+use crate::target::{self, Unfit, Writing};
 use crate::telemetry::contract::Metrics;
 use crate::telemetry::recorder::Labels;
 use crate::valkey::{self, Link, Links, info};
@@ -65,6 +65,12 @@ pub enum Refusal {
          lack the other one's deltas. Use a text column without a collation of its own, or write mode = \"plain\""
     )]
     KeyOfManaged(String, String),
+    /// A managed counter is brought back from its row and the ledger as of one moment, which a distributed table does not have.
+    #[error(
+        "pipeline {0} is managed, and its table is distributed over servers: a reader may see one server's part of a flush before another's, and then \
+         a counter would be brought back wrong. Write mode = \"plain\", or use a table of one server"
+    )]
+    DistributedOfManaged(String),
     /// A time zone of its keys is not known here.
     #[error(transparent)]
     Zone(#[from] NoZone),
@@ -204,6 +210,9 @@ pub(super) async fn try_prepare(
         let fits = database.run(async |c| target::check_tables(c, pipeline).await).await.map_err(Refusal::Fault)??;
         if pipeline.is_managed() && fits[0].is_grouped {
             return Err(Refusal::KeyOfManaged(pipeline.name.clone(), fits[0].keys[0].clone()));
+        }
+        if pipeline.is_managed() && fits[0].writing == Writing::UpsertAlone {
+            return Err(Refusal::DistributedOfManaged(pipeline.name.clone()));
         }
         if places.valkey.is_cluster() && pipeline.is_managed() && !pipeline.is_in_one_slot() {
             let (stream, counter) = (pipeline.stream_of(0), pipeline.counter_of("…"));

@@ -25,6 +25,8 @@ pub(super) struct Relation {
     pub(super) can_delete: bool,
     /// It, or its partitions, that are empty after a crash.
     pub(super) not_logged: Vec<String>,
+    /// Citus has distributed it over servers.
+    pub(super) is_distributed: bool,
     /// Its partitions on other servers.
     pub(super) foreign: Vec<String>,
     /// Tables that inherit from it and are no partitions.
@@ -112,8 +114,10 @@ pub(super) async fn relation(
     .bind(table.schema.as_str())
     .bind(table.name.as_str())
     .bind(deletes)
-    .fetch_optional(connection)
+    .fetch_optional(&mut *connection)
     .await?;
+    let Some(row) = row else { return Ok(None) };
+    let is_distributed = is_distributed(connection, row.try_get("oid")?).await?;
     let read = |row: PgRow| {
         Ok(Relation {
             oid: row.try_get("oid")?,
@@ -126,6 +130,7 @@ pub(super) async fn relation(
             is_row_security_active: row.try_get("row_security")?,
             is_row_security_forced: row.try_get("forced")?,
             can_delete: row.try_get("can_delete")?,
+            is_distributed,
             not_logged: row.try_get("not_logged")?,
             foreign: row.try_get("foreign")?,
             children: row.try_get("children")?,
@@ -140,7 +145,19 @@ pub(super) async fn relation(
             without_identity: row.try_get("without_identity")?,
         })
     };
-    row.map(read).transpose()
+    read(row).map(Some)
+}
+
+/// Whether Citus is there and has distributed the table.
+async fn is_distributed(connection: &mut PgConnection, oid: i64) -> Result<bool, sqlx::Error> {
+    const CATALOG: &str = "select to_regclass('pg_catalog.pg_dist_partition') is not null";
+    if !sqlx::query_scalar(CATALOG).fetch_one(&mut *connection).await? {
+        return Ok(false);
+    }
+    sqlx::query_scalar("select exists (select from pg_catalog.pg_dist_partition where logicalrelid = $1::int8::oid)")
+        .bind(oid)
+        .fetch_one(connection)
+        .await
 }
 
 /// An index.

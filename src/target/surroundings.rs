@@ -108,6 +108,10 @@ pub(super) fn dangers(target: &Target, relation: &Relation) -> Vec<Finding> {
         };
         findings.push(Finding::refusal(what, fix));
     }
+    if relation.is_distributed && target.write != Write::Merge {
+        let what = "it is distributed over servers, where nothing but write = \"merge\" can be a flush: write that";
+        findings.push(Finding::refusal_alone(what));
+    }
     if target.write != Write::Insert {
         for table in &relation.without_identity {
             let what = format!(

@@ -500,3 +500,34 @@ async fn all_tables_of_a_pipeline_are_judged_at_once() {
         "{stderr}"
     );
 }
+
+/// Where the catalog of Citus says that a table is distributed, flushes keep to what it documents, and what it cannot give is refused. The catalog is a
+/// stand-in: there is no Citus here.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_distributed_table_is_recognised_and_what_it_cannot_give_is_refused() {
+    let lab = Lab::new().await;
+    lab.execute(
+        "set allow_system_table_mods = on;
+         create table pg_catalog.pg_dist_partition (logicalrelid regclass);
+         grant select on pg_catalog.pg_dist_partition to public;
+         insert into pg_catalog.pg_dist_partition values ('public.counters')",
+    )
+    .await;
+    let mut client = lab.client().await;
+    let with = |setting: &str, value: &str, verb: &[&str]| {
+        let mut command = lab.program(verb);
+        command.env(format!("TIDEGATE__PIPELINES__COUNTERS__{setting}"), value);
+        command
+    };
+    for (setting, value, words) in [
+        ("WRITE", "delete_zero", "nothing but write = \"merge\" can be a flush"),
+        ("WRITE", "insert", "nothing but write = \"merge\" can be a flush"),
+        ("MODE", "managed", "a reader may see one server's part of a flush before another's"),
+    ] {
+        let (code, _, stderr) = output(&mut with(setting, value, &["run", "--until-empty"])).await;
+        assert!(code == 78 && stderr.contains(words), "{value}: {code}: {stderr}");
+    }
+    client.add_many("a", 3).await;
+    let (code, _, stderr) = output(&mut lab.program(&["run", "--until-empty"])).await;
+    assert_eq!((code, lab.value("a").await), (0, Some(3)), "{stderr}");
+}

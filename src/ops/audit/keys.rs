@@ -238,8 +238,12 @@ mod tests {
 
     #[test]
     fn counters_are_named_as_producers_name_them() {
-        let fit =
-            Fit { keys: vec!["text".into()], values: vec!["bigint".into()], is_grouped: false, is_checked: false };
+        let fit = Fit {
+            keys: vec!["text".into()],
+            values: vec!["bigint".into()],
+            is_grouped: false,
+            writing: crate::target::Writing::Upsert,
+        };
         let plain = Keys::new(&Pipeline::counters(), &fit);
         assert_eq!((plain.of_counter("counter:a:b"), plain.of_counter("other:a")), (Some("a:b".into()), None));
         let sharded = Keys::new(&Pipeline { shards: 4, ..Pipeline::counters() }, &fit);
