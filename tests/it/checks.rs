@@ -3,7 +3,7 @@
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-use crate::harness::{Daemon, Lab, STREAM, eventually};
+use crate::harness::{Daemon, Lab, STREAM, eventually, output};
 
 const DEAD: &str = "select count(*) from tidegate.dead_letters where reason = 'refused_by_table'";
 
@@ -78,7 +78,39 @@ async fn a_balance_takes_every_withdrawal_that_it_covers() {
         lab.assert_settled().await;
         assert_eq!(lab.number(DEAD).await, 1, "{what}");
         assert_eq!(daemon.count("flushing is halted"), 0, "{what}: {}", daemon.last_lines());
+        // What is covered by now is applied when it is tried again.
+        client.add("c", 3).await;
+        eventually(what, 13, async || lab.number(&format!("{left}'c'")).await).await;
+        let mut redrive = lab.program(&["dead", "redrive", "--all", "--yes"]);
+        redrive.env("TIDEGATE__PIPELINES__COUNTERS__WRITE", write);
+        let (code, stdout, stderr) = output(&mut redrive).await;
+        assert_eq!(code, 0, "{what}: {stdout}{stderr}");
+        assert_eq!(lab.number(&format!("{left}'c'")).await, 2, "{what}");
     }
+}
+
+/// A row that is there and is not updated is missed as one that is not inserted.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_that_drops_updates_of_a_table_with_a_check_halts_the_pipeline() {
+    let lab = Lab::new().await;
+    lab.execute(
+        "alter table public.counters add constraint covered check (value >= 0);
+         insert into public.counters (id, value) values ('a', 1);
+         create function public.drop_row() returns trigger language plpgsql as $$ begin return null; end $$;
+         create trigger quiet before update on public.counters for each row execute function public.drop_row()",
+    )
+    .await;
+    let mut client = lab.client().await;
+    client.add("a", 1).await;
+    client.add("b", 1).await;
+    let mut daemon = lab.daemon();
+    let line = daemon.wait_for("flushing is halted").await;
+    assert!(line["fault"].as_str().is_some_and(|fault| fault.contains("only")), "{line}");
+    assert_eq!((lab.value("a").await, lab.in_ledger().await), (Some(1), 0));
+    lab.execute("drop trigger quiet on public.counters").await;
+    lab.await_value("a", 2).await;
+    lab.await_value("b", 1).await;
+    lab.assert_settled().await;
 }
 
 /// Processes that update rows and insert new ones at the same time meet on both, and are killed meanwhile.
