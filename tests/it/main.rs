@@ -3,6 +3,7 @@
 use tidegate_lab::{admin, harness, proxy, sink};
 
 mod audit;
+mod brought;
 mod browser;
 mod cache;
 mod cluster;

@@ -105,6 +105,7 @@ async fn what_is_scraped_is_what_happened() {
     assert_eq!(is("tidegate_entries_settled_total", &settled("applied")), Some(800.0));
     assert_eq!(is("tidegate_entries_settled_total", &settled("buried")), Some(1.0));
     assert_eq!(is("tidegate_entries_settled_total", &of), Some(801.0));
+    assert_eq!(is("tidegate_managed_strangers_total", &of), Some(801.0), "all of them came from a plain producer");
     let flushes = is("tidegate_flushes_total", &of).expect("flushes");
     assert_eq!(is("tidegate_flush_duration_seconds_count", &settled("committed")), Some(flushes));
     assert_eq!(is("tidegate_batch_entries_count", &of), Some(flushes));
