@@ -110,8 +110,10 @@ async fn a_stream_that_refuses_leaves_the_counters_as_they_were() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_is_never_read_and_a_promoted_one_only_behind_a_replay() {
     let mut lab = Lab::new().await;
-    let (mut primary, mut standby) =
-        (Postgres::start(&[]).await.expect("PostgreSQL starts"), Postgres::start(&[]).await.expect("PostgreSQL starts"));
+    let (mut primary, mut standby) = (
+        Postgres::start(&[]).await.expect("PostgreSQL starts"),
+        Postgres::start(&[]).await.expect("PostgreSQL starts"),
+    );
     primary.create_database(&Identifier::parse("here").expect("a name"), None).await.expect("created");
     lab.database = primary.url("here");
     migrate(&lab.database).await;

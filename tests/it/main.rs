@@ -45,6 +45,7 @@ mod reload;
 mod replay;
 mod repository;
 mod running;
+mod runway;
 mod security;
 mod sentinel;
 mod settings;
