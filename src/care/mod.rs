@@ -1,6 +1,6 @@
 //! Care: what happens around the flow and is never needed for a delta to land. One [`caretaker`] a stream trims it
 //! ([`trim`]), keeps its ledger small ([`merge`], [`compact`]), and looks for what Valkey lost ([`upstream`]), each in its time ([`schedule`]; of many streams those that need it, `attention`) and over one
-//! [`session`]. [`kept`] counts what PostgreSQL keeps. Where counters are managed, one [`sweep`] a shard lets settled ones be evicted; [`touched`]
+//! [`session`]. [`kept`] counts what PostgreSQL keeps, [`room`] what of Valkey's memory is left. Where counters are managed, one [`sweep`] a shard lets settled ones be evicted; [`touched`]
 //! invalidates cached rows that a trigger has noted; in a cluster the [`library`] of functions is loaded on every primary.
 
 mod attention;
@@ -9,6 +9,7 @@ pub mod compact;
 pub mod kept;
 pub mod library;
 pub mod merge;
+pub mod room;
 pub mod schedule;
 pub mod session;
 pub mod setup;

@@ -32,7 +32,7 @@ pub mod session;
 pub mod settler;
 pub mod setup;
 pub mod statement;
-mod strangers;
+pub(crate) mod strangers;
 pub mod taker;
 pub mod tenure;
 pub mod turn;

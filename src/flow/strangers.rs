@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::batch::Batch;
 use crate::client::MARK_FIELD;
 use crate::functions::{self, Call, Function};
+use crate::model::entry::Canonical;
 use crate::model::pipeline::Pipeline;
 use crate::model::row;
 use crate::retry::Fault;
@@ -31,7 +32,7 @@ pub(super) fn of<'a>(batch: &'a Batch, pipeline: &Pipeline, tally: &Tally) -> (B
     }
     for entry in batch.entries() {
         let canonical = batch.canonical(entry);
-        let is_marked = canonical.fields().any(|(name, value)| name == MARK_FIELD.as_bytes() && value == b"1");
+        let is_marked = is_marked(canonical);
         strangers += u64::from(!is_marked);
         if (!is_marked || tally.buried > 0)
             && let Some(key) = key(canonical, pipeline)
@@ -42,8 +43,13 @@ pub(super) fn of<'a>(batch: &'a Batch, pipeline: &Pipeline, tally: &Tally) -> (B
     (counters, strangers)
 }
 
+/// Whether an entry has the mark of a managed increment.
+pub(crate) fn is_marked(canonical: Canonical<'_>) -> bool {
+    canonical.fields().any(|(name, value)| name == MARK_FIELD.as_bytes() && value == b"1")
+}
+
 /// The key of the row that an entry is about, even where its delta makes no sense.
-fn key<'a>(canonical: crate::model::entry::Canonical<'a>, pipeline: &Pipeline) -> Option<&'a str> {
+fn key<'a>(canonical: Canonical<'a>, pipeline: &Pipeline) -> Option<&'a str> {
     match row::decode(canonical, pipeline) {
         Ok(delta) => Some(delta.key),
         Err(_) => {

@@ -307,7 +307,7 @@ impl Postgres {
         // Its own word that it is ready comes first: somebody else's server may have been quicker to take the port.
         let ready = |folder: &Path| {
             let state = std::fs::read_to_string(folder.join("data/postmaster.pid")).unwrap_or_default();
-            state.lines().last().is_some_and(|line| line.trim() == "ready")
+            state.lines().last().is_some_and(|line| ["ready", "standby"].contains(&line.trim()))
         };
         while !ready(folder) || self.address("postgres").connect().await.is_err() {
             let ended = self.server.last_words().contains("Endpoint already in use");

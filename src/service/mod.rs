@@ -7,6 +7,7 @@ mod pauses;
 mod prepare;
 mod presence;
 mod report;
+mod rooms;
 mod supervise;
 
 use std::collections::BTreeMap;
@@ -233,6 +234,7 @@ impl Running {
     async fn watch(&mut self, options: Options, signals: &mut Signals, hangups: &mut Hangups) -> Watched {
         let mut reports = std::pin::pin!(self.reporter.run(&self.flows));
         let mut presence = std::pin::pin!(self.herald.run(&self.flows));
+        let mut rooms = std::pin::pin!(rooms::watch(&self.places.valkey, &self.flows));
         let source = &self.loaded.config.valkey.source;
         let mut pauses = std::pin::pin!(pauses::watch(&self.places.database, source, &self.flows));
         let empty = until_empty(&self.places.valkey, &self.flows, options);
@@ -247,6 +249,7 @@ impl Running {
                 },
                 never = &mut reports => match never {},
                 never = &mut presence => match never {},
+                never = &mut rooms => match never {},
                 never = &mut pauses => match never {},
                 ended = self.workers.join_next() => if ended.is_none() {
                     return Watched::NoWorkers;

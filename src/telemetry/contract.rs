@@ -9,7 +9,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::metrics::{Clock, Gauge};
-pub use super::metrics::{ManagedState, Side, Tally, Unsettled};
+pub use super::metrics::{ManagedState, RoomState, Side, Tally, Unsettled};
 use super::recorder::Recorder;
 use super::registry::Process;
 use super::steps::Steps;
@@ -171,6 +171,12 @@ instruments! {
         lease, Sum, "leases", "streams that this process reads alone; unknown where the delivery is `group`";
         dirty, Sum, "counters", "managed counters with deltas that are not settled, which Valkey cannot evict; unknown where the mode is `plain`";
         gate, Min, "gates", "1 while absent counters are brought back from PostgreSQL, 0 while they are not (a replay, an operator is waited for); unknown where the mode is `plain`";
+        blind, Sum, "counters", "of the dirty counters those whose value is not in Valkey, as a sample tells; unknown where the mode is `plain`";
+        memory_used_bytes, Max, "bytes", "memory that Valkey uses, as it told it last; of several primaries the one that uses most";
+        memory_pinned_bytes, Max, "bytes", "of that what cannot be evicted, as a sample tells; unknown where the daemon may not measure keys";
+        memory_limit_bytes, Min, "bytes", "Valkey's `maxmemory`; unknown where there is none";
+        evictions_per_s, Max, "keys", "keys that Valkey evicted a second, over the last ten seconds";
+        runway_s, Min, "seconds", "how long PostgreSQL may stay away at the rate of the last ten seconds before Valkey refuses increments; unknown without a `maxmemory`, while nothing is added, and where the daemon may not measure keys";
         failing_workers, Sum, "workers", "workers whose flushes are failing now";
         halted, Max, "pipelines", "1 while reading or flushing waits for an operator, else 0";
         paused, Max, "pipelines", "1 while an operator has paused the pipeline, else 0";
@@ -361,6 +367,18 @@ pub const METRICS: &[Metric] = &[
         "managed counters with deltas that are not settled, which Valkey cannot evict; absent where the mode is `plain`"),
     gauge("tidegate.managed.gate", "", |now| count(now.gate),
         "1 while absent counters are brought back from PostgreSQL, 0 while those of any shard are not; absent where the mode is `plain`"),
+    gauge("tidegate.managed.blind", "{counter}", |now| count(now.blind),
+        "of the dirty counters those whose value is not in Valkey, as a sample tells; absent where the mode is `plain`"),
+    gauge("tidegate.valkey.memory.used", "By", |now| count(now.memory_used_bytes),
+        "memory that Valkey uses, as it told it last; of several primaries the one that uses most"),
+    gauge("tidegate.valkey.memory.pinned", "By", |now| count(now.memory_pinned_bytes),
+        "of that what cannot be evicted, as a sample tells; absent where the daemon may not measure keys"),
+    gauge("tidegate.valkey.memory.limit", "By", |now| count(now.memory_limit_bytes),
+        "Valkey's `maxmemory`; absent where there is none"),
+    gauge("tidegate.valkey.eviction.rate", "{key}", |now| count(now.evictions_per_s),
+        "keys that Valkey evicted a second, over the last ten seconds"),
+    gauge("tidegate.valkey.runway", "s", |now| count(now.runway_s),
+        "how long PostgreSQL may stay away at the rate of the last ten seconds before Valkey refuses increments; absent without a `maxmemory`, while nothing is added, and where the daemon may not measure keys"),
     counter("tidegate.managed.cleaned", "{counter}", &[("", |now| now.cleaned)],
         "managed counters that became clean: Valkey may evict them"),
     counter("tidegate.managed.strangers", "{entry}", &[("", |now| now.strangers)],

@@ -105,6 +105,23 @@ pub struct ManagedState {
     pub dirty: Option<u64>,
 }
 
+/// What of Valkey's memory is left, as it was told; none where that is not known.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RoomState {
+    /// Dirty counters without a value.
+    pub blind: Option<u64>,
+    /// Bytes in use.
+    pub used: Option<u64>,
+    /// Of them those that cannot be evicted.
+    pub pinned: Option<u64>,
+    /// `maxmemory`.
+    pub limit: Option<u64>,
+    /// Keys evicted a second.
+    pub evictions_per_s: Option<u64>,
+    /// Seconds that PostgreSQL may stay away.
+    pub runway_s: Option<u64>,
+}
+
 impl Metrics {
     /// A transaction was committed.
     pub fn flushed(&self, tally: &Tally) {
@@ -140,6 +157,16 @@ impl Metrics {
     pub fn managed(&self, state: ManagedState) {
         self.gate.set(state.is_open.map(u64::from));
         self.dirty.set(state.dirty);
+    }
+
+    /// What of Valkey's memory is left.
+    pub fn told_room(&self, room: RoomState) {
+        self.blind.set(room.blind);
+        self.memory_used_bytes.set(room.used);
+        self.memory_pinned_bytes.set(room.pinned);
+        self.memory_limit_bytes.set(room.limit);
+        self.evictions_per_s.set(room.evictions_per_s);
+        self.runway_s.set(room.runway_s);
     }
 
     /// Entries were taken up again.

@@ -176,6 +176,76 @@ async fn a_fence_is_renewed_while_its_writer_works() {
     assert_eq!(text(cache.get("7", never).await.expect("there")).as_deref(), Some("new"));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn two_writers_that_meet_leave_no_old_row_in_whatever_order_they_commit_and_lift() {
+    let server = server().await;
+    let (one, other) = (cache(&server, CacheOptions::default()), cache(&server, CacheOptions::default()));
+    let row = |version: usize| Some(Some(Arc::new(format!("version {version}"))));
+    // Who commits first, and who lifts first.
+    for (first, lifts_first) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        one.get("7", async || Ok(Some("version 0".into()))).await.expect("loaded");
+        let mut fences = [Some(one.fence(&["7"]).await.expect("set")), Some(other.fence(&["7"]).await.expect("set"))];
+        for n in [lifts_first, 1 - lifts_first] {
+            let version = if n == first { 1 } else { 2 };
+            // Between the two lifts a row that is read comes from the table, where both have committed.
+            fences[n].take().expect("once").lift(row(version)).await;
+            let read = one.get("7", async || Ok(Some("version 2".into()))).await.expect("loaded");
+            assert_eq!(text(read).as_deref(), Some("version 2"), "first {first}, lifts first {lifts_first}");
+        }
+        assert_eq!(one.invalidate(&["7"]).await, Ok(1), "it is cached again");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_dies_before_its_commit_leaves_the_row_as_it_was() {
+    let server = server().await;
+    let cache = cache(&server, CacheOptions { fence: Duration::from_millis(300), ..CacheOptions::default() });
+    cache.get("7", async || Ok(Some("old".into()))).await.expect("loaded");
+    drop(cache.fence(&["7"]).await.expect("set"));
+    let old = async || Ok(Some("old".to_owned()));
+    assert_eq!(text(cache.get("7", old).await.expect("loaded")).as_deref(), Some("old"), "fenced");
+    let mut client = Client::connect(server.port()).await;
+    eventually("the fence", Some(0), async || client.call(&["EXISTS", "tidegate:load:users:{7}"]).await.int()).await;
+    assert_eq!(text(cache.get("7", old).await.expect("loaded")).as_deref(), Some("old"));
+    assert_eq!(text(cache.get("7", never).await.expect("cached again")).as_deref(), Some("old"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fence_that_runs_out_under_a_slow_writer_leaves_no_old_row_behind_its_lift() {
+    let server = server().await;
+    let writer = cache(&server, CacheOptions { fence: Duration::from_millis(100), ..CacheOptions::default() });
+    let reader = cache(&server, CacheOptions::default());
+    let (seven, eight) = (writer.fence(&["7"]).await.expect("set"), writer.fence(&["8"]).await.expect("set"));
+    let mut client = Client::connect(server.port()).await;
+    let leases = ["EXISTS", "tidegate:load:users:{7}", "tidegate:load:users:{8}"];
+    eventually("the fences", Some(0), async || client.call(&leases).await.int()).await;
+    // The transaction goes on. One reader has put the old row in place, another one has read it and is about to.
+    reader.get("7", async || Ok(Some("old".into()))).await.expect("loaded");
+    let (read, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let reading = {
+        let (read, go_on, reader) = (read.clone(), go_on.clone(), reader.clone());
+        tokio::spawn(async move {
+            let load = async || {
+                read.notify_one();
+                go_on.notified().await;
+                Ok(Some("old".to_owned()))
+            };
+            reader.get("8", load).await.map(text)
+        })
+    };
+    within_limit("the read", read.notified()).await;
+    // COMMIT.
+    for fence in [seven, eight] {
+        fence.lift(Some(Some(Arc::new("new".to_owned())))).await;
+    }
+    go_on.notify_one();
+    within_limit("the reader", reading).await.expect("no panic").expect("loaded");
+    for id in ["7", "8"] {
+        let row = reader.get(id, async || Ok(Some("new".into()))).await.expect("loaded");
+        assert_eq!(text(row).as_deref(), Some("new"), "{id}");
+    }
+}
+
 /// Readers and writers of one row, step by step in any order; gives how often a row in the cache was old although nobody was about to repair it.
 async fn interleave(connection: &Connection, seed: u64) -> usize {
     let keys = ["cache:o:{1}".to_owned(), "tidegate:load:o:{1}".to_owned()];

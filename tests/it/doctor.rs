@@ -79,6 +79,12 @@ async fn each_fault_is_found_with_its_remedy() {
     }
     lab.execute("alter table public.counters alter column updated_at type timestamptz using now()").await;
     let (_, found) = doctor(&lab).await;
+    assert!(!has(&found, "D13", "warning", "plain producers"), "the pipeline is plain: {found}");
+    let mut command = lab.program(&["doctor", "--output", "json"]);
+    let (_, stdout, _) = output(command.env("TIDEGATE__PIPELINES__COUNTERS__MODE", "managed")).await;
+    let managed: Value = serde_json::from_str(&stdout).expect("JSON");
+    assert!(has(&managed, "D13", "warning", "3 of the last 3 entries"), "{managed}");
+    assert!(has(&managed, "D13", "warning", "came from plain producers"), "{managed}");
     assert!(has(&found, "D20", "warning", "positive"), "{found}");
     assert!(has(&found, "D15", "warning", "near the end of bigint"), "{found}");
 }

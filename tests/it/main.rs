@@ -3,6 +3,7 @@
 use tidegate_lab::{admin, harness, proxy, sink};
 
 mod audit;
+mod brought;
 mod browser;
 mod cache;
 mod checks;
@@ -45,6 +46,7 @@ mod reload;
 mod replay;
 mod repository;
 mod running;
+mod runway;
 mod security;
 mod sentinel;
 mod settings;

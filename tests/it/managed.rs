@@ -22,25 +22,25 @@ use tokio::process::Command;
 use crate::harness::{Client, Daemon, GROUP, Lab, Resp, STREAM, eventually, migrate, output, within_limit};
 use crate::proxy::{Proxy, Then, Way};
 
-const STATE: &str = "tidegate:state:{flush:counters}:flush:counters:counters";
-const INDEX: &str = "tidegate:dirty:{flush:counters}:flush:counters:counters";
+pub(crate) const STATE: &str = "tidegate:state:{flush:counters}:flush:counters:counters";
+pub(crate) const INDEX: &str = "tidegate:dirty:{flush:counters}:flush:counters:counters";
 
-fn pipeline() -> Pipeline {
+pub(crate) fn pipeline() -> Pipeline {
     Pipeline { mode: Mode::Managed, ..Pipeline::counters() }
 }
 
 /// The program with a managed pipeline.
-fn program(lab: &Lab, arguments: &[&str]) -> Command {
+pub(crate) fn program(lab: &Lab, arguments: &[&str]) -> Command {
     let mut command = lab.program(arguments);
     command.env("TIDEGATE__PIPELINES__COUNTERS__MODE", "managed");
     command
 }
 
-fn daemon(lab: &Lab) -> Daemon {
+pub(crate) fn daemon(lab: &Lab) -> Daemon {
     Daemon::start(program(lab, &["run"]))
 }
 
-fn address(url: &str) -> Endpoint {
+pub(crate) fn address(url: &str) -> Endpoint {
     let limit = Duration::from_secs(5);
     Endpoint::new(url.to_owned().into(), limit, limit)
 }
@@ -57,7 +57,7 @@ fn database_at(url: &str, pipeline: &Pipeline) -> Database {
 }
 
 /// Patient enough for a machine under load.
-fn options() -> CounterOptions {
+pub(crate) fn options() -> CounterOptions {
     CounterOptions {
         patience: Duration::from_secs(5),
         lease: Duration::from_secs(2),
@@ -67,18 +67,18 @@ fn options() -> CounterOptions {
     }
 }
 
-async fn counters_at(valkey: &str, postgres: &str, options: CounterOptions) -> Counters<Database> {
+pub(crate) async fn counters_at(valkey: &str, postgres: &str, options: CounterOptions) -> Counters<Database> {
     let pipeline = pipeline();
     let database = database_at(postgres, &pipeline);
     Counters::connect(&address(valkey), &pipeline, database, options).await.expect("connected")
 }
 
-async fn counters(lab: &Lab) -> Counters<Database> {
+pub(crate) async fn counters(lab: &Lab) -> Counters<Database> {
     counters_at(&lab.valkey.url(), &lab.database, options()).await
 }
 
 /// Waits until a daemon manages the shard.
-async fn is_managed(lab: &Lab) {
+pub(crate) async fn is_managed(lab: &Lab) {
     eventually("managed", true, async || {
         let mut client = lab.client().await;
         let of =
@@ -88,7 +88,7 @@ async fn is_managed(lab: &Lab) {
     .await;
 }
 
-async fn value(lab: &Lab, id: &str) -> Option<i64> {
+pub(crate) async fn value(lab: &Lab, id: &str) -> Option<i64> {
     match lab.client().await.call(&["GET", &format!("counter:{id}")]).await {
         Resp::Text(text) => String::from_utf8(text).ok()?.parse().ok(),
         _ => None,
@@ -96,7 +96,7 @@ async fn value(lab: &Lab, id: &str) -> Option<i64> {
 }
 
 /// Waits until a counter is clean: it may be evicted.
-async fn is_clean(lab: &Lab, id: &str) {
+pub(crate) async fn is_clean(lab: &Lab, id: &str) {
     eventually(&format!("{id} is clean"), true, async || {
         let mut client = lab.client().await;
         let left = client.call(&["PTTL", &format!("counter:{id}")]).await.int();
@@ -105,7 +105,7 @@ async fn is_clean(lab: &Lab, id: &str) {
     .await;
 }
 
-async fn nothing_is_dirty(lab: &Lab) {
+pub(crate) async fn nothing_is_dirty(lab: &Lab) {
     eventually("dirty counters", Some(0), async || lab.client().await.call(&["HLEN", INDEX]).await.int()).await;
 }
 
@@ -517,7 +517,7 @@ async fn a_plain_pipeline_with_a_backlog_is_adopted() {
     assert!(code == 78 && stderr.contains("write mode = \"managed\""), "{code} {stderr}");
 }
 
-fn copy(from: &std::path::Path, to: &std::path::Path) {
+pub(crate) fn copy(from: &std::path::Path, to: &std::path::Path) {
     let _ = std::fs::remove_dir_all(to);
     assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().expect("cp runs").success());
 }
@@ -631,6 +631,7 @@ async fn a_full_valkey_refuses_whole_and_drains_by_itself() {
                 Err(other) => panic!("{other:?}"),
             }
         }
+        assert!(accepted.iter().sum::<i64>() < 60_000, "a full server refuses in the end");
     }
     assert!(accepted.iter().sum::<i64>() > 1_000, "{}", accepted.iter().sum::<i64>());
     proxy.heal();
@@ -726,7 +727,7 @@ async fn verbs_show_warm_and_drop_counters() {
 }
 
 /// Lets Valkey have so many bytes more than it has now.
-async fn leave_memory(client: &mut Client, bytes: u64) {
+pub(crate) async fn leave_memory(client: &mut Client, bytes: u64) {
     let info = client.call(&["INFO", "memory"]).await.text();
     let used = info.lines().find_map(|line| line.strip_prefix("used_memory:")?.parse::<u64>().ok());
     let limit = (used.expect("a number") + bytes).to_string();

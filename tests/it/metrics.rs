@@ -31,6 +31,8 @@ async fn busy(lab: &Lab) -> (Daemon, Admin) {
     let gate = async || admin.scrape().await.text.contains("tidegate_managed_gate{pipeline=\"counters\"} 1");
     eventually("the shard is managed", true, gate).await;
     let mut client = lab.client().await;
+    // So that there is a runway.
+    client.call(&["CONFIG", "SET", "maxmemory", "1gb"]).await;
     // In one step, so that one flush has all of their rows and takes its turn.
     let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
     let adds = (0..300).flat_map(|n| {
@@ -54,8 +56,10 @@ async fn every_metric_of_the_contract_is_scraped_with_its_type_and_no_label_but_
     let names = |scrape: &crate::admin::Scrape| -> BTreeSet<String> {
         scrape.samples.iter().map(|sample| metric_of(&sample.name).to_owned()).collect()
     };
-    // The ledger's size and the backlog are asked for at intervals.
+    // The ledger's size, the backlog and the memory are asked for at intervals; the runway is that of what is added between two looks.
+    let mut client = lab.client().await;
     eventually("metrics that are declared and not scraped", BTreeSet::new(), async || {
+        client.add("hot", 1).await;
         let scraped = names(&admin.scrape().await);
         declared.difference(&scraped).cloned().collect::<BTreeSet<_>>()
     })
@@ -105,6 +109,7 @@ async fn what_is_scraped_is_what_happened() {
     assert_eq!(is("tidegate_entries_settled_total", &settled("applied")), Some(800.0));
     assert_eq!(is("tidegate_entries_settled_total", &settled("buried")), Some(1.0));
     assert_eq!(is("tidegate_entries_settled_total", &of), Some(801.0));
+    assert_eq!(is("tidegate_managed_strangers_total", &of), Some(801.0), "all of them came from a plain producer");
     let flushes = is("tidegate_flushes_total", &of).expect("flushes");
     assert_eq!(is("tidegate_flush_duration_seconds_count", &settled("committed")), Some(flushes));
     assert_eq!(is("tidegate_batch_entries_count", &of), Some(flushes));

@@ -25,7 +25,8 @@ async fn create_users(lab: &Lab, delivery: &str) {
         let is_of_managed = line.contains("tidegate:dirty") && !line.contains("resetkeys");
         (delivery == "exclusive" || !line.contains("tidegate:lease"))
             && (delivery == "managed" || !is_of_managed)
-            && (delivery == "console" || !(line.contains("SETUSER tidegate ") && line.contains("+memory|usage")))
+            && (delivery == "console" || !line.contains("SETUSER tidegate ~counter:* +memory|usage"))
+            && (delivery == "managed" || !line.contains("SETUSER tidegate +scan"))
             && !line.contains("+cluster|")
     };
     for line in blocks("acl").into_iter().filter(is_needed) {
@@ -254,6 +255,11 @@ async fn managed_counters_and_cached_rows_work_with_the_documented_rights_and_no
     assert_eq!(code, 0, "{stdout}{stderr}");
     daemon.wait_for_event("values_dropped", |event| event["why"] == "replay").await;
     eventually("a", Count::Exact(5), async || counters.get("a").await).await;
+    let admin = Admin::of(&mut daemon).await;
+    eventually("what cannot be evicted is told", true, async || {
+        admin.scrape().await.text.contains("tidegate_valkey_memory_pinned_bytes{")
+    })
+    .await;
 
     let cache: Cache<String> = Cache::new(&address("caching"), "users", CacheOptions::default());
     let near = NearCache::new(&address("caching"), cache.clone(), NearOptions::default());

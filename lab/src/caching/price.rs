@@ -84,13 +84,23 @@ pub(super) async fn table() -> Result<Table, Box<dyn Error>> {
     })
     .await?;
     add("tidegate, `Cache::get` of a row that is present", Some(cost), took, OPERATIONS);
+    // A message about a row that was put in place above may have come behind its first read: then it is not held yet.
+    for n in 0..COUNTERS {
+        let id = format!("c{n}");
+        eventually("a row in memory", true, async || {
+            let _ = near.get(&id, async || Ok(None)).await;
+            near.held(&id).is_some()
+        })
+        .await;
+    }
+    let before = near.stats().misses;
     let begin = Instant::now();
     for n in 0..NEAR_READS {
         near.get(&format!("c{}", n % COUNTERS), async || Ok(None)).await?;
     }
     add("tidegate, `NearCache::get` of a row that is held", None, begin.elapsed(), NEAR_READS);
     let stats = near.stats();
-    if (stats.hits as usize) < NEAR_READS {
+    if stats.misses > before {
         return Err(format!("the near cache missed: {stats:?}").into());
     }
     Ok(Table {

@@ -94,8 +94,8 @@ pub const CHECKS: [Check; 27] = [
     check(
         "D13",
         "producers",
-        "entries lack what makes them safe: the field `op`, unique for each increment, or they cannot be applied at all",
-        "equal increments under one id cannot be told apart if two primaries were alive; entries that cannot be applied become dead letters",
+        "entries lack what makes them safe: the field `op`, unique for each increment; they come from plain producers although the pipeline is managed; or they cannot be applied at all",
+        "equal increments under one id cannot be told apart if two primaries were alive; a value that a plain producer adds to may be wrong while it does; entries that cannot be applied become dead letters",
     ),
     check(
         "D14",

@@ -11,7 +11,7 @@ use crate::care::trim;
 use crate::client::OP_FIELD;
 use crate::config::Config;
 use crate::flow::rows::Plan;
-use crate::flow::{judge, ledger};
+use crate::flow::{judge, ledger, strangers};
 use crate::lanes::{self, Identity};
 use crate::model::entry::{Canonical, EntryId, write_canonical};
 use crate::model::pipeline::Pipeline;
@@ -360,8 +360,8 @@ async fn producers(
     // A zone that is not known keeps the daemon from starting, which says so.
     let Ok(plan) = Plan::of(pipeline) else { return Ok(()) };
     let link = servers.link(name).await?;
-    let (bounds, mut sampled, mut with_op, mut bad) =
-        (crate::valkey::resp::Bounds { entry: 64 << 10, kept: 1 << 10 }, 0u64, 0u64, None);
+    let (bounds, mut sampled, mut with_op, mut plain, mut bad) =
+        (crate::valkey::resp::Bounds { entry: 64 << 10, kept: 1 << 10 }, 0u64, 0u64, 0u64, None);
     let (mut wire, _) = link.open_wire("tidegate:doctor", bounds).await?;
     wire.send(&Command::new("XREVRANGE").arg(name).arg("+").arg("-").arg("COUNT").arg(SAMPLE));
     let read = wire.run(Duration::ZERO, |delivered| {
@@ -371,6 +371,7 @@ async fn producers(
             let entry = Canonical(&bytes);
             sampled += 1;
             with_op += u64::from(entry.fields().any(|(name, _)| name == OP_FIELD.as_bytes()));
+            plain += u64::from(pipeline.is_managed() && !strangers::is_marked(entry));
             if let Some(death) = plan.refusal_of(entry) {
                 bad.get_or_insert((id, death.detail));
             }
@@ -388,12 +389,19 @@ async fn producers(
             "correct the producer, or the fields that the pipeline names",
         );
     }
+    if plain > 0 {
+        let evidence = format!(
+            "{plain} of the last {sampled} entries of {name} came from plain producers, whose INCRBY may begin at zero again"
+        );
+        let fix = "have all producers of a managed pipeline call the functions (docs/functions.md)";
+        findings.of(pipeline, "D13", Severity::Warning, evidence, fix);
+    }
     if with_op < sampled {
         let evidence =
             format!("{} of the last {sampled} entries of {name} have no field {OP_FIELD}", sampled - with_op);
         let fix = format!("have producers add a field {OP_FIELD}, unique for each increment");
         findings.of(pipeline, "D13", Severity::Info, evidence, fix);
-    } else if bad.is_none() {
+    } else if bad.is_none() && plain == 0 {
         findings
             .well("D13", format!("the last {sampled} entries of {name} can be applied and have a field {OP_FIELD}"));
     }

@@ -1,0 +1,134 @@
+//! The runway of `tidegate memory`: how long PostgreSQL may stay away, compared with how far increments really come until Valkey refuses them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::Value;
+use tidegate::client::postgres::Database;
+use tidegate::client::{CounterOptions, Counters, NotAdded};
+use tidegate::ops::sandbox::Valkey;
+use tidegate::retry::Fault;
+
+use crate::harness::{Daemon, Lab, STREAM, eventually, output, within_limit};
+use crate::managed::{counters_at, is_managed, leave_memory, nothing_is_dirty, options, program};
+use crate::proxy::Proxy;
+
+/// What fills a Valkey while PostgreSQL is away.
+#[derive(Debug, Clone, Copy)]
+struct Load {
+    /// Over so many counters increments are spread, each as likely as any other.
+    counters: usize,
+    /// So many of them are clean when it begins.
+    clean: usize,
+    /// So many cached rows of 500 bytes can be evicted.
+    rows: usize,
+    /// And so many keys of 500 bytes cannot.
+    others: usize,
+    /// So much is free.
+    free: u64,
+}
+
+/// How many increments are added together.
+const AT_ONCE: usize = 20;
+
+/// Adds at a pace until `quick`, then as fast as it can, until Valkey refuses; gives how many were accepted.
+async fn fill(counters: Counters<Database>, load: Load, quick: Arc<AtomicBool>, accepted: Arc<AtomicU64>) {
+    let mut random = StdRng::seed_from_u64(load.counters as u64);
+    let mut pace = tokio::time::interval(Duration::from_millis(40));
+    loop {
+        if !quick.load(Ordering::Relaxed) {
+            pace.tick().await;
+        }
+        let increments: Vec<(String, i64)> =
+            (0..AT_ONCE).map(|_| (format!("c{}", random.random_range(0..load.counters)), 1)).collect();
+        for added in counters.add_many(&increments).await {
+            match added {
+                Ok(_) => drop(accepted.fetch_add(1, Ordering::Relaxed)),
+                Err(NotAdded::Unavailable(Fault::Valkey { code, .. })) if code == "OOM" => return,
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+/// How many increments `tidegate memory` says will be accepted yet, and how many are.
+async fn told_and_true(load: Load) -> (f64, f64) {
+    let lab = Lab {
+        valkey: Valkey::start(&["--maxmemory-policy", "volatile-lru"]).await.expect("Valkey starts"),
+        ..Lab::new().await
+    };
+    lab.execute(&format!(
+        "insert into public.counters select 'c' || n, 1, now() from generate_series(0, {}) n",
+        load.counters - 1
+    ))
+    .await;
+    let proxy = Proxy::start(lab.postgres_port()).await;
+    let through = lab.database.replace(&lab.postgres_port().to_string(), &proxy.port().to_string());
+    let mut command = program(&lab, &["run"]);
+    command.env("DATABASE_URL", &through).env("TIDEGATE__TRIM__RETENTION", "0s").env("TIDEGATE__TRIM__EVERY", "100ms");
+    let _daemon = Daemon::start(command);
+    is_managed(&lab).await;
+    // Who adds is not to wait for a PostgreSQL that is away.
+    let counters =
+        counters_at(&lab.valkey.url(), &through, CounterOptions { patience: Duration::ZERO, ..options() }).await;
+    let clean: Vec<String> = (0..load.clean).map(|n| format!("c{n}")).collect();
+    for ids in clean.chunks(500) {
+        let names: Vec<&str> = ids.iter().map(String::as_str).collect();
+        let exact = async || counters.get_many(&names).await.into_iter().all(|count| count.exact().is_some());
+        eventually("brought", true, exact).await;
+    }
+    nothing_is_dirty(&lab).await;
+    let mut client = lab.client().await;
+    let row = "x".repeat(400);
+    let rows = (0..load.rows)
+        .map(|n| vec!["SET".to_owned(), format!("cache:users:{{{n}}}"), row.clone(), "PX".into(), "9999999".into()]);
+    let others = (0..load.others).map(|n| vec!["SET".to_owned(), format!("others:{n}"), row.clone()]);
+    for some in rows.chain(others).collect::<Vec<_>>().chunks(500) {
+        client.pipeline(some).await;
+    }
+    leave_memory(&mut client, load.free).await;
+    proxy.cut();
+    let (quick, accepted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+    let filling = tokio::spawn(fill(counters, load, quick.clone(), accepted.clone()));
+    eventually("a backlog", true, async || accepted.load(Ordering::Relaxed) >= 600).await;
+    let (code, stdout, stderr) =
+        output(program(&lab, &["memory", "--observe", "2", "--output", "json"]).env("DATABASE_URL", &through)).await;
+    let told: Value = serde_json::from_str(&stdout).unwrap_or_else(|_| panic!("{code} {stdout} {stderr}"));
+    let primary = &told["primaries"][0];
+    let stream = &primary["streams"][0];
+    assert_eq!(stream["stream"], STREAM);
+    let number = |value: &Value| value.as_f64().unwrap_or_else(|| panic!("{told}"));
+    // In entries, and not in seconds: how fast they are added is nothing that it must foresee.
+    let predicted = number(&primary["runway_seconds"]) * number(&stream["per_second"]);
+    quick.store(true, Ordering::Relaxed);
+    within_limit("full", filling).await.expect("no panic");
+    let still =
+        lab.client().await.call(&["XLEN", STREAM]).await.int().expect("a number") as f64 - number(&stream["entries"]);
+    eprintln!("{load:?}: told {predicted}, true {still}: {:.2}", predicted / still);
+    (predicted, still)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_runway_that_is_told_is_right_within_a_fifth() {
+    let few = Load { counters: 50, clean: 50, rows: 0, others: 0, free: 800_000 };
+    let mut wrong = Vec::new();
+    for load in [
+        // Entries alone fill it.
+        few,
+        // Each counter that is touched cannot be evicted any more.
+        Load { counters: 8_000, clean: 8_000, ..few },
+        // Values that are absent are not brought while PostgreSQL is away: they become dirty all the same.
+        Load { counters: 8_000, clean: 0, ..few },
+        // Rows make room, and what has no TTL does not.
+        Load { rows: 2_000, others: 2_000, counters: 2_000, clean: 1_000, free: 100_000 },
+    ] {
+        let (told, real) = told_and_true(load).await;
+        if !(0.8..=1.2).contains(&(told / real)) {
+            wrong.push(format!("{load:?}: {told} told, and {real} were accepted"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
