@@ -12,6 +12,7 @@ mod contract;
 mod crash;
 mod dead;
 mod doctor;
+mod documents;
 mod entries;
 mod exclusive;
 mod failover;
