@@ -188,3 +188,29 @@ fn a_line_is_read_as_a_shell_reads_it() {
     assert_eq!(words("sudo make deb && echo \"done; really\""), ["make·deb", "echo·done; really"]);
     assert_eq!(block_lines("```sh\na \\\n  b\n```\nc\n```text\nd\n```", "sh"), ["a   b"]);
 }
+
+/// The documents that name tests as evidence.
+const WITH_EVIDENCE: [&str; 3] = ["README.md", "docs/failures.md", "docs/scaling.md"];
+
+#[test]
+fn every_test_that_a_document_names_is_there() {
+    let mut tests = BTreeSet::new();
+    for file in std::fs::read_dir(format!("{ROOT}/tests/it")).expect("the tests") {
+        let text = std::fs::read_to_string(file.expect("a file").path()).expect("text");
+        tests.extend(text.lines().filter_map(|line| Some(line.split_once("fn ")?.1.split_once('(')?.0.to_owned())));
+    }
+    let mut faults = Vec::new();
+    for (name, text) in texts().into_iter().filter(|(name, _)| WITH_EVIDENCE.contains(&name.as_str())) {
+        // In code, a word of many parts is a test's name: no key, no metric and no file has so many.
+        let is_test = |code: &&str| {
+            code.matches('_').count() >= 3
+                && code.chars().all(|sign| sign.is_ascii_lowercase() || sign.is_ascii_digit() || sign == '_')
+                && !code.starts_with("tidegate_")
+        };
+        let named: Vec<&str> = inline(&text).filter(is_test).collect();
+        assert!(!named.is_empty(), "{name} names no test");
+        let missing = named.into_iter().filter(|code| !tests.contains(*code));
+        faults.extend(missing.map(|code| format!("{name} names a test that is not there: {code}")));
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
