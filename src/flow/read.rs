@@ -265,7 +265,9 @@ pub struct Backlog {
     pub undelivered: Option<u64>,
     /// Whether there is nothing of either kind. Pending entries count although the stream may have them no longer.
     pub is_empty: bool,
-    /// How long ago the oldest entry of either kind was added, by the server's clock; none if there is none.
+    /// The lowest id of either kind; none if there is none.
+    pub first: Option<EntryId>,
+    /// How long ago that entry was added, by the server's clock.
     pub oldest: Option<Duration>,
     /// The server's time, in milliseconds since 1970.
     pub now_ms: u64,
@@ -275,12 +277,13 @@ pub struct Backlog {
 pub async fn backlog(link: &Link, stream: &str, group: &str) -> Result<Backlog, Fault> {
     let standing = info::standing(link.commands(), stream, group).await?;
     let is_empty = standing.pending == 0 && standing.first_undelivered.is_none();
-    let oldest = [standing.oldest_pending, standing.first_undelivered].into_iter().flatten().min();
+    let first = [standing.oldest_pending, standing.first_undelivered].into_iter().flatten().min();
     Ok(Backlog {
         pending: standing.pending,
         undelivered: if is_empty { Some(0) } else { standing.undelivered },
         is_empty,
-        oldest: oldest.map(|id| Duration::from_millis(standing.now_ms.saturating_sub(id.ms))),
+        first,
+        oldest: first.map(|id| Duration::from_millis(standing.now_ms.saturating_sub(id.ms))),
         now_ms: standing.now_ms,
     })
 }

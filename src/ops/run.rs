@@ -17,7 +17,7 @@ pub struct Opts {
     /// Settle everything that is in the streams, then exit
     #[arg(long)]
     pub until_empty: bool,
-    /// With --until-empty: give up when a server is out of reach, or nothing is settled, for so long
+    /// With --until-empty: give up when a server is out of reach, or nobody in the group settles anything, for so long
     #[arg(long, default_value = "60s", value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub timeout: Duration,
     /// Migrate the database first

@@ -159,7 +159,7 @@ impl Line {
 
 /// The backlog of all streams of a flow; counted where the server cannot tell.
 async fn backlog(links: &mut Links, flow: &Flow) -> Result<Backlog, Fault> {
-    let mut all = Backlog { pending: 0, undelivered: Some(0), is_empty: true, oldest: None, now_ms: 0 };
+    let mut all = Backlog { pending: 0, undelivered: Some(0), is_empty: true, first: None, oldest: None, now_ms: 0 };
     // In a cluster a flow has one stream.
     for some in flow.lanes.chunks(ASKED_AT_ONCE) {
         let look = async |link: &Link| try_join_all(some.iter().map(|lane| backlog_of(link, lane))).await;
@@ -167,6 +167,7 @@ async fn backlog(links: &mut Links, flow: &Flow) -> Result<Backlog, Fault> {
             all.pending += one.pending;
             all.undelivered = all.undelivered.zip(one.undelivered).map(|(all, one)| all + one);
             all.is_empty &= one.is_empty;
+            all.first = all.first.into_iter().chain(one.first).min();
             all.oldest = all.oldest.max(one.oldest);
             all.now_ms = one.now_ms;
         }

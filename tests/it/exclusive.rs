@@ -170,6 +170,45 @@ async fn a_stop_hands_the_stream_over_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn until_empty_waits_for_as_long_as_the_one_who_reads_alone_gets_on() {
+    let lab = Lab::new().await;
+    for statement in [
+        "create function slow() returns trigger language plpgsql as $$ begin perform pg_sleep(0.3); return null; end $$",
+        "create trigger slow after insert on public.counters execute function slow()",
+    ] {
+        lab.execute(statement).await;
+    }
+    let mut command = lab.exclusive(&["run"]);
+    command
+        .env("TIDEGATE__BATCH__MAX_ENTRIES", "10")
+        .env("TIDEGATE__BATCH__READ_COUNT", "10")
+        .env("TIDEGATE__EXCLUSIVE__LEASE", "5m");
+    let mut reader = Daemon::start(command);
+    reader.wait_for_event("reads_alone", |_| true).await;
+    let mut client = lab.client().await;
+    client.add_many("a", 200).await;
+    let standing_by = ["run", "--until-empty", "--timeout", "2s"];
+    let began = std::time::Instant::now();
+    let (code, _, stderr) = output(&mut lab.exclusive(&standing_by)).await;
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(lab.value("a").await, Some(200));
+    assert!(began.elapsed() > std::time::Duration::from_secs(3), "the table was too fast to show anything");
+    // And no longer: entries that come all the time are no progress.
+    reader.signal(Signal::STOP);
+    let adding = tokio::spawn(async move {
+        let mut tick = tokio::time::interval(std::time::Duration::from_millis(20));
+        loop {
+            tick.tick().await;
+            client.add("a", 1).await;
+        }
+    });
+    let (code, _, stderr) = output(&mut lab.exclusive(&standing_by)).await;
+    adding.abort();
+    reader.signal(Signal::CONT);
+    assert_eq!(code, 75, "{stderr}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn when_the_reader_is_killed_another_one_takes_over_when_the_lease_runs_out() {
     let lab = Lab::new().await;
     let mut first = daemon(&lab);

@@ -14,6 +14,7 @@ mod contract;
 mod crash;
 mod dead;
 mod doctor;
+mod documents;
 mod entries;
 mod exclusive;
 mod failover;

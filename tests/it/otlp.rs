@@ -314,6 +314,31 @@ async fn entries_that_are_taken_over_are_traced_as_reclaimed() {
 /// What nobody may ever read.
 const CANARY: &str = "c4n4ry-hunter2";
 
+/// Verbs that print what they find, or what keeps them from it.
+const TELLING: &[&[&str]] = &[
+    &["run", "--until-empty", "--timeout", "2s"],
+    &["check", "--print"],
+    &["check", "--live"],
+    &["config", "show", "--origin"],
+    &["config", "show", "--output", "json"],
+    &["migrate"],
+    &["replay", "--since", "1h"],
+    &["health"],
+    &["status"],
+    &["doctor"],
+    &["doctor", "--output", "json"],
+    &["audit"],
+    &["dead", "list"],
+    &["pending"],
+    &["group", "list"],
+    &["memory"],
+    &["wait", "--timeout", "2s"],
+    &["trim", "--dry-run"],
+    &["pipeline", "new", "--table", "public.counters"],
+    &["pipeline", "new", "--stream", "flush:counters"],
+    &["pipeline", "test", "no/such/file.toml"],
+];
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_password_appears_in_no_log_line_metric_trace_health_answer_or_error() {
     let lab = Lab::new().await;
@@ -339,6 +364,11 @@ async fn a_password_appears_in_no_log_line_metric_trace_health_answer_or_error()
     client.add_many("a", 100).await;
     client.add("bad\n\u{1b}[31mname", 1).await;
     lab.await_value("a", 100).await;
+    let mut told = Vec::new();
+    for arguments in TELLING {
+        let (_, stdout, stderr) = output(&mut program(arguments)).await;
+        told.extend([stdout, stderr]);
+    }
     // Faults of both servers, while they last.
     lab.execute("alter table public.counters rename to away").await;
     client.add("a", 1).await;
@@ -347,7 +377,6 @@ async fn a_password_appears_in_no_log_line_metric_trace_health_answer_or_error()
     client.call(&["CLIENT", "KILL", "USER", "tide"]).await;
     daemon.wait_for("reading is halted").await;
     lab.execute("alter role canary password 'another'").await;
-    let mut told = Vec::new();
     for path in ["/metrics", "/live", "/ready", "/startup"] {
         told.push(admin.ask(path, "127.0.0.1").await.expect("an answer").1);
     }
@@ -357,9 +386,7 @@ async fn a_password_appears_in_no_log_line_metric_trace_health_answer_or_error()
     daemon.signal(Signal::TERM);
     daemon.exit().await;
     told.extend(daemon.all_lines());
-    for arguments in
-        [&["run", "--until-empty"][..], &["check", "--print"], &["migrate"], &["replay", "--since", "1h"], &["health"]]
-    {
+    for arguments in TELLING {
         let (_, stdout, stderr) = output(&mut program(arguments)).await;
         told.extend([stdout, stderr]);
     }

@@ -12,6 +12,9 @@ const DOCUMENT: &str = include_str!("../../docs/outage.md");
 /// How many counters the producer adds to.
 const COUNTERS: u64 = 20;
 
+/// How many lines a daemon may say before the walk begins.
+const AT_THE_START: usize = 10;
+
 /// A step of the walk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
@@ -152,6 +155,13 @@ async fn the_outage_of_the_document_is_found_explained_and_repaired_with_its_com
     for daemon in &mut daemons {
         assert!(daemon.count("flushing is interrupted") <= 1 + began.elapsed().as_secs() as usize / 30);
         assert!(daemon.count("flushing is halted") <= 1, "{}", daemon.last_lines());
+        // And at a rate that a person can follow: a line a second at the default level, beside those of the start. Burials have a line each.
+        let mut lines = daemon.all_lines();
+        lines.retain(|line| {
+            !["\"level\":\"DEBUG\"", "\"event\":\"buried\""].iter().any(|left_out| line.contains(left_out))
+        });
+        let seconds = began.elapsed().as_secs() as usize;
+        assert!(lines.len() <= seconds + AT_THE_START, "{} lines in {seconds} s:\n{}", lines.len(), lines.join("\n"));
     }
     let (code, stdout, stderr) = output(&mut lab.program(&["wait"])).await;
     assert_eq!(code, 0, "{stdout}{stderr}");
