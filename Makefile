@@ -18,6 +18,7 @@ help:
 	@echo "make controls  promises broken on purpose, which the tests must notice (ONLY, CHECK)"
 	@echo "make crash     a worker killed at each crash point, again and again, and the books looked at (KILLS)"
 	@echo "make soak      producers and workers under random faults, and the books looked at (SECONDS, SEED, DELIVERY, RESULTS)"
+	@echo "make soak-managed  counters that may be evicted, in 3 to 4 MB under faults, beside a pattern written by hand (SOAKS, SECONDS, SEED)"
 	@echo "make upheaval  a cluster whose primaries die and whose slots move under load, and the books looked at (SECONDS, SEED)"
 	@echo "make caretaking  what trimming and compaction cost a flush"
 	@echo "make ledger    the ledger's size under a steady load, and the memory to start with it (SECONDS, RATE)"
@@ -184,6 +185,12 @@ crash: cargo servers
 .PHONY: soak
 soak: cargo servers
 	@$(WITH_SERVERS) $(PROOF) soak --seconds $(SECONDS) --seed $(SEED) --delivery $(DELIVERY) $(if $(TABLES),--tables) $(if $(RESULTS),--results $(abspath $(RESULTS)))
+
+SOAKS ?= 10
+
+.PHONY: soak-managed
+soak-managed: cargo servers
+	@$(WITH_SERVERS) $(PROOF) managed --runs $(SOAKS) --seconds $(or $(filter-out 300,$(SECONDS)),60) --seed $(SEED)
 
 .PHONY: upheaval
 upheaval: cargo servers

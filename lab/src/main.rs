@@ -4,6 +4,7 @@
 //! - `crash` kills a worker at each crash point, again and again, and compares all totals after each death;
 //! - `soak` lets producers and workers run under a random schedule of faults, compares totals all the time, and writes down
 //!   what came out;
+//! - `managed` does the same with counters that may be evicted, beside a pattern that people write by hand;
 //! - `upheaval` lets a cluster's primaries die, its slots move and its workers end, in random order, and compares in the end;
 //! - `caretaking` shows what trimming and compaction cost a flush, and how large ledger and stream stay;
 //! - `ledger` shows how large the ledger becomes under a steady load, and what a daemon that starts with it needs;
@@ -26,6 +27,7 @@ mod faults;
 mod journal;
 mod ledger;
 mod load;
+mod managed;
 mod operators;
 mod operators_table;
 mod soak;
@@ -43,6 +45,8 @@ enum Cli {
     Crash(crash::Args),
     /// Run for long under random faults
     Soak(soak::Args),
+    /// Run managed counters in little memory under random faults, beside a pattern that is written by hand
+    Managed(managed::Args),
     /// Run on a cluster whose nodes die and whose slots move
     Upheaval(upheaval::Args),
     /// Measure what trimming and compaction cost a flush
@@ -65,6 +69,7 @@ async fn main() -> ExitCode {
         Cli::Controls(args) => controls::run(args).await,
         Cli::Crash(args) => crash::run(args).await,
         Cli::Soak(args) => soak::run(args).await,
+        Cli::Managed(args) => managed::run(args).await,
         Cli::Upheaval(args) => upheaval::run(args).await,
         Cli::Caretaking(args) => caretaking::run(args).await,
         Cli::Ledger(args) => ledger::run(args).await,

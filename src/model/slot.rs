@@ -46,7 +46,11 @@ pub fn hash_tag(key: &str) -> Option<&str> {
 pub fn tag_beside(key: &str) -> String {
     let tag = hash_tag(key).unwrap_or(key);
     let slot = Slot::of(key);
-    let fits = |tag: &str| Slot::of(&format!("{{{tag}}}")) == slot;
+    // One that begins with a brace is no tag, even where the slot happens to be the same (`}bb}{`).
+    let fits = |tag: &str| {
+        let braced = format!("{{{tag}}}");
+        hash_tag(&braced) == Some(tag) && Slot::of(&braced) == slot
+    };
     if fits(tag) {
         return tag.to_owned();
     }
@@ -89,6 +93,13 @@ mod tests {
         let mut numbered = vec![false; usize::from(SLOTS)];
         (0..400_000).for_each(|number: u32| numbered[usize::from(Slot::of(&number.to_string()).number())] = true);
         assert!(numbered.into_iter().all(|is| is));
+    }
+
+    #[test]
+    fn what_is_no_tag_is_taken_for_none_though_its_slot_fits() {
+        let key = "}bb}{";
+        assert_eq!(Slot::of("{}bb}{}"), Slot::of(key), "by chance");
+        assert_eq!(Slot::of(&format!("x:{{{}}}:{key}", tag_beside(key))), Slot::of(key));
     }
 
     proptest! {

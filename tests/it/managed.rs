@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -17,6 +16,7 @@ use tidegate::model::pipeline::{Identifier, Mode, Pipeline};
 use tidegate::ops::sandbox::{Postgres, Valkey};
 use tidegate::retry::Fault;
 use tidegate::valkey::{Connection, Endpoint};
+use tidegate_lab::accounts::Accounts;
 use tokio::process::Command;
 
 use crate::harness::{Client, Daemon, GROUP, Lab, Resp, STREAM, eventually, migrate, output, within_limit};
@@ -740,67 +740,6 @@ fn chaos() -> Duration {
     Duration::from_secs(set.unwrap_or(8))
 }
 
-/// What the producers of a run say of their counters: all that was ever accepted, and all that was ever sent, read without a lock while they go on.
-struct Accounts {
-    initial: Vec<i64>,
-    accepted: Vec<AtomicI64>,
-    sent: Vec<AtomicI64>,
-}
-
-impl Accounts {
-    fn new(initial: Vec<i64>) -> Accounts {
-        let zeros = || initial.iter().map(|_| AtomicI64::new(0)).collect();
-        Accounts { accepted: zeros(), sent: zeros(), initial }
-    }
-
-    /// What the counter is at the least: all increments are positive.
-    fn least(&self, of: usize) -> i64 {
-        self.initial[of] + self.accepted[of].load(Ordering::SeqCst)
-    }
-
-    fn most(&self, of: usize) -> i64 {
-        self.initial[of] + self.sent[of].load(Ordering::SeqCst)
-    }
-
-    /// Adds to one, two or three counters; whether that was accepted.
-    async fn add(&self, counters: &Counters<Database>, random: &mut StdRng, picks: &[usize]) -> bool {
-        let pairs: Vec<(String, i64)> = picks.iter().map(|of| (format!("c{of}"), random.random_range(1..5))).collect();
-        let note = |account: &[AtomicI64], sign: i64| {
-            picks.iter().zip(&pairs).for_each(|(of, (_, by))| {
-                account[*of].fetch_add(sign * by, Ordering::SeqCst);
-            });
-        };
-        note(&self.sent, 1);
-        let added = match &pairs[..] {
-            [(id, by)] if random.random_bool(0.5) => counters.add(id, *by).await,
-            [(id, by)] => counters.incr(id, *by).await.map(drop),
-            many => counters.add_many(many).await.into_iter().try_for_each(|added| added.map(drop)),
-        };
-        match added {
-            Ok(()) => note(&self.accepted, 1),
-            Err(NotAdded::Unavailable(Fault::Valkey { code, .. })) if code == "OOM" => {
-                note(&self.sent, -1);
-                return false;
-            }
-            Err(other) => panic!("{other:?}"),
-        }
-        true
-    }
-
-    /// Reads a counter, and compares: an exact value is all that was accepted before the question and nothing that was sent after the answer.
-    async fn get(&self, counters: &Counters<Database>, of: usize) -> String {
-        let least = self.least(of);
-        let count = counters.get(&format!("c{of}")).await;
-        let most = self.most(of);
-        match count {
-            Count::Exact(value) => assert!((least..=most).contains(&value), "c{of}: {least} <= {value} <= {most}"),
-            Count::Stored(value) => assert!((self.initial[of]..=most).contains(&value), "c{of}: {value} <= {most}"),
-            Count::Unknown(_) => {}
-        }
-        format!("{count:?}").replace(|c: char| c.is_numeric() || c == '-', "")
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn under_eviction_kills_cuts_and_deletions_no_row_and_no_shown_value_is_wrong() {
     const COUNTERS: usize = 20_000;
@@ -921,7 +860,7 @@ async fn under_eviction_kills_cuts_and_deletions_no_row_and_no_shown_value_is_wr
     }
     let evicted = client.call(&["INFO", "stats"]).await.text();
     let evicted = evicted.lines().find_map(|line| line.strip_prefix("evicted_keys:")).unwrap_or_default().to_owned();
-    let touched: Vec<usize> = (0..COUNTERS).filter(|n| accounts.least(*n) != accounts.initial[*n]).collect();
+    let touched: Vec<usize> = (0..COUNTERS).filter(|n| accounts.least(*n) != accounts.initial(*n)).collect();
     eprintln!(
         "{kills} kills, {cuts} connections cut, {deleted} deleted, {evicted} evicted, {refused} refused, {letters} dead letters; {} counters touched, {shown} shown; reads {answers:?}",
         touched.len()

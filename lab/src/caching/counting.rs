@@ -21,6 +21,10 @@ const COUNTERS: usize = 20_000;
 const PRODUCERS: usize = 3;
 /// What Valkey may have above what it needs for itself: not all counters fit.
 const ROOM: u64 = 1_000_000;
+/// In every so long, ...
+const ROUND: Duration = Duration::from_secs(2);
+/// ... somebody holds the table's lock for so long: flushes wait, reads do not.
+const HELD: Duration = Duration::from_millis(500);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
@@ -41,7 +45,9 @@ pub(super) async fn table(lasting: Duration) -> Result<Table, Box<dyn Error>> {
     Ok(Table {
         name: "counting",
         title: format!(
-            "{COUNTERS} counters, {PRODUCERS} producers, volatile-lru with 1 MB of room, {} s",
+            "{COUNTERS} counters, {PRODUCERS} producers, volatile-lru with 1 MB of room, the table locked for {} of every {} ms, {} s",
+            HELD.as_millis(),
+            ROUND.as_millis(),
             lasting.as_secs()
         ),
         head: &["", "increments accepted", "refused", "values at rest", "of them wrong", "evicted"],
@@ -70,8 +76,10 @@ async fn measure(way: Way, lasting: Duration) -> Result<Vec<String>, Box<dyn Err
         let producer = Producer::new(way, &lab).await?;
         producers.spawn_local(producer.run(until));
     }
+    let holding = tokio::task::spawn_local(hold_up(PgConnection::connect(&lab.database).await?, until));
     let (accepted, refused) =
         producers.join_all().await.into_iter().fold((0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
+    holding.await??;
     eventually("pending", 0, async || lab.pending().await).await;
     eventually("the lag", Some(0), async || lab.group("lag").await.int()).await;
     let mut database = PgConnection::connect(&lab.database).await?;
@@ -96,6 +104,19 @@ async fn measure(way: Way, lasting: Duration) -> Result<Vec<String>, Box<dyn Err
         format!("{wrong} ({})", percent(wrong, shown)),
         evicted,
     ])
+}
+
+/// A migration, a vacuum, a slow disk: flushes wait every now and then.
+async fn hold_up(mut database: PgConnection, until: Instant) -> Result<(), sqlx::Error> {
+    while Instant::now() + ROUND < until {
+        tokio::time::sleep(ROUND - HELD).await;
+        let lock = format!(
+            "begin; lock table public.counters in exclusive mode; select pg_sleep({}); commit",
+            HELD.as_secs_f64()
+        );
+        sqlx::raw_sql(sqlx::AssertSqlSafe(lock)).execute(&mut database).await?;
+    }
+    Ok(())
 }
 
 enum Producer {
