@@ -22,6 +22,11 @@ use crate::valkey::{Command, Link, unexpected};
 
 /// A lease is renewed so often while it lasts; and sooner, where a connection would be idle for too long.
 const RENEWALS: u32 = 4;
+/// The same where there are many: these last longer.
+const RENEWALS_OF_MANY: u32 = 3;
+/// Of many leases those that are due within this part of the time between two renewals are renewed together, so that looking which ones are due does not
+/// become the work.
+const TOGETHER: u32 = 4;
 /// Who waits for it looks so often while it lasts, and when it runs out; and sooner, so that what is handed over is taken at once.
 const LOOKS: u32 = 20;
 /// The longest between two looks.
@@ -311,13 +316,16 @@ impl Keeper {
     /// Which are to be looked at by now, and which are given up.
     fn due(&mut self, now: Instant) -> (Vec<usize>, Vec<usize>) {
         let (mut due, mut yielded) = (Vec::new(), Vec::new());
+        let soon = if self.kept.len() > FEW { now + self.whole / RENEWALS_OF_MANY / TOGETHER } else { now };
         for (n, kept) in self.kept.iter_mut().enumerate() {
             let doubt = kept.wish.doubt.swap(false, Ordering::Relaxed);
-            let yields = matches!(*kept.standing.borrow(), Standing::Yields(_));
-            if kept.wish.yielded.swap(false, Ordering::Relaxed) && yields {
+            let standing = *kept.standing.borrow();
+            if kept.wish.yielded.swap(false, Ordering::Relaxed) && matches!(standing, Standing::Yields(_)) {
                 yielded.push(n);
             }
-            if doubt || kept.due <= now {
+            // Only what is held can be renewed before its time: what is another's is free when that has run out.
+            let by = if matches!(standing, Standing::Holds(_)) { soon } else { now };
+            if doubt || kept.due <= by {
                 due.push(n);
             }
         }
@@ -359,8 +367,7 @@ impl Keeper {
                 if !yields && left_by != Some(processes) && self.setup.shares.give_up(processes) {
                     self.stands(n, Standing::Yields(until));
                 }
-                let often = whole / RENEWALS;
-                if self.kept.len() > FEW { often } else { often.min(LONGEST_IDLE) }
+                if self.kept.len() > FEW { whole / RENEWALS_OF_MANY } else { (whole / RENEWALS).min(LONGEST_IDLE) }
             } else {
                 self.stands(n, Standing::Waits);
                 // Nobody's, and left to another process: no reason to look more often.
