@@ -106,6 +106,8 @@ pub struct Holder {
     look_at: Instant,
     /// The stream whose position is looked at next.
     next_looked: usize,
+    /// The stream whose group is told next that this process lives.
+    next_signed: usize,
 }
 
 /// How a stream stands.
@@ -188,6 +190,7 @@ impl Holder {
             last: (0, 0),
             look_at: now,
             next_looked: 0,
+            next_signed: 0,
             setup,
         }
     }
@@ -746,7 +749,13 @@ impl Holder {
     async fn keep_alive(&mut self, session: &mut Session, is_quiet: bool) -> Result<(), Fault> {
         let alone = |lane: &usize| matches!(self.streams[*lane], Standing::Alone(..) | Standing::Leaving(_));
         let lanes: Vec<usize> = (0..self.streams.len()).filter(alone).collect();
-        for some in lanes.chunks(SIGNED_AT_ONCE) {
+        // Of very many each is named when its time has come, and not whenever the connections need to be used.
+        let signed: Vec<usize> = {
+            let count = self.setup.signed_at_once(lanes.len());
+            (0..count).map(|n| lanes[(self.next_signed + n) % lanes.len()]).collect()
+        };
+        self.next_signed = (self.next_signed + signed.len()) % lanes.len().max(1);
+        for some in signed.chunks(SIGNED_AT_ONCE) {
             match session.link.commands().call(self.sign_of_life(session, some)).await {
                 // Which of them has no group any more, the look at its position says.
                 Err(fault) if judge(&fault, 1).verdict == Verdict::Regroup => {}

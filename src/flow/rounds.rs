@@ -21,7 +21,7 @@ const LOOK_EVERY_FOR_EACH: Duration = Duration::from_micros(20);
 const WAIT_FOR_EACH: Duration = Duration::from_micros(10);
 /// While the server says which streams are written to: how often all of them are looked at all the same, and less often the more there are.
 const LOOK_AT_ALL_EVERY: Duration = Duration::from_millis(500);
-const LOOK_AT_ALL_EVERY_FOR_EACH: Duration = Duration::from_micros(200);
+const LOOK_AT_ALL_EVERY_FOR_EACH: Duration = Duration::from_micros(400);
 
 /// One read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -260,7 +260,7 @@ mod tests {
         assert_eq!((all.streams.len(), all.waits), (10_000, false));
         rounds.answered(&all, &[]);
         assert_eq!((rounds.next(ROOM, false, now), rounds.has_news()), (None, false));
-        assert_eq!(rounds.idle_until(now), Some(now + Duration::from_secs(2)));
+        assert_eq!(rounds.idle_until(now), Some(now + Duration::from_secs(4)));
         // Some are written to: soon they are looked at, and nothing else.
         rounds.hear(Told::Of([7, 77, 10_000].into()));
         assert_eq!((rounds.idle_until(now), rounds.has_news()), (Some(now + Duration::from_millis(100)), true));
@@ -276,7 +276,7 @@ mod tests {
         now += Duration::from_millis(200);
         assert_eq!(rounds.next(ROOM, true, now).map(|round| round.streams), Some(vec![8]));
         // What was not heard of is found all the same.
-        now += Duration::from_secs(2);
+        now += Duration::from_secs(4);
         let all = rounds.next(ROOM, true, now).expect("a read");
         assert_eq!(all.streams.len(), 9_999);
         // Nobody says anything any more.
