@@ -118,8 +118,7 @@ test: cargo
 NOT_ALONE = managed:: brought:: runway:: clustered:: console:: browser:: fits:: making:: operators:: sketches:: types:: pipelines:: hydration:: functions:: cache:: near:: repository:: documents:: security:: running:: migrate:: measuring:: settings:: contract:: looking:: dead:: audit:: doctor:: \
 	walkthrough:: top:: producing:: exclusive:: permissions:: turn:: pooler:: memory:: telemetry:: metrics:: otlp:: reclaim:: cluster:: sentinel:: streams:: shards:: upgrade:: \
 	an_acknowledgement killed_after_the_read_and killed_between_commit_and_ack many_workers_that_get_everything \
-	a_rewound_group postgresql_away_for_longer a_table_change_is a_trigger_that_drops a_replay_is_refused \
-	whatever_a_trigger_raises
+	a_rewound_group postgresql_away_for_longer a_table_change_is a_trigger_that_drops a_replay_is_refused
 ALONE_TOO = $(addprefix --skip ,$(NOT_ALONE))
 
 # Client libraries of other languages, where `make peers` has installed them: docs/functions.md is executed with them.

@@ -60,7 +60,7 @@ impl Caretaker {
         Caretaker { setup, groups, merged_to, incidents: Incidents::default(), alarm: None, group_alarm: None }
     }
 
-    /// How many batches with something of the stream this process has settled.
+    /// How much of the stream this process has settled.
     pub(super) fn settled(&self) -> u64 {
         self.setup.lanes.iter().map(|(lane, _)| lane.settled()).sum()
     }

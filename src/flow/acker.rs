@@ -6,7 +6,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 use tracing::info;
@@ -107,7 +106,7 @@ impl Acker {
         let tenures = std::mem::take(&mut self.to_move);
         let _acking = self.setup.metrics.ack_begins(&Trace::default(), 0);
         for some in tenures.chunks(MOVED_AT_ONCE) {
-            join_all(some.iter().map(|(_, tenure)| tenure.advance())).await;
+            Tenure::advance(&some.iter().map(|(_, tenure)| tenure.clone()).collect::<Vec<_>>()).await;
             some.iter().for_each(|(lane, _)| self.setup.lanes[*lane].acknowledged().notify_one());
         }
         self.moved_at = Instant::now();

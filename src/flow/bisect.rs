@@ -6,7 +6,8 @@
 //! A refused piece is halved, and its halves go to the end of the work: healthy entries land first. An entry that is refused
 //! alone gets a second chance when everything else has been tried. If it is refused again, [`Refusals`] rules: entries that are
 //! refused while others land are poison; when nothing lands, or many different keys are refused and few entries land, the
-//! table is the cause. Then the pipeline is halted and probed with one entry at a time, a different one each time, at a growing
+//! table is the cause. Where nothing lands and the refused keys are few, it may be that the others are still on their way: that is in doubt for a
+//! second, in which nothing is buried and new entries are flushed as ever. When the table is the cause, the pipeline is halted and probed with one entry at a time, a different one each time, at a growing
 //! distance. One probe that lands ends the halt.
 
 use std::collections::{HashMap, HashSet, VecDeque};
@@ -24,6 +25,8 @@ const REMEMBERED: Duration = Duration::from_secs(300);
 const MOST_REFUSALS: usize = 1_000;
 /// The distance between two probes of a halted pipeline: from, to. Doubled each time.
 const PROBE_EVERY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How long it is in doubt whose fault it is that a few keys are refused while nothing lands.
+const DOUBT: Duration = Duration::from_secs(1);
 /// A halt so soon after the last one goes on with the distance of that one.
 const SAME_CAUSE: Duration = Duration::from_secs(60);
 
@@ -105,7 +108,11 @@ impl Search {
             return Step::Nothing;
         }
         let piece = match refusals.until_probe(now) {
-            None => self.ready.pop_front().or_else(|| self.refused.pop_front()),
+            None => match (self.ready.pop_front(), refusals.in_doubt_for(now)) {
+                // What was refused has its second chance when it is known what that says.
+                (None, Some(wait)) if !wait.is_zero() => return Step::Wait(wait),
+                (piece, _) => piece.or_else(|| self.refused.pop_front()),
+            },
             Some(Duration::ZERO) => {
                 refusals.probe_begins(now);
                 self.probe()
@@ -181,12 +188,12 @@ impl Search {
             refusals.remember(key, ticket.before, now);
         }
         // Even as a dead letter it is refused: no entry can be the cause of that.
-        let ruling = if is_letter { Ruling::Table } else { refusals.rule() };
+        let ruling = if is_letter { Ruling::Table } else { refusals.rule(now) };
         match ruling {
             // A probe proves nothing against its entry.
             Ruling::Poison if ticket.was_refused && !refusals.is_halted() => return Refused::Poison(piece),
             // Its second chance comes when everything else was tried.
-            Ruling::Poison => {}
+            Ruling::Poison | Ruling::Doubt => {}
             Ruling::Table if refusals.is_halted() => {}
             Ruling::Table => {
                 refusals.halt(Cause::Refusals, now);
@@ -206,6 +213,8 @@ enum Ruling {
     Poison,
     /// The table's.
     Table,
+    /// It is not known yet.
+    Doubt,
 }
 
 /// What the table has refused and taken lately: the memory of all workers of one pipeline in one process.
@@ -214,6 +223,8 @@ pub struct Refusals {
     totals: Totals,
     refused: VecDeque<Refusal>,
     halt: Option<Halt>,
+    /// Since when few keys are refused and nothing lands.
+    in_doubt: Option<Instant>,
     /// The last halt's end, and its distance between probes.
     last_halt: Option<(Instant, Duration)>,
     /// What the operator is told of a halt, once for all workers.
@@ -252,6 +263,9 @@ impl Refusals {
     /// A flush was committed, with so many entries applied.
     pub fn landed(&mut self, applied: u64, now: Instant) {
         self.totals.landed += applied;
+        if applied > 0 {
+            self.in_doubt = None;
+        }
         if let Some(halt) = self.halt.take_if(|halt| applied > 0 || halt.cause == Cause::Fault) {
             self.last_halt = Some((now, halt.every));
         }
@@ -281,6 +295,11 @@ impl Refusals {
         self.halt.is_some()
     }
 
+    /// How long it will yet be in doubt whose fault the last refusals are; none if it is not.
+    fn in_doubt_for(&self, now: Instant) -> Option<Duration> {
+        self.in_doubt.map(|since| (since + DOUBT).saturating_duration_since(now))
+    }
+
     /// How long until the next probe; none if the pipeline is not halted.
     fn until_probe(&self, now: Instant) -> Option<Duration> {
         self.halt.map(|halt| halt.next_probe.saturating_duration_since(now))
@@ -304,14 +323,27 @@ impl Refusals {
     }
 
     /// Rules whose fault the last refusals are.
-    fn rule(&self) -> Ruling {
+    fn rule(&mut self, now: Instant) -> Ruling {
         let Some(first) = self.refused.len().checked_sub(MANY) else { return Ruling::Poison };
         // From when the first of the last few batches with a refused entry was taken up.
         let least = |of: fn(&Totals) -> u64| self.refused.range(first..).map(|refusal| of(&refusal.before)).min();
         let landed = self.totals.landed - least(|totals| totals.landed).unwrap_or(0);
         let refused = self.totals.refused - least(|totals| totals.refused).unwrap_or(0);
         let keys: HashSet<u64> = self.refused.iter().rev().take(refused as usize).map(|refusal| refusal.key).collect();
-        if landed == 0 || keys.len() >= MANY && refused > landed { Ruling::Table } else { Ruling::Poison }
+        let are_many = keys.len() >= MANY;
+        if are_many && refused > landed {
+            return Ruling::Table;
+        }
+        if landed > 0 {
+            return Ruling::Poison;
+        }
+        // The same few keys again and again say less of the table than many: what else there is may be with another worker, or be read only now.
+        let since = *self.in_doubt.get_or_insert(now);
+        if now.saturating_duration_since(since) < DOUBT {
+            return Ruling::Doubt;
+        }
+        self.in_doubt = None;
+        Ruling::Table
     }
 }
 
@@ -448,7 +480,9 @@ mod tests {
             search.add(batch(&["full"]), handoff, &refusals);
             table.work(&mut search, &mut refusals, start);
         }
-        assert!(refusals.is_halted());
+        assert!(table.buried.len() < MANY && !refusals.is_halted(), "in doubt nothing more is buried");
+        table.work(&mut search, &mut refusals, start + DOUBT);
+        assert!(table.buried.len() < MANY && refusals.is_halted(), "and not for long");
         // In the morning others come.
         search.add(batch(&["good", "good"]), 20, &refusals);
         table.work(&mut search, &mut refusals, start + Duration::from_secs(5));
@@ -458,6 +492,26 @@ mod tests {
             (2, 20),
             "and what is refused while others land is poison"
         );
+    }
+
+    #[test]
+    fn a_few_bad_keys_halt_nothing_though_the_good_one_comes_last_and_is_another_workers() {
+        let (mut refusals, mut now) = (Refusals::default(), Instant::now());
+        let (mut first, mut second) = (Search::default(), Search::default());
+        let mut table = Table { refuses: Some("bad"), ..Table::default() };
+        for round in 0..20 {
+            for n in 0..10 {
+                first.add(batch(&[&*format!("bad{}", n % 5)]), 10 * round + n, &refusals);
+            }
+            let wait = table.work(&mut first, &mut refusals, now);
+            assert_eq!((wait, refusals.is_halted()), (Some(DOUBT), false), "round {round}");
+            // Just in time.
+            now += DOUBT - Duration::from_millis(1);
+            second.add(batch(&["good"]), round, &refusals);
+            assert_eq!(table.work(&mut second, &mut refusals, now), None);
+            assert_eq!(table.work(&mut first, &mut refusals, now), None);
+        }
+        assert_eq!((table.landed.len(), table.buried.len()), (20, 200));
     }
 
     #[test]

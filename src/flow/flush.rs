@@ -57,6 +57,9 @@ impl Statements {
     }
 }
 
+/// What a ledger row costs to be kept is what so many digests cost.
+const LEDGER_ROW_IN_ENTRIES: u64 = 8;
+
 /// A pipeline's table and one shard's place in the ledger, with the statements that feed the table.
 #[derive(Debug, Clone)]
 pub struct Lane {
@@ -70,7 +73,7 @@ pub struct Lane {
     letter_bytes: usize,
     /// Rung when something of it was acknowledged: where counters are managed, some of them may be clean now. All clones share it.
     acknowledged: Arc<Notify>,
-    /// How many batches with something of it were flushed, or recognised. All clones share it.
+    /// How much of it was flushed, or recognised. All clones share it.
     settled: Arc<AtomicU64>,
 }
 
@@ -122,9 +125,13 @@ impl Lane {
         &self.statements.plan
     }
 
-    /// How many batches with something of it this process has settled.
+    /// How much of it this process has settled, for whoever takes care of what that leaves: in entries, where each flush counts as a few more.
     pub fn settled(&self) -> u64 {
         self.settled.load(Ordering::Relaxed)
+    }
+
+    fn has_settled(&self, entries: usize) {
+        self.settled.fetch_add(entries as u64 + LEDGER_ROW_IN_ENTRIES, Ordering::Relaxed);
     }
 
     /// The pipeline it belongs to.
@@ -205,8 +212,8 @@ pub async fn flush(database: &Database, lanes: &[Lane], batch: Batch) -> Result<
     };
     match result {
         Ok(flushed) => {
-            for lane in batch.lanes() {
-                lanes[lane].settled.fetch_add(1, Ordering::Relaxed);
+            for run in batch.runs() {
+                lanes[batch.lane_of(run)].has_settled(run.len());
             }
             Ok((flushed, batch))
         }
@@ -344,7 +351,7 @@ pub(super) fn bind_columns<'q>(
 
 /// Buries entries of one lane that the ledger covers and cannot judge. The batch comes back where that fails.
 pub async fn bury_covered(database: &Database, lane: &Lane, batch: Batch) -> Result<Settled, Failed> {
-    lane.settled.fetch_add(1, Ordering::Relaxed);
+    lane.has_settled(batch.len());
     let buried = database.run(async |c| bury::bury(c, lane.id(), &lane.identity, &batch, lane.letter_bytes).await);
     match failpoint::during("bury.covered", buried).await {
         Ok(()) => {

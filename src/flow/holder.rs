@@ -19,6 +19,7 @@ use super::batch::{Batch, Filling, Origin};
 use super::handoff::{Held, Outlets, Shared};
 use super::lease::{FEW, Leases};
 use super::liveness::{Met, remove_if_empty};
+use super::news::News;
 use super::position;
 use super::read::{self, FIRST_READ, Reader, backlog, put};
 use super::reclaim::Reclaimer;
@@ -90,6 +91,7 @@ pub struct Holder {
     /// Of each stream how it stands.
     streams: Vec<Standing>,
     rounds: Rounds,
+    news: Arc<News>,
     enlisted: mpsc::UnboundedSender<Enlisted>,
     returned: mpsc::UnboundedReceiver<Returned>,
     /// Its consumers of earlier sessions.
@@ -104,6 +106,8 @@ pub struct Holder {
     look_at: Instant,
     /// The stream whose position is looked at next.
     next_looked: usize,
+    /// The stream whose group is told next that this process lives.
+    next_signed: usize,
 }
 
 /// How a stream stands.
@@ -173,8 +177,9 @@ impl Holder {
             outlets: Some(outlets),
             sent: 0,
             streams: leases.all.iter().map(|_| Standing::Away).collect(),
-            leases,
             rounds: Rounds::new(now),
+            news: Arc::new(News::of(leases.all.iter().map(|lease| &*lease.claim.stream))),
+            leases,
             enlisted,
             returned,
             former: Vec::new(),
@@ -185,6 +190,7 @@ impl Holder {
             last: (0, 0),
             look_at: now,
             next_looked: 0,
+            next_signed: 0,
             setup,
         }
     }
@@ -213,7 +219,12 @@ impl Holder {
                 }
             };
             Met::meet(&mut self.met, session.link.generation());
-            let ended = self.serve(&mut session, &stop).await;
+            let (news, link) = (self.news.clone(), session.link.clone());
+            let ended = tokio::select! {
+                ended = self.serve(&mut session, &stop) => ended,
+                never = news.listen(&link) => match never {},
+            };
+            news.is_over();
             match ended {
                 Ok(Ended::Stopped) => return self.leave(&session, &stop).await,
                 Ok(Ended::ReceiverGone) => return,
@@ -412,7 +423,7 @@ impl Holder {
             let Standing::Leaving(tenure) = &self.streams[lane] else { continue };
             if tenure.is_settled() {
                 // What is moved over by now need not be read again by whoever comes next.
-                tenure.advance().await;
+                Tenure::advance(std::slice::from_ref(tenure)).await;
                 self.leave_group(session, lane).await;
                 self.leases.all[lane].give_up();
                 self.streams[lane] = Standing::Away;
@@ -564,6 +575,11 @@ impl Holder {
         let filled = loop {
             if asked.is_none() {
                 let now = Instant::now();
+                self.rounds.hear(self.news.take());
+                if let (true, Some(at)) = (filling.is_empty(), self.rounds.idle_until(now)) {
+                    self.wait_for_news(at, stop).await;
+                    break Ok(());
+                }
                 let Some(room) = self.room(&filling) else { break Ok(()) };
                 let Some(round) = self.rounds.next(room, !filling.is_empty(), now) else { break Ok(()) };
                 if round.waits && !self.may_wait(stop).await {
@@ -616,6 +632,18 @@ impl Holder {
             biased;
             () = stop.asked() => false,
             () = sleep_until(at.into()) => true,
+        }
+    }
+
+    /// Waits until something is heard of, or until what was heard of may be read; no longer than a read would wait.
+    async fn wait_for_news(&mut self, at: Instant, stop: &Stop) {
+        let until = at.min(Instant::now() + self.wait());
+        let has_news = self.rounds.has_news();
+        tokio::select! {
+            () = stop.asked() => {}
+            () = sleep_until(until.into()) => {}
+            () = self.leases.changed.notified() => self.look_at = Instant::now(),
+            () = self.news.rung(), if !has_news => {}
         }
     }
 
@@ -721,7 +749,13 @@ impl Holder {
     async fn keep_alive(&mut self, session: &mut Session, is_quiet: bool) -> Result<(), Fault> {
         let alone = |lane: &usize| matches!(self.streams[*lane], Standing::Alone(..) | Standing::Leaving(_));
         let lanes: Vec<usize> = (0..self.streams.len()).filter(alone).collect();
-        for some in lanes.chunks(SIGNED_AT_ONCE) {
+        // Of very many each is named when its time has come, and not whenever the connections need to be used.
+        let signed: Vec<usize> = {
+            let count = self.setup.signed_at_once(lanes.len());
+            (0..count).map(|n| lanes[(self.next_signed + n) % lanes.len()]).collect()
+        };
+        self.next_signed = (self.next_signed + signed.len()) % lanes.len().max(1);
+        for some in signed.chunks(SIGNED_AT_ONCE) {
             match session.link.commands().call(self.sign_of_life(session, some)).await {
                 // Which of them has no group any more, the look at its position says.
                 Err(fault) if judge(&fault, 1).verdict == Verdict::Regroup => {}
@@ -739,7 +773,7 @@ impl Holder {
         let tenures: Vec<Arc<Tenure>> = turn.filter_map(|lane| self.streams[lane].tenure()).collect();
         self.next_looked = (self.next_looked + tenures.len()) % lanes.len().max(1);
         for some in tenures.chunks(ASKED_AT_ONCE) {
-            join_all(some.iter().map(|tenure| tenure.advance())).await;
+            Tenure::advance(some).await;
         }
         Ok(())
     }
@@ -760,16 +794,9 @@ impl Holder {
         let lanes: Vec<usize> = (0..self.streams.len()).filter(|lane| self.streams[*lane].tenure().is_some()).collect();
         for some in lanes.chunks(ASKED_AT_ONCE) {
             let holder = &*self;
-            let leave = |lane: &usize| {
-                let lane = *lane;
-                async move {
-                    if let Some(tenure) = holder.streams[lane].tenure() {
-                        tenure.advance().await;
-                    }
-                    holder.leave_group(session, lane).await;
-                }
-            };
-            join_all(some.iter().map(leave)).await;
+            let tenures: Vec<Arc<Tenure>> = some.iter().filter_map(|lane| holder.streams[*lane].tenure()).collect();
+            Tenure::advance(&tenures).await;
+            join_all(some.iter().map(|lane| holder.leave_group(session, *lane))).await;
         }
     }
 

@@ -22,6 +22,11 @@ use crate::valkey::{Command, Link, unexpected};
 
 /// A lease is renewed so often while it lasts; and sooner, where a connection would be idle for too long.
 const RENEWALS: u32 = 4;
+/// The same where there are many: these last longer.
+const RENEWALS_OF_MANY: u32 = 3;
+/// Of many leases those that are due within this part of the time between two renewals are renewed together, so that looking which ones are due does not
+/// become the work.
+const TOGETHER: u32 = 4;
 /// Who waits for it looks so often while it lasts, and when it runs out; and sooner, so that what is handed over is taken at once.
 const LOOKS: u32 = 20;
 /// The longest between two looks.
@@ -36,15 +41,19 @@ pub(super) const FEW: usize = 16;
 const NAME: &str = "tidegate:lease";
 
 /// Takes or renews leases, those that are free and wanted; gives of each for how many milliseconds it is still somebody else's (0: it is one's own,
-/// -1: nobody's), and how many processes would read this stream. A server whose memory is full would refuse the keys, and reading is what makes
+/// -1: nobody's), and how many processes would read this stream; 0 where that was not looked at, because a lease that is held was only renewed. A server whose memory is full would refuse the keys, and reading is what makes
 /// room: hence the flag.
 const TAKE: &str = "#!lua flags=allow-oom
 local token, whole = ARGV[1], tonumber(ARGV[2])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function take(lease, readers, wanted)
-    local known = redis.call('ZSCORE', readers, token)
     local holder = redis.call('GET', lease)
+    if wanted == 'kept' and holder == token then
+        redis.call('PEXPIRE', lease, whole)
+        return 0, 0
+    end
+    local known = redis.call('ZSCORE', readers, token)
     -- Who waits looks often, and need not write each time; who holds renews four times while it lasts, and writes every second time.
     if not known or known - now < whole * (holder == token and 0.6 or 0.75) then
         redis.call('ZADD', readers, now + whole, token)
@@ -53,7 +62,7 @@ local function take(lease, readers, wanted)
     redis.call('ZREMRANGEBYSCORE', readers, '-inf', now)
     local alive = redis.call('ZCARD', readers)
     if holder and holder ~= token then return math.max(redis.call('PTTL', lease), 1), alive end
-    if not holder and wanted ~= 'wanted' then return -1, alive end
+    if not holder and wanted == 'left' then return -1, alive end
     redis.call('SET', lease, token, 'PX', whole)
     return 0, alive
 end
@@ -222,6 +231,8 @@ struct Kept {
     free_since: Option<Instant>,
     /// How many processes would read the stream.
     processes: usize,
+    /// Whether it is held, and was noted among those processes when it was asked for last.
+    is_noted: bool,
     /// Where it was taken beyond this process's share, for nobody else took it: how many processes there were.
     left_by: Option<usize>,
     /// Whether it was told that somebody else has it.
@@ -246,8 +257,17 @@ pub fn leases(setup: &WorkerSetup, worker: &str) -> (Keeper, Leases) {
             };
             let ((standing, is_standing), wish) = (watch::channel(Standing::Waits), Arc::new(Wish::default()));
             let lease = Lease { claim: claim.clone(), standing: is_standing, wish: wish.clone(), asked: asked.clone() };
-            let kept =
-                Kept { claim, standing, wish, due: now, free_since: None, processes: 1, left_by: None, told: false };
+            let kept = Kept {
+                claim,
+                standing,
+                wish,
+                due: now,
+                free_since: None,
+                processes: 1,
+                is_noted: false,
+                left_by: None,
+                told: false,
+            };
             (kept, lease)
         })
         .unzip();
@@ -281,7 +301,7 @@ impl Keeper {
     async fn keep(&mut self, link: &Link) -> Result<(), Fault> {
         // What was heard before this link says nothing of now.
         for kept in &mut self.kept {
-            (kept.free_since, kept.due) = (None, Instant::now());
+            (kept.free_since, kept.is_noted, kept.due) = (None, false, Instant::now());
         }
         while !self.open.is_closed() {
             let (due, yielded) = self.due(Instant::now());
@@ -311,13 +331,16 @@ impl Keeper {
     /// Which are to be looked at by now, and which are given up.
     fn due(&mut self, now: Instant) -> (Vec<usize>, Vec<usize>) {
         let (mut due, mut yielded) = (Vec::new(), Vec::new());
+        let soon = if self.kept.len() > FEW { now + self.whole / RENEWALS_OF_MANY / TOGETHER } else { now };
         for (n, kept) in self.kept.iter_mut().enumerate() {
             let doubt = kept.wish.doubt.swap(false, Ordering::Relaxed);
-            let yields = matches!(*kept.standing.borrow(), Standing::Yields(_));
-            if kept.wish.yielded.swap(false, Ordering::Relaxed) && yields {
+            let standing = *kept.standing.borrow();
+            if kept.wish.yielded.swap(false, Ordering::Relaxed) && matches!(standing, Standing::Yields(_)) {
                 yielded.push(n);
             }
-            if doubt || kept.due <= now {
+            // Only what is held can be renewed before its time: what is another's is free when that has run out.
+            let by = if matches!(standing, Standing::Holds(_)) { soon } else { now };
+            if doubt || kept.due <= by {
                 due.push(n);
             }
         }
@@ -338,14 +361,23 @@ impl Keeper {
             taken += usize::from(waits && has_room);
             asks.push((is_left, !waits || is_left || has_room));
         }
-        let wanted = |wants| if wants { "wanted" } else { "left" };
-        let of = some.iter().zip(&asks).map(|(n, (_, wants))| (*n, wanted(*wants))).collect();
+        let are_many = self.kept.len() > FEW;
+        let wanted = |n: usize, wants| match wants {
+            // Of many every second time.
+            true if are_many && self.kept[n].is_noted => "kept",
+            true => "wanted",
+            false => "left",
+        };
+        let of = some.iter().zip(&asks).map(|(n, (_, wants))| (*n, wanted(*n, *wants))).collect();
         let replies = self.script(link, TAKE, of).await?;
         failpoint::reached("lease.taken");
         self.setup.reads_again(&mut self.incident);
         for ((n, (is_left, _)), (theirs, processes)) in some.iter().copied().zip(asks).zip(replies) {
             let had = *self.kept[n].standing.borrow();
             let kept = &mut self.kept[n];
+            // Whether it was noted among the readers just now, by its holder.
+            kept.is_noted = theirs == 0 && processes > 0;
+            let processes = if processes > 0 { processes } else { kept.processes };
             kept.processes = processes;
             kept.free_since = (theirs < 0).then(|| kept.free_since.unwrap_or(asked_at));
             let wait = if theirs == 0 {
@@ -359,8 +391,7 @@ impl Keeper {
                 if !yields && left_by != Some(processes) && self.setup.shares.give_up(processes) {
                     self.stands(n, Standing::Yields(until));
                 }
-                let often = whole / RENEWALS;
-                if self.kept.len() > FEW { often } else { often.min(LONGEST_IDLE) }
+                if self.kept.len() > FEW { whole / RENEWALS_OF_MANY } else { (whole / RENEWALS).min(LONGEST_IDLE) }
             } else {
                 self.stands(n, Standing::Waits);
                 // Nobody's, and left to another process: no reason to look more often.
@@ -389,7 +420,12 @@ impl Keeper {
     fn stands(&mut self, n: usize, now: Standing) {
         let few = self.kept.len() <= FEW;
         let kept = &mut self.kept[n];
-        let before = kept.standing.send_replace(now);
+        let mut before = now;
+        // Nobody waits for it, and there may be very many: one that is only renewed wakes nobody.
+        kept.standing.send_if_modified(|standing| {
+            before = std::mem::replace(standing, now);
+            false
+        });
         let (name, stream) = (&self.setup.pipeline.name, &kept.claim.stream);
         let held = &self.setup.shares.held;
         match (before, now) {

@@ -2,7 +2,7 @@
 //! [`reclaim`], [`liveness`]), [`settler`] settles them in PostgreSQL ([`batch`], [`coalesce`], [`rows`], [`bisect`], [`judge`], [`ledger`],
 //! [`statement`], [`turn`], [`flush`], [`bury`], [`causes`], `strangers`), [`acker`]
 //! acknowledges ([`ack`]); [`pause`] keeps them from reading; [`handoff`] is what they pass on to each other. Where one process reads streams
-//! alone, [`lease`] says which, [`holder`] reads all of them in [`rounds`], each once a [`member`] of its group has settled what was given out, and
+//! alone, [`lease`] says which, [`holder`] reads all of them in [`rounds`], by what the [`news`] are, each once a [`member`] of its group has settled what was given out, and
 //! [`tenure`] moves each group's [`position`] instead of acknowledging. [`redrive`] is for an operator: dead letters, again.
 
 pub mod ack;
@@ -20,6 +20,7 @@ pub mod lease;
 pub mod ledger;
 pub mod liveness;
 pub mod member;
+pub mod news;
 pub mod outcome;
 pub mod pause;
 pub mod position;

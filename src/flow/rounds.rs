@@ -5,15 +5,23 @@
 //! A read that names many streams finds those that have something, at a price that grows with their number; and a flush pays for each stream
 //! that it has entries of. So streams whose last read brought all that was asked for are read by themselves, a few at a time and in large pieces, each
 //! in its turn; the others are looked at again soon, and none waits for long.
+//!
+//! Where the server says which streams are written to ([`super::news`]) no read waits: the streams that were said are looked at, and all of them
+//! every now and then, for what was not heard.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
+
+use super::news::Told;
 
 /// How often the other streams are looked at while some are known to have more; less often the more there are.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 const LOOK_EVERY_FOR_EACH: Duration = Duration::from_micros(20);
 /// The time from one look that waits for entries to the next one, for each stream: with ten thousand of them, ten looks a second.
 const WAIT_FOR_EACH: Duration = Duration::from_micros(10);
+/// While the server says which streams are written to: how often all of them are looked at all the same, and less often the more there are.
+const LOOK_AT_ALL_EVERY: Duration = Duration::from_millis(500);
+const LOOK_AT_ALL_EVERY_FOR_EACH: Duration = Duration::from_micros(400);
 
 /// One read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,6 +47,10 @@ pub struct Rounds {
     look_at: Instant,
     /// When they were looked at last.
     looked: Option<Instant>,
+    /// Those that were said to have something, if anybody says so.
+    told: Option<BTreeSet<usize>>,
+    /// When all are to be looked at, whatever was said.
+    look_at_all: Instant,
 }
 
 /// What bounds a read.
@@ -57,13 +69,43 @@ pub struct Room {
 impl Rounds {
     /// Of no stream yet.
     pub fn new(now: Instant) -> Rounds {
-        Rounds { all: Vec::new(), full: BTreeSet::new(), turn: 0, look_at: now, looked: None }
+        let (all, full) = (Vec::new(), BTreeSet::new());
+        Rounds { all, full, turn: 0, look_at: now, looked: None, told: None, look_at_all: now }
     }
 
     /// From now on these, ascending.
     pub fn over(&mut self, streams: Vec<usize>) {
         self.full.retain(|stream| streams.binary_search(stream).is_ok());
+        if let Some(told) = &mut self.told {
+            // What they have got before they were read here nobody has said.
+            told.extend(streams.iter().filter(|stream| self.all.binary_search(stream).is_err()));
+        }
         self.all = streams;
+    }
+
+    /// These were said to have something, or nobody says anything.
+    pub fn hear(&mut self, told: Told) {
+        match told {
+            Told::Unknown => self.told = None,
+            Told::Any => self.told = Some(self.all.iter().copied().collect()),
+            Told::Of(streams) => match &mut self.told {
+                Some(known) => known.extend(streams),
+                None => self.told = Some(self.all.iter().copied().collect()),
+            },
+        }
+    }
+
+    /// When the next read may be sent, where there is none to be sent at once and none that waits: as soon as those that were said to have something may
+    /// be looked at, or all of them.
+    pub fn idle_until(&self, now: Instant) -> Option<Instant> {
+        let told = self.told.as_ref().filter(|_| self.full.is_empty() && !self.all.is_empty())?;
+        let at = if told.is_empty() { self.look_at_all } else { self.may_wait_at(now).min(self.look_at_all) };
+        (at > now).then_some(at)
+    }
+
+    /// Whether something was said that may be looked at soon: nothing else need be heard until then.
+    pub fn has_news(&self) -> bool {
+        self.told.as_ref().is_some_and(|told| !told.is_empty())
     }
 
     /// Whether there is none.
@@ -78,11 +120,16 @@ impl Rounds {
             return None;
         }
         if waits || now >= self.look_at && self.full.len() < self.all.len() {
+            let streams = self.others(now);
             self.look_at = now + LOOK_EVERY.max(LOOK_EVERY_FOR_EACH * self.all.len() as u32);
-            self.looked = Some(now);
-            let streams: Vec<usize> = self.all.iter().copied().filter(|stream| !self.full.contains(stream)).collect();
-            let count = room.entries.min(room.of_one).min(room.of_all / streams.len()).max(1);
-            return Some(Round { streams, count, waits });
+            if !streams.is_empty() {
+                self.looked = Some(now);
+                let count = room.entries.min(room.of_one).min(room.of_all / streams.len()).max(1);
+                return Some(Round { streams, count, waits: waits && self.told.is_none() });
+            }
+            if waits {
+                return None;
+            }
         }
         let most = (room.entries / room.worth.max(1)).max(1);
         let mut streams: Vec<usize> =
@@ -91,6 +138,22 @@ impl Rounds {
         streams.sort_unstable();
         let count = (room.entries / streams.len()).min(room.of_one).max(1);
         Some(Round { streams, count, waits })
+    }
+
+    /// Those that may have something, beside those that are known to have more.
+    fn others(&mut self, now: Instant) -> Vec<usize> {
+        let is_other = |stream: &usize| !self.full.contains(stream);
+        match &mut self.told {
+            Some(told) if now < self.look_at_all => {
+                let told = std::mem::take(told);
+                told.into_iter().filter(|stream| is_other(stream) && self.all.binary_search(stream).is_ok()).collect()
+            }
+            told => {
+                told.iter_mut().for_each(BTreeSet::clear);
+                self.look_at_all = now + LOOK_AT_ALL_EVERY.max(LOOK_AT_ALL_EVERY_FOR_EACH * self.all.len() as u32);
+                self.all.iter().copied().filter(is_other).collect()
+            }
+        }
     }
 
     /// When the next read that waits may be sent.
@@ -185,5 +248,52 @@ mod tests {
         assert_eq!(rounds.may_wait_at(now), now);
         rounds.next(ROOM, false, now).expect("a read");
         assert_eq!(rounds.may_wait_at(now), now + Duration::from_millis(100));
+    }
+
+    #[test]
+    fn while_the_server_says_which_are_written_to_these_are_looked_at_and_all_now_and_then() {
+        let mut now = Instant::now();
+        let mut rounds = Rounds::new(now);
+        rounds.over((0..10_000).collect());
+        rounds.hear(Told::Any);
+        let all = rounds.next(ROOM, false, now).expect("a read");
+        assert_eq!((all.streams.len(), all.waits), (10_000, false));
+        rounds.answered(&all, &[]);
+        assert_eq!((rounds.next(ROOM, false, now), rounds.has_news()), (None, false));
+        assert_eq!(rounds.idle_until(now), Some(now + Duration::from_secs(4)));
+        // Some are written to: soon they are looked at, and nothing else.
+        rounds.hear(Told::Of([7, 77, 10_000].into()));
+        assert_eq!((rounds.idle_until(now), rounds.has_news()), (Some(now + Duration::from_millis(100)), true));
+        now += Duration::from_millis(100);
+        assert_eq!(rounds.idle_until(now), None);
+        let few = rounds.next(ROOM, false, now).expect("a read");
+        assert_eq!((&*few.streams, few.waits), (&[7, 77][..], false));
+        // One has more: it is read by itself, and another one is heard of.
+        rounds.answered(&few, &[(77, few.count), (7, 1)]);
+        rounds.hear(Told::Of([77, 8].into()));
+        assert_eq!(rounds.idle_until(now), None);
+        assert_eq!(rounds.next(ROOM, true, now).map(|round| round.streams), Some(vec![77]));
+        now += Duration::from_millis(200);
+        assert_eq!(rounds.next(ROOM, true, now).map(|round| round.streams), Some(vec![8]));
+        // What was not heard of is found all the same.
+        now += Duration::from_secs(4);
+        let all = rounds.next(ROOM, true, now).expect("a read");
+        assert_eq!(all.streams.len(), 9_999);
+        // Nobody says anything any more.
+        rounds.answered(&Round { streams: vec![77], count: 9, waits: false }, &[]);
+        rounds.hear(Told::Unknown);
+        assert!(rounds.idle_until(now).is_none() && rounds.next(ROOM, false, now).is_some_and(|round| round.waits));
+    }
+
+    #[test]
+    fn a_stream_that_joins_is_looked_at_though_nobody_said_that_it_has_something() {
+        let now = Instant::now();
+        let mut rounds = Rounds::new(now);
+        rounds.over(vec![1, 2]);
+        rounds.hear(Told::Any);
+        let both = rounds.next(ROOM, false, now).expect("a read");
+        rounds.answered(&both, &[]);
+        rounds.over(vec![1, 2, 5]);
+        assert_eq!(rounds.next(ROOM, false, now).map(|round| round.streams), Some(vec![5]));
     }
 }

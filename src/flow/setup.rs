@@ -19,7 +19,7 @@ use crate::telemetry::contract::{Metrics, Side};
 use crate::valkey;
 
 /// The time between two signs of life, for each stream, at the least.
-const SIGN_FOR_EACH: Duration = Duration::from_micros(500);
+const SIGN_FOR_EACH: Duration = Duration::from_millis(1);
 /// A worker shows a sign of life this many times in each `reclaim.dead_after`, and in each `reclaim.gone_after`.
 const SIGNS_OF_LIFE: u32 = 4;
 /// The longest a connection is left without traffic: proxies and servers close idle ones, seldom sooner than after 10 s.
@@ -65,11 +65,22 @@ pub struct WorkerSetup {
 impl WorkerSetup {
     /// How often a worker shows a sign of life while it reads nothing.
     pub(super) fn sign_of_life_every(&self) -> Duration {
+        self.sign_for_each_every(self.lanes.len()).min(LONGEST_IDLE)
+    }
+
+    /// How many of the streams that are read alone one sign of life names, each in its turn.
+    pub(super) fn signed_at_once(&self, alone: usize) -> usize {
+        let (every, for_each) = (self.sign_of_life_every(), self.sign_for_each_every(self.lanes.len()));
+        let share = alone as u128 * every.as_nanos();
+        alone.min(share.div_ceil(for_each.as_nanos().max(1)) as usize)
+    }
+
+    /// How often each of so many streams is told.
+    fn sign_for_each_every(&self, streams: usize) -> Duration {
         let Patience { gone_after, dead_after, .. } = self.patience;
         let often = dead_after.min(gone_after) / SIGNS_OF_LIFE;
-        // Each names every stream that is read alone. Silence is no more than the second best sign of death: a connection that has gone is the first.
-        let of_many = (SIGN_FOR_EACH * self.lanes.len() as u32).min(dead_after / SIGNS_OF_LIFE);
-        often.max(of_many).min(LONGEST_IDLE)
+        // Silence is no more than the second best sign of death: a connection that has gone is the first.
+        often.max((SIGN_FOR_EACH * streams as u32).min(dead_after / SIGNS_OF_LIFE))
     }
 
     /// The same for one of its lanes alone.

@@ -8,11 +8,16 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::future::join_all;
+
 use super::lease::Doubt;
-use super::position::{self, Claim, Moved, Position};
+use super::position::{self, Claim, Move, Moved, Position};
 use crate::model::entry::EntryId;
 use crate::retry::Fault;
 use crate::valkey::Link;
+
+/// How many positions one script moves: half a millisecond of the server's time.
+const MOVED_AT_ONCE: usize = 16;
 
 /// See the module.
 #[derive(Debug)]
@@ -110,24 +115,48 @@ impl Tenure {
         self.stretches().open.is_empty()
     }
 
-    /// Moves the group's position over what is settled, or looks whether it still is where it was left.
-    pub async fn advance(&self) {
-        self.queued.store(false, Ordering::Relaxed);
-        let mut stands = self.stands.lock().await;
-        if self.ended().is_some() {
-            return;
+    /// Moves the positions of these groups over what is settled, or looks whether they still are where they were left.
+    pub async fn advance(tenures: &[Arc<Tenure>]) {
+        // Each is locked while it is moved: always in the same order.
+        let mut tenures: Vec<&Arc<Tenure>> = tenures.iter().collect();
+        let place = |tenure: &'_ Arc<Tenure>| Arc::as_ptr(&tenure.link);
+        tenures.sort_unstable_by(|a, b| (place(a), &a.claim.stream).cmp(&(place(b), &b.claim.stream)));
+        tenures.dedup_by(|a, b| Arc::ptr_eq(a, b));
+        let of_one_link = tenures.chunk_by(|a, b| Arc::ptr_eq(&a.link, &b.link));
+        join_all(of_one_link.flat_map(|tenures| tenures.chunks(MOVED_AT_ONCE)).map(Tenure::advance_together)).await;
+    }
+
+    /// Some of one link's, by one script.
+    async fn advance_together(tenures: &[&Arc<Tenure>]) {
+        let mut moved = Vec::with_capacity(tenures.len());
+        for tenure in tenures {
+            tenure.queued.store(false, Ordering::Relaxed);
+            let stands = tenure.stands.lock().await;
+            if tenure.ended().is_none() {
+                let to = tenure.stretches().reached;
+                moved.push((tenure, stands, to));
+            }
         }
-        let to = self.stretches().reached;
-        let end = match position::advance(&self.link, &self.claim, stands.id, to).await {
+        let Some((first, ..)) = moved.first() else { return };
+        let moves: Vec<Move<'_>> =
+            moved.iter().map(|(tenure, stands, to)| Move { claim: &tenure.claim, from: stands.id, to: *to }).collect();
+        match position::advance(&first.link, &moves).await {
+            Ok(ends) => {
+                moved.into_iter().zip(ends).for_each(|((tenure, stands, to), end)| tenure.has_moved(stands, to, end));
+            }
+            Err(fault) => moved.iter().for_each(|(tenure, ..)| tenure.end(End::Fault(fault.clone()))),
+        }
+    }
+
+    fn has_moved(&self, mut stands: tokio::sync::MutexGuard<'_, Position>, to: Position, end: Result<Moved, Fault>) {
+        match end {
             Ok(Moved::There(read)) => {
                 *stands = Position { id: to.id, read };
                 self.stretches().moved(*stands);
-                return;
             }
-            Ok(Moved::Displaced(why)) => End::Displaced(why),
-            Err(fault) => End::Fault(fault),
-        };
-        self.end(end);
+            Ok(Moved::Displaced(why)) => self.end(End::Displaced(why)),
+            Err(fault) => self.end(End::Fault(fault)),
+        }
     }
 
     async fn still_unsettled(&self, ids: &[EntryId]) -> Result<HashSet<EntryId>, Fault> {

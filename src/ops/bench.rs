@@ -32,6 +32,7 @@ use crate::flow::read;
 use crate::model::entry::EntryId;
 use crate::model::pipeline::{Delivery, Pipeline};
 use crate::model::shard::shard_of;
+use crate::pauses;
 use crate::postgres::schema;
 use crate::shutdown::Signals;
 use crate::valkey::{Command, Connection, Link, info};
@@ -50,6 +51,9 @@ const POLL_EVERY: Duration = Duration::from_millis(1);
 const SEND_EVERY: Duration = Duration::from_millis(1);
 /// The limit for the last entries of a steady load to land.
 const LANDED_WITHIN: Duration = Duration::from_secs(60);
+
+/// How long before they begin together workers know when that is: they look once a second.
+const BEGIN_TOGETHER_IN: Duration = Duration::from_secs(4);
 
 /// Adds a chunk of entries: KEYS stream; ARGV id, amount, id, amount …
 const ADD: &str = "for i = 1, #ARGV, 2 do redis.call('XADD', KEYS[1], '*', 'id', ARGV[i], 'amount', ARGV[i + 1]) end";
@@ -130,6 +134,9 @@ pub struct Opts {
     /// Workers in each; default: run.workers of the configuration
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..))]
     pub workers: Option<u8>,
+    /// With --phase drain: the clock begins when all worker processes are at work, and not when they are started
+    #[arg(long)]
+    pub without_start: bool,
     /// Entries in a batch; default: batch.max_entries of the configuration
     #[arg(long, value_parser = number)]
     pub batch: Option<u64>,
@@ -318,9 +325,13 @@ async fn drain(opts: &Opts, stage: &Stage, load: &Load) -> Result<Drain, Trouble
     }
     let bytes_per_entry = memory as f64 / opts.entries as f64;
 
+    let workers = if opts.without_start {
+        start_together(opts.processes, stage).await?
+    } else {
+        (Workers::start(opts.processes, stage)?, Instant::now(), None)
+    };
+    let (mut workers, started, cpu_before) = workers;
     let valkey_before = info::cpu_seconds(link.commands()).await?;
-    let started = Instant::now();
-    let mut workers = Workers::start(opts.processes, stage)?;
     let mut look = tokio::time::interval(LOOK_EVERY);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -334,9 +345,34 @@ async fn drain(opts: &Opts, stage: &Stage, load: &Load) -> Result<Drain, Trouble
     let valkey_seconds =
         info::cpu_seconds(link.commands()).await?.zip(valkey_before).map(|(after, before)| after - before);
     let (cpu_seconds, peak_memory_bytes) = workers.cost();
+    let cpu_seconds = cpu_seconds.map(|seconds| seconds - cpu_before.unwrap_or(0.0));
     let rows = workers.stop().await?;
     let exact = is_exact(stage, load, opts.entries).await?;
     Ok(Drain { seconds, rows, cpu_seconds, peak_memory_bytes, bytes_per_entry, valkey_seconds, exact })
+}
+
+/// Starts worker processes that begin to read at the same moment, when all of them are at work: the pipeline is paused until then, and each knows when that
+/// ends. Gives that moment, which has come, and what they have cost until then.
+async fn start_together(processes: u8, stage: &Stage) -> Result<(Workers, Instant, Option<f64>), Trouble> {
+    let (source, name) = (&stage.config.valkey.source, &stage.pipeline.name);
+    let pause =
+        async |duration| stage.database.run(async |c| pauses::pause(c, source, name, duration, None, None).await).await;
+    pause(None).await?;
+    let mut workers = Workers::start(processes, stage)?;
+    let (mut look, deadline) = (tokio::time::interval(LOOK_EVERY), Instant::now() + LANDED_WITHIN);
+    while !workers.are_running() {
+        look.tick().await;
+        workers.all_live()?;
+        if Instant::now() > deadline {
+            return Err("not all worker processes have begun to run".into());
+        }
+    }
+    // They look for pauses once a second.
+    let begins = Instant::now() + BEGIN_TOGETHER_IN;
+    pause(Some(BEGIN_TOGETHER_IN)).await?;
+    tokio::time::sleep_until(begins.into()).await;
+    let cpu = workers.cost().0;
+    Ok((workers, begins, cpu))
 }
 
 /// A steady rate held.

@@ -172,7 +172,8 @@ impl Stage {
         let name = &self.pipeline.name;
         self.execute(format!(
             "drop table if exists {}; delete from tidegate.ledger where {of_lane} '{name}');
-             delete from tidegate.dead_letters where {of_lane} '{name}'); delete from tidegate.lanes where pipeline = '{name}'",
+             delete from tidegate.dead_letters where {of_lane} '{name}'); delete from tidegate.lanes where pipeline = '{name}';
+             delete from tidegate.pauses where pipeline = '{name}'",
             self.table()
         ))
         .await

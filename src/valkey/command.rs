@@ -153,7 +153,7 @@ pub fn unexpected(command: &str) -> Fault {
 }
 
 /// An error that the server answered with.
-pub(super) fn server_error(message: &str) -> Fault {
+pub fn server_error(message: &str) -> Fault {
     // What a script may not do for its user is reported as an error of the script.
     let is_of_acl = message.contains("ACL failure in script");
     let code = if is_of_acl { "NOPERM" } else { message.split(' ').next().unwrap_or_default() };

@@ -27,7 +27,7 @@ mod route;
 mod server;
 mod wire;
 
-pub use command::{Command, Reply, unexpected};
+pub use command::{Command, Reply, server_error, unexpected};
 pub use connection::{Ahead, Connection};
 pub use endpoint::{Endpoint, Home};
 pub use link::Link;

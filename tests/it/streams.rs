@@ -149,3 +149,59 @@ async fn a_process_that_is_killed_leaves_its_streams_to_the_other_one_and_everyt
     eventually("all of it", 1_800, async || lab.in_ledger().await).await;
     assert_eq!(lab.number("select count(*) from public.counters where value = 3").await, 600);
 }
+
+/// How the clients by this name stand at the server: their flags.
+async fn flags(lab: &Lab, name: &str) -> Vec<String> {
+    let clients = lab.client().await.call(&["CLIENT", "LIST"]).await.text();
+    let field = |client: &str, field: &str| {
+        client.split_whitespace().find_map(|word| word.strip_prefix(field)).unwrap_or_default().to_owned()
+    };
+    clients.lines().filter(|client| field(client, "name=").starts_with(name)).map(|c| field(c, "flags=")).collect()
+}
+
+/// How many reads wait for entries.
+async fn waiting_reads(lab: &Lab) -> usize {
+    flags(lab, "tidegate:").await.iter().filter(|flags| flags.contains('b')).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_streams_the_server_says_which_are_written_to_and_no_read_waits() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    let mut daemon = Daemon::start(program(&lab, 100, &["run"]));
+    produce(&lab, 100, 0..1_000).await;
+    eventually("all of it", 1_000, async || lab.in_ledger().await).await;
+    assert!(flags(&lab, "tidegate:news").await.iter().all(|flags| flags.contains('t')), "{}", daemon.last_lines());
+    eventually("reads that wait", 0, async || waiting_reads(&lab).await).await;
+    for n in 1..=3 {
+        client.call(&["XADD", &stream(57), "*", "id", "heard", "amount", "1"]).await;
+        lab.await_value("heard", n).await;
+    }
+    assert_eq!(waiting_reads(&lab).await, 0);
+    // Nobody hears anything any more: what is written just then lands, and reads wait as they do where there are few.
+    let clients = client.call(&["CLIENT", "LIST"]).await.text();
+    let news = clients.lines().find(|client| client.contains("name=tidegate:news")).expect("it is there");
+    let id = news.split_whitespace().find_map(|word| word.strip_prefix("id=")).expect("its number").to_owned();
+    assert_eq!(client.call(&["CLIENT", "KILL", "ID", &id]).await.int(), Some(1));
+    client.call(&["XADD", &stream(3), "*", "id", "unheard", "amount", "1"]).await;
+    lab.await_value("unheard", 1).await;
+    eventually("reads that wait", 1, async || waiting_reads(&lab).await).await;
+    client.call(&["XADD", &stream(3), "*", "id", "unheard", "amount", "1"]).await;
+    lab.await_value("unheard", 2).await;
+    daemon.signal(Signal::TERM);
+    assert!(daemon.exit().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_not_hear_which_streams_are_written_to_reads_all_of_them() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    client.call(&["ACL", "SETUSER", "default", "-client|tracking"]).await;
+    let mut daemon = Daemon::start(program(&lab, 100, &["run"]));
+    eventually("reads that wait", 1, async || waiting_reads(&lab).await).await;
+    produce(&lab, 100, 0..1_000).await;
+    eventually("all of it", 1_000, async || lab.in_ledger().await).await;
+    assert_eq!(daemon.count("interrupted"), 0, "{}", daemon.last_lines());
+    daemon.signal(Signal::TERM);
+    assert!(daemon.exit().await.success());
+}

@@ -9,7 +9,7 @@ mod idle;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tidegate::ops::sandbox::{Postgres, Valkey};
@@ -38,6 +38,12 @@ pub struct Args {
     /// How keys are drawn
     #[arg(long, default_value = "zipf")]
     distribution: String,
+    /// By this way of delivery only: group or exclusive
+    #[arg(long)]
+    delivery: Option<String>,
+    /// No round begins later than so many minutes after the start, if it would take as long as the one before: at least one is measured
+    #[arg(long, default_value_t = 6)]
+    minutes: u64,
     /// With `idle`: streams
     #[arg(long, default_value_t = 10_000)]
     streams: u16,
@@ -88,7 +94,9 @@ pub async fn run(args: Args) -> bool {
     if args.curve == Curve::Idle {
         return idle::run(&args).await;
     }
-    let points = points(args.curve);
+    let began = Instant::now();
+    let mut points = points(args.curve);
+    points.retain(|point| args.delivery.as_ref().is_none_or(|delivery| delivery == point.delivery));
     let valkey = Valkey::start(&DURABLE).await.expect("Valkey starts");
     let settings = ["fsync=on", "full_page_writes=on", "max_wal_size=4GB", "max_connections=300"];
     let postgres = Postgres::start(&settings).await.expect("PostgreSQL starts");
@@ -97,6 +105,10 @@ pub async fn run(args: Args) -> bool {
     let mut drained: Vec<Drained> = points.iter().map(|_| Drained::default()).collect();
     let mut all_exact = true;
     for round in 0..usize::from(args.rounds) {
+        let so_far = began.elapsed();
+        if round > 0 && so_far + so_far / round as u32 > Duration::from_secs(60 * args.minutes) {
+            break;
+        }
         let mut rates = vec![0.0; points.len()];
         for place in 0..points.len() {
             // Nobody is always the first on servers that are warm, or always the last.
@@ -154,7 +166,18 @@ impl Point {
 /// Drains one backlog; gives what `tidegate bench` reports.
 async fn drain(args: &Args, point: &Point, valkey: &Valkey, database: &str, postgres: u16) -> Value {
     let mut command = Command::new(args.program.clone().unwrap_or_else(program));
-    command.args(["bench", "--phase", "drain", "--runs", "1", "--output", "json", "--delivery", point.delivery]);
+    command.args([
+        "bench",
+        "--phase",
+        "drain",
+        "--runs",
+        "1",
+        "--without-start",
+        "--output",
+        "json",
+        "--delivery",
+        point.delivery,
+    ]);
     for (name, value) in [
         ("--processes", point.processes.to_string()),
         ("--shards", point.shards.to_string()),
@@ -185,8 +208,11 @@ async fn drain(args: &Args, point: &Point, valkey: &Valkey, database: &str, post
 
 fn print(args: &Args, points: &[Point], drained: &[Drained]) {
     println!(
-        "{} entries on {} keys ({}), append-only file on, ledger on, {} rounds in turn",
-        args.entries, args.keys, args.distribution, args.rounds
+        "{} entries on {} keys ({}), append-only file on, ledger on, {} rounds in turn; from when all processes are at work",
+        args.entries,
+        args.keys,
+        args.distribution,
+        drained.first().map_or(0, |drained| drained.rates.len())
     );
     println!(
         "\n| delivery | processes | shards | ms away | entries/s | ratio | CPU s per million, all processes | Valkey's CPU, µs an entry | peak MiB a process |"

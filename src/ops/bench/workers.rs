@@ -1,7 +1,7 @@
 //! Worker processes, and what they cost as the operating system tells it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Child;
@@ -13,20 +13,27 @@ use crate::ops::stage::{Stage, Trouble};
 pub(super) struct Workers {
     /// In the order in which they were started.
     children: Vec<Child>,
-    rows: Vec<Arc<AtomicU64>>,
+    told: Vec<Arc<Told>>,
+}
+
+/// What one of them has said of itself.
+#[derive(Debug, Default)]
+struct Told {
+    is_running: AtomicBool,
+    rows: AtomicU64,
 }
 
 impl Workers {
     pub(super) fn start(processes: u8, stage: &Stage) -> Result<Workers, Trouble> {
-        let rows: Vec<Arc<AtomicU64>> = (0..processes).map(|_| Arc::default()).collect();
-        let children = rows.iter().map(|rows| start_one(stage, rows.clone())).collect::<Result<_, _>>()?;
-        Ok(Workers { children, rows })
+        let told: Vec<Arc<Told>> = (0..processes).map(|_| Arc::default()).collect();
+        let children = told.iter().map(|told| start_one(stage, told.clone())).collect::<Result<_, _>>()?;
+        Ok(Workers { children, told })
     }
 
     /// Kills the process that has lived longest (SIGKILL); gives its id.
     pub(super) async fn kill_one(&mut self) -> Result<u32, Trouble> {
         let mut child = self.children.remove(0);
-        self.rows.remove(0);
+        self.told.remove(0);
         let process = child.id().ok_or("a worker process had ended")?;
         child.kill().await?;
         Ok(process)
@@ -34,10 +41,15 @@ impl Workers {
 
     /// Starts a process for the one that was killed.
     pub(super) fn replace_the_dead(&mut self, stage: &Stage) -> Result<(), Trouble> {
-        let rows = Arc::<AtomicU64>::default();
-        self.children.push(start_one(stage, rows.clone())?);
-        self.rows.push(rows);
+        let told = Arc::<Told>::default();
+        self.children.push(start_one(stage, told.clone())?);
+        self.told.push(told);
         Ok(())
+    }
+
+    /// Whether all of them have said that they run.
+    pub(super) fn are_running(&self) -> bool {
+        self.told.iter().all(|told| told.is_running.load(Ordering::Relaxed))
     }
 
     pub(super) fn all_live(&mut self) -> Result<(), Trouble> {
@@ -64,21 +76,23 @@ impl Workers {
             child.wait().await?;
         }
         // Their last words may still be on their way through the pipe.
-        while self.rows.iter().any(|rows| Arc::strong_count(rows) > 1) {
+        while self.told.iter().any(|told| Arc::strong_count(told) > 1) {
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        Ok(self.rows.iter().map(|rows| rows.load(Ordering::Relaxed)).sum())
+        Ok(self.told.iter().map(|told| told.rows.load(Ordering::Relaxed)).sum())
     }
 }
 
-/// Starts a worker process that tells how many rows it has written.
-fn start_one(stage: &Stage, rows: Arc<AtomicU64>) -> std::io::Result<Child> {
+/// Starts a worker process that tells when it runs, and how many rows it has written.
+fn start_one(stage: &Stage, told: Arc<Told>) -> std::io::Result<Child> {
     stage.worker(move |event| {
         if event["level"] == "ERROR" {
             eprintln!("{event}");
         }
-        if event["event"] == "metrics" {
-            rows.store(event["rows"].as_u64().unwrap_or(0), Ordering::Relaxed);
+        match event["event"].as_str() {
+            Some("running") => told.is_running.store(true, Ordering::Relaxed),
+            Some("metrics") => told.rows.store(event["rows"].as_u64().unwrap_or(0), Ordering::Relaxed),
+            _ => {}
         }
     })
 }
