@@ -128,7 +128,7 @@ mod tests {
             let mut attention = Attention::of(10_000);
             let mut last_looked = vec![0u64; 10_000];
             for round in 1..=600 {
-                let settled = |n: usize| if n % 2 == 0 { round / 40 * step } else { 0 };
+                let settled = |n: usize| if n.is_multiple_of(2) { round / 40 * step } else { 0 };
                 for n in attention.round(settled, ROUND) {
                     last_looked[n] = round;
                 }

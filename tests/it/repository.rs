@@ -58,8 +58,16 @@ fn only_the_valkey_module_imports_its_client_library() {
 #[test]
 fn only_the_valkey_side_of_the_flow_sends_commands() {
     // Strangers' values are dropped between COMMIT and XACK: that is the flow's to do, and nobody else's.
-    let valkey_side =
-        ["flow/read", "flow/ack", "flow/reclaim", "flow/liveness", "flow/lease", "flow/position", "flow/strangers"];
+    let valkey_side = [
+        "flow/read",
+        "flow/ack",
+        "flow/reclaim",
+        "flow/liveness",
+        "flow/lease",
+        "flow/position",
+        "flow/news",
+        "flow/strangers",
+    ];
     for (name, text) in sources().into_iter().filter(|(name, _)| is_in(name, &["flow"])) {
         let sends = ["Command::new", "Call::new"].iter().any(|sends| code(&text).contains(sends));
         assert!(!sends || is_in(&name, &valkey_side), "{name} sends commands to Valkey: that is for {valkey_side:?}");
@@ -205,65 +213,6 @@ fn documents_have_every_instrument_and_every_event_word_for_word() {
         metrics.push_str(&format!("| `{scraped}` | `{name}` | {kind} | {unit} | {labels} | {sentence} |\n"));
     }
     documented("docs/telemetry.md", "metrics", &metrics);
-}
-
-/// The documents, with their names from the root.
-fn documents() -> Vec<(String, String)> {
-    let document = |path: &PathBuf| {
-        let name = path.strip_prefix(ROOT).ok()?.to_str()?.to_owned();
-        name.ends_with(".md").then(|| (name, std::fs::read_to_string(path).expect("text")))
-    };
-    files().iter().filter_map(document).collect()
-}
-
-/// A document without what stands in blocks of code.
-fn prose(text: &str) -> String {
-    text.split("```").step_by(2).collect()
-}
-
-/// What a heading is linked by.
-fn anchor(heading: &str) -> String {
-    let kept = heading.trim().chars().filter(|c| c.is_alphanumeric() || [' ', '-', '_'].contains(c));
-    kept.collect::<String>().to_lowercase().replace(' ', "-")
-}
-
-#[test]
-fn every_link_in_the_documents_leads_somewhere() {
-    let mut broken = Vec::new();
-    for (name, text) in documents() {
-        let folder = Path::new(ROOT).join(&name).parent().expect("in a folder").to_owned();
-        for link in prose(&text).split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0.to_owned())) {
-            if link.contains("://") {
-                continue;
-            }
-            let (file, part) = link.split_once('#').unwrap_or((&link, ""));
-            let target = if file.is_empty() { Path::new(ROOT).join(&name) } else { folder.join(file) };
-            if !target.exists() {
-                broken.push(format!("{name}: {link}"));
-            } else if !part.is_empty() {
-                let text = std::fs::read_to_string(&target).expect("text");
-                let headings = text.lines().filter_map(|line| line.strip_prefix('#'));
-                let is_there = headings.map(|line| anchor(line.trim_start_matches('#'))).any(|heading| heading == part);
-                if !is_there {
-                    broken.push(format!("{name}: {link}, a heading"));
-                }
-            }
-        }
-    }
-    assert!(broken.is_empty(), "these lead nowhere: {broken:#?}");
-}
-
-#[test]
-fn every_test_that_a_document_names_is_there() {
-    let code: String = rust_files(&["src/", "tests/", "lab/"]).into_iter().map(|(_, text)| text).collect();
-    let is_name = |word: &&str| {
-        word.matches('_').count() > 4 && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
-    };
-    for (document, text) in documents() {
-        for name in prose(&text).split('`').skip(1).step_by(2).filter(is_name) {
-            assert!(code.contains(&format!("fn {name}(")), "{document} names {name}, and there is no such test");
-        }
-    }
 }
 
 #[test]
