@@ -14,6 +14,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::batch::Batch;
+use super::bury::Burials;
 use crate::retry::{Fault, Incident, Verdict};
 
 /// Refusals that are looked at together: this many different keys are many, and this many refusals without a landing are enough.
@@ -229,6 +230,8 @@ pub struct Refusals {
     last_halt: Option<(Instant, Duration)>,
     /// What the operator is told of a halt, once for all workers.
     pub incident: Incident,
+    /// What it is told of burials.
+    pub burials: Burials,
     /// The last fault that halted the pipeline.
     fault: Option<Fault>,
 }

@@ -4,6 +4,7 @@
 //! written. Entries that the ledger covers but cannot judge have no ledger row to write: they are buried by themselves.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use sqlx::AssertSqlSafe;
 use sqlx::postgres::{PgArguments, PgConnection};
@@ -12,6 +13,30 @@ use sqlx::query::Query;
 use super::batch::{Batch, Death};
 use crate::lanes::{Identity, LaneId};
 use crate::model::shortened::most_strings;
+
+/// How often burials are told at the most.
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+/// Burials that the operator is told of: the first at once, what follows once a second, with its sum. The rest is told with the next flush that is
+/// committed a second later.
+#[derive(Debug, Default)]
+pub struct Burials {
+    told: Option<Instant>,
+    untold: u64,
+}
+
+impl Burials {
+    /// So many more were buried; gives how many are to be told of now, if any.
+    pub fn to_tell(&mut self, buried: u64, now: Instant) -> Option<u64> {
+        self.untold += buried;
+        let is_early = self.told.is_some_and(|told| now.saturating_duration_since(told) < TELL_EVERY);
+        if self.untold == 0 || is_early {
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.untold))
+    }
+}
 
 /// Dead letters as columns ready to be bound. `owner` and `strings` run in parallel: a string, and whose it is.
 ///
@@ -147,6 +172,16 @@ mod tests {
     use crate::model::entry::{EntryId, write_canonical};
     use crate::model::shortened::Shortened;
     use proptest::prelude::*;
+
+    #[test]
+    fn burials_are_told_at_once_and_then_once_a_second_and_none_is_left_out() {
+        let (mut burials, start) = (Burials::default(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(burials.to_tell(0, at(0)), None);
+        assert_eq!(burials.to_tell(3, at(0)), Some(3));
+        assert_eq!((burials.to_tell(1, at(10)), burials.to_tell(2, at(999))), (None, None));
+        assert_eq!((burials.to_tell(0, at(1_000)), burials.to_tell(0, at(3_000))), (Some(3), None));
+    }
 
     #[test]
     fn a_letter_within_the_limit_keeps_every_byte_and_one_above_it_says_what_is_missing() {

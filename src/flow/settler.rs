@@ -341,8 +341,9 @@ impl Settler {
         if tally.recognised > 0 {
             info!(event = "recognised", %pipeline, consumer = %self.consumer, entries = tally.recognised, "redelivered entries were recognised");
         }
-        if tally.buried > 0 {
-            warn!(event = "buried", %pipeline, consumer = %self.consumer, entries = tally.buried, "entries were buried: see tidegate.dead_letters");
+        let buried = lock(&self.setup).burials.to_tell(tally.buried, Instant::now());
+        if let Some(entries) = buried {
+            warn!(event = "buried", %pipeline, consumer = %self.consumer, entries, "entries were buried: see tidegate.dead_letters");
         }
         if tally.collided > 0 {
             warn!(consumer = %self.consumer, entries = tally.collided, "other content under used ids was applied (split brain?)");

@@ -443,7 +443,11 @@ pub const EVENTS: &[Event] = &[
         "every 10 s while a pipeline is not idle, and always at a stop",
     ),
     event("recognised", "pipeline, entries", "redelivered entries were found in the ledger, and not added again"),
-    event("buried", "pipeline, entries", "entries became dead letters"),
+    event(
+        "buried",
+        "pipeline, entries",
+        "entries became dead letters; once a second at the most, with how many since it was said last",
+    ),
     event("reclaimed", "pipeline, entries, gone", "entries were taken over from a dead consumer, or found again"),
     event("lost_upstream", "pipeline, entries, flushed", "Valkey lost entries; flushed: `no`, `yes`, or `unknown`"),
     event(

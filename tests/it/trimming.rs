@@ -1,6 +1,6 @@
 //! What leaves the stream, what must not, and what becomes of the ledger behind it.
 
-use crate::harness::{Client, Daemon, GROUP, Lab, STREAM, eventually};
+use crate::harness::{Client, Daemon, GROUP, Lab, STREAM, eventually, output};
 
 /// A daemon that keeps nothing it need not keep.
 fn daemon_without_retention(lab: &Lab) -> Daemon {
@@ -94,6 +94,34 @@ async fn entries_that_the_ledger_does_not_know_are_never_cut() {
     client.add("b", 1).await;
     lab.await_value("a", 5).await;
     eventually("entries left", 1, async || length(&mut lab.client().await).await).await;
+}
+
+/// From a worker of another kind: docs/migrating.md, with its commands.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_worker_had_settled_is_not_counted_again_and_holds_up_no_trimming() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    client.call(&["XGROUP", "CREATE", STREAM, "old-group", "0", "MKSTREAM"]).await;
+    client.add_many("a", 9).await;
+    let last = client.add("a", 1).await;
+    client.call(&["XREADGROUP", "GROUP", "old-group", "old", "NOACK", "STREAMS", STREAM, ">"]).await;
+    lab.execute("insert into public.counters (id, value) values ('a', 10)").await;
+    // It has stopped, and producers go on.
+    client.add_many("a", 5).await;
+    let (ms, sequence) = last.split_once('-').expect("an id");
+    let behind = format!("{ms}-{}", sequence.parse::<u64>().expect("a number") + 1);
+    client.call(&["XGROUP", "CREATE", STREAM, GROUP, &last]).await;
+    client.call(&["XTRIM", STREAM, "MINID", &behind]).await;
+    client.call(&["XGROUP", "DESTROY", STREAM, "old-group"]).await;
+    let mut daemon = daemon_without_retention(&lab);
+    lab.await_value("a", 15).await;
+    assert_eq!(lab.in_ledger().await, 5);
+    let (code, stdout, stderr) = output(&mut lab.program(&["audit", "--full"])).await;
+    assert_eq!(code, 0, "{stdout}{stderr}");
+    eventually("entries left", 1, async || length(&mut lab.client().await).await).await;
+    for alarm in ["entries that nobody has pending are not in the ledger", "lost"] {
+        assert_eq!(daemon.count(alarm), 0, "{}", daemon.last_lines());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
