@@ -6,11 +6,11 @@ use tidegate_lab::sentinel::{SERVICE, Sentinel};
 
 use crate::harness::{Client, Daemon, Lab, Resp, STREAM, eventually, free_port};
 
-/// Whether INFO of this server has this line.
+/// Whether INFO of this server has this line. A sentinel that promotes it cuts whoever asks meanwhile.
 async fn info(port: u16, line: &str) -> bool {
     let Ok(mut client) = Client::try_connect(port).await else { return false };
-    let info = client.call(&["INFO", "replication"]).await.text();
-    info.lines().any(|l| l.trim() == line)
+    let Ok(replies) = client.try_pipeline(&[["INFO", "replication"]]).await else { return false };
+    replies[0].text().lines().any(|l| l.trim() == line)
 }
 
 /// A primary (the lab's), a replica that has all it has, and a sentinel that knows both.
