@@ -146,7 +146,9 @@ pub async fn filled(
     if rate == 0.0 {
         return Ok(seen);
     }
-    let newest = newest(connection, pipeline, keys, extent.newest).await?;
+    // Where counters do not matter a few entries tell what one takes.
+    let count = if pipeline.is_managed() { extent.newest } else { extent.measured };
+    let newest = newest(connection, pipeline, keys, count).await?;
     seen.entry_bytes = newest.entry_bytes.unwrap_or(ENTRY_BYTES);
     if !pipeline.is_managed() {
         return Ok(seen);
@@ -195,8 +197,9 @@ local function packed(value)
 end
 local told, looked, from = {}, 0, '+'
 for n = 1, tonumber(ARGV[1]) do
+    if looked > 1048576 then break end
     local entry = redis.call('XREVRANGE', KEYS[1], from, '-', 'COUNT', 1)[1]
-    if not entry or looked > 1048576 then break end
+    if not entry then break end
     from = '(' .. entry[1]
     local bytes, field = 0, ''
     for at = 2, #entry[2], 2 do

@@ -72,7 +72,9 @@ impl Watch {
                 let seen = self.primary(connection, &home).await?;
                 primaries.insert(home.clone(), seen);
             }
-            let filled = match self.may_measure {
+            // Without a limit nothing fills up, and of plain counters none is blind.
+            let matters = flow.pipeline.is_managed() || primaries[&home].memory.max > 0;
+            let filled = match self.may_measure && matters {
                 true => self.streams(connection, flow).await,
                 false => Ok(Vec::new()),
             };

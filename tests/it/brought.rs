@@ -9,9 +9,10 @@ use tidegate::model::pipeline::Identifier;
 use tidegate::ops::sandbox::Postgres;
 use tidegate::valkey::Connection;
 
-use crate::harness::{Daemon, Lab, Resp, STREAM, eventually, migrate, output, within_limit};
+use crate::harness::{Lab, Resp, STREAM, eventually, migrate, output, within_limit};
 use crate::managed::{
-    INDEX, STATE, address, copy, counters, counters_at, daemon, is_clean, is_managed, options, pipeline, program, value,
+    INDEX, STATE, address, becomes_clean_after_a_death_before, copy, counters, counters_at, daemon, is_clean,
+    is_managed, options, pipeline, program, value,
 };
 use crate::proxy::{Proxy, Then, Way};
 
@@ -48,24 +49,8 @@ async fn what_is_added_while_a_value_is_brought_is_judged_in_the_snapshot_that_t
 
 #[tokio::test(flavor = "multi_thread")]
 async fn counters_become_clean_although_everybody_died_between_the_acknowledgement_and_the_sweep() {
-    let lab = Lab::new().await;
-    let proxy = Proxy::start(lab.valkey.port()).await;
-    let mut command = program(&lab, &["run"]);
-    command.env("VALKEY_URL", proxy.url());
-    let mut dying = Daemon::start(command);
-    is_managed(&lab).await;
-    let counters = counters(&lab).await;
-    assert_eq!(counters.get("a").await, Count::Exact(0));
     // The only command of a daemon that names the counter is the one that makes it clean.
-    let held = proxy.trap(Way::ToServer, b"counter:a", Then::Hold);
-    assert_eq!(counters.incr("a", 5).await, Ok(Count::Exact(5)));
-    within_limit("the sweep", held).await.expect("sprung");
-    assert_eq!((lab.pending().await, lab.value("a").await), (0, Some(5)), "committed and acknowledged");
-    dying.kill().await;
-    assert_eq!(lab.client().await.call(&["PTTL", "counter:a"]).await.int(), Some(-1), "dirty");
-    let _next = daemon(&lab);
-    is_clean(&lab, "a").await;
-    assert_eq!(counters.get("a").await, Count::Exact(5));
+    becomes_clean_after_a_death_before(b"counter:a", 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -47,6 +47,27 @@ fn text(row: Option<Arc<String>>) -> Option<String> {
     row.map(|row| row.to_string())
 }
 
+/// A reader that has read an old row, and puts it in place when it is told to go on.
+async fn has_read_old(
+    cache: &Cache<String>,
+    id: &'static str,
+) -> (Arc<Notify>, tokio::task::JoinHandle<Result<Option<String>, NotLoaded>>) {
+    let (read, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let reading = tokio::spawn({
+        let (read, go_on, cache) = (read.clone(), go_on.clone(), cache.clone());
+        async move {
+            let load = async || {
+                read.notify_one();
+                go_on.notified().await;
+                Ok(Some("old".to_owned()))
+            };
+            cache.get(id, load).await.map(text)
+        }
+    });
+    within_limit("the read", read.notified()).await;
+    (go_on, reading)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_is_loaded_once_and_so_is_the_knowledge_that_there_is_none() {
     let server = server().await;
@@ -221,19 +242,7 @@ async fn a_fence_that_runs_out_under_a_slow_writer_leaves_no_old_row_behind_its_
     eventually("the fences", Some(0), async || client.call(&leases).await.int()).await;
     // The transaction goes on. One reader has put the old row in place, another one has read it and is about to.
     reader.get("7", async || Ok(Some("old".into()))).await.expect("loaded");
-    let (read, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let reading = {
-        let (read, go_on, reader) = (read.clone(), go_on.clone(), reader.clone());
-        tokio::spawn(async move {
-            let load = async || {
-                read.notify_one();
-                go_on.notified().await;
-                Ok(Some("old".to_owned()))
-            };
-            reader.get("8", load).await.map(text)
-        })
-    };
-    within_limit("the read", read.notified()).await;
+    let (go_on, reading) = has_read_old(&reader, "8").await;
     // COMMIT.
     for fence in [seven, eight] {
         fence.lift(Some(Some(Arc::new("new".to_owned())))).await;
@@ -440,19 +449,7 @@ async fn rows_are_invalidated_by_pattern_at_a_pace_while_readers_refill_them() {
         .collect();
     client.pipeline(&commands).await;
     // A reader that has read an old row and has not put it in place yet.
-    let (read, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let reading = {
-        let (read, go_on, cache) = (read.clone(), go_on.clone(), cache.clone());
-        tokio::spawn(async move {
-            let load = async || {
-                read.notify_one();
-                go_on.notified().await;
-                Ok(Some("old".to_owned()))
-            };
-            cache.get("late", load).await.map(text)
-        })
-    };
-    within_limit("the read", read.notified()).await;
+    let (go_on, reading) = has_read_old(&cache, "late").await;
     let run = async |arguments: &[&str]| output(&mut lab.program(arguments)).await;
     let (code, stdout, stderr) = run(&["invalidate", "--pattern", "cache:users:*", "--dry-run"]).await;
     assert!(code == 0 && stdout.contains("5000 keys match"), "{stdout}{stderr}");

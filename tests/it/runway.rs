@@ -7,13 +7,16 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::Value;
+use tidegate::care::room::{self, Extent};
 use tidegate::client::postgres::Database;
 use tidegate::client::{CounterOptions, Counters, NotAdded};
+use tidegate::model::pipeline::Pipeline;
 use tidegate::ops::sandbox::Valkey;
 use tidegate::retry::Fault;
+use tidegate::valkey::Connection;
 
 use crate::harness::{Daemon, Lab, STREAM, eventually, output, within_limit};
-use crate::managed::{counters_at, is_managed, leave_memory, nothing_is_dirty, options, program};
+use crate::managed::{address, counters_at, is_managed, leave_memory, nothing_is_dirty, options, program};
 use crate::proxy::Proxy;
 
 /// What fills a Valkey while PostgreSQL is away.
@@ -131,4 +134,24 @@ async fn the_runway_that_is_told_is_right_within_a_fifth() {
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_take_what_a_stream_packs_them_into() {
+    let lab = Lab::new().await;
+    let connection = Connection::open(&address(&lab.valkey.url()), "test").await.expect("connected");
+    let (pipeline, extent) = (Pipeline::counters(), Extent { newest: 1, keys: 0, measured: 1 });
+    let long = [63, 64, 200, 5_000].map(|length| "x".repeat(length));
+    let numbers = ["0", "127", "128", "-1", "5000", "70000", "9000000", "9000000000"];
+    let texts = ["", "a", "01", "+1"].into_iter().chain(long.iter().map(String::as_str));
+    let packed = [2, 2, 3, 3, 4, 5, 6, 10, 2, 3, 4, 4, 65, 67, 204, 5_007];
+    let mut client = lab.client().await;
+    for (value, bytes) in numbers.into_iter().chain(texts).map(str::as_bytes).zip(packed).chain([(&b"\xff\xfe"[..], 4)])
+    {
+        client.call(&[b"XADD", STREAM.as_bytes(), b"*", b"id", value]).await;
+        let filled =
+            room::filled(&connection, &pipeline, &pipeline.keys_of(0), 1.0, extent).await.expect("it may look");
+        // An entry's head, the value, and what the stream takes beside them.
+        assert!((filled.entry_bytes - f64::from(10 + bytes) * 1.05).abs() < 1e-6, "{value:?}: {}", filled.entry_bytes);
+    }
 }
