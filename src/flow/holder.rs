@@ -5,6 +5,9 @@
 //! else is at work on it and nothing is pending; until then a worker of the group reads that stream ([`super::taker`]), like any other, so that an
 //! entry that kills its readers is found by its deliveries. On a fault it drops the session, waits, and goes on with a new one.
 
+mod admission;
+mod reading;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,48 +16,33 @@ use futures_util::FutureExt;
 use futures_util::future::join_all;
 use tokio::sync::mpsc;
 use tokio::time::sleep_until;
-use tracing::{debug, info};
 
-use super::batch::{Batch, Filling, Origin};
+use super::batch::Batch;
 use super::handoff::{Held, Outlets, Shared};
-use super::lease::{FEW, Leases};
-use super::liveness::{Met, remove_if_empty};
+use super::lease::Leases;
+use super::liveness::Met;
 use super::news::News;
-use super::position;
-use super::read::{self, FIRST_READ, Reader, backlog, put};
-use super::reclaim::Reclaimer;
-use super::rounds::{Room, Round, Rounds};
+use super::read::{self, FIRST_READ};
+use super::rounds::Rounds;
 use super::session::{Identity, Session};
 use super::setup::WorkerSetup;
-use super::tenure::{End, Place, Tenure};
+use super::tenure::{Place, Tenure};
 use crate::failpoint;
 use crate::model::entry::EntryId;
-use crate::model::names;
 use crate::retry::{Fault, Incident, Verdict, judge};
 use crate::shutdown::Stop;
-use crate::telemetry::trace::Trace;
-use crate::valkey::{Arrived, Command, Progress};
+use crate::valkey::Command;
 
-/// How many entries of one stream one read asks for at the most, in reads of the usual size: the next read can be sent only when the last id of
-/// this one is known.
-const READS_AT_ONCE: usize = 8;
-/// How many entries one read may bring in all, in batches.
-const BATCHES_IN_A_READ: usize = 4;
 /// How many streams are asked about at once.
 const ASKED_AT_ONCE: usize = 64;
 /// How many positions are looked at for each sign of life, though nothing was settled.
 const LOOKED_AT_ONCE: usize = 256;
 /// How many streams one sign of life names.
 const SIGNED_AT_ONCE: usize = 500;
-/// How many streams are read by workers of the group at once, on connections of their own.
-const MEMBERS: usize = 32;
 /// When a stream is looked at again that could not be read alone.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// The time between two looks at the leases, for each stream, where nothing has changed.
 const LOOK_FOR_EACH: Duration = Duration::from_micros(200);
-/// How long a read waits for entries, for each stream that it names, at the least: what it costs a server to begin to wait and to end it grows with
-/// them. It ends at once where a lease changes.
-const WAIT_FOR_EACH: Duration = Duration::from_micros(200);
 /// How long a read waits for entries while something is to be given up.
 const SHORT_WAIT: Duration = Duration::from_millis(10);
 /// How many of its earlier consumers it removes from a group.
@@ -102,6 +90,8 @@ pub struct Holder {
     bytes_per_entry: usize,
     /// The last batch's entries and bytes: the next one will be much like it.
     last: (usize, usize),
+    /// How far away the server is, to and fro; none until it has answered.
+    away: Option<Duration>,
     /// When the leases are looked at next.
     look_at: Instant,
     /// The stream whose position is looked at next.
@@ -127,17 +117,6 @@ enum Standing {
     Leaving(Arc<Tenure>),
 }
 
-/// A read whose answer has not come whole.
-#[derive(Debug)]
-struct Asked {
-    round: Round,
-    /// Which of the round's streams the entries are of that come now.
-    at: usize,
-    has_begun: bool,
-    /// What has come of each stream, by its lane.
-    got: Vec<(usize, usize)>,
-}
-
 /// How a session ended, if not by a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ended {
@@ -146,18 +125,6 @@ enum Ended {
     Idle,
     /// A settler has ended (its task panicked): this worker is at its end.
     ReceiverGone,
-}
-
-/// Whether a stream can be read alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Admission {
-    Alone,
-    /// Others are at work, or were, and there is something to be read.
-    Enlist {
-        doubtful: bool,
-    },
-    /// Others may be at work, and there is nothing to be read.
-    Later,
 }
 
 impl Holder {
@@ -188,6 +155,7 @@ impl Holder {
             // Large until the first entries are seen, so that the first read is a small one.
             bytes_per_entry: setup.limits.max_bytes / FIRST_READ,
             last: (0, 0),
+            away: None,
             look_at: now,
             next_looked: 0,
             next_signed: 0,
@@ -219,6 +187,7 @@ impl Holder {
                 }
             };
             Met::meet(&mut self.met, session.link.generation());
+            self.away = None;
             let (news, link) = (self.news.clone(), session.link.clone());
             let ended = tokio::select! {
                 ended = self.serve(&mut session, &stop) => ended,
@@ -380,368 +349,6 @@ impl Holder {
         self.look_at = Instant::now();
     }
 
-    /// Compares each stream with its lease. Fails where the session is of no more use.
-    fn look_at_leases(&mut self) -> Result<(), Fault> {
-        let now = Instant::now();
-        for (lease, stream) in self.leases.all.iter().zip(&mut self.streams) {
-            let next = match stream {
-                Standing::Away | Standing::Due(_) | Standing::Ready if lease.is_to_be_yielded() => {
-                    lease.give_up();
-                    Standing::Away
-                }
-                Standing::Away if lease.is_held() => Standing::Due(now),
-                Standing::Due(_) | Standing::Ready if !lease.is_held() => Standing::Away,
-                Standing::Alone(tenure, _) | Standing::Leaving(tenure) => {
-                    let why = match tenure.ended() {
-                        Some(End::Fault(fault)) if judge(&fault, 1).verdict == Verdict::Regroup => {
-                            self.setup.met_reading(&mut self.incident, &fault);
-                            "the group is gone"
-                        }
-                        Some(End::Fault(fault)) => return Err(fault),
-                        Some(End::Displaced(why)) => why,
-                        None if !lease.is_held() => "the lease has run out",
-                        None if lease.is_to_be_yielded() => {
-                            *stream = Standing::Leaving(tenure.clone());
-                            continue;
-                        }
-                        None => continue,
-                    };
-                    let (pipeline, stream) = (&self.setup.pipeline.name, &lease.claim.stream);
-                    info!(event = "displaced", %pipeline, %stream, why, "reading alone is given up; it begins again at the group's position");
-                    Standing::Due(now)
-                }
-                Standing::Away | Standing::Due(_) | Standing::Ready | Standing::Enlisted => continue,
-            };
-            *stream = next;
-        }
-        Ok(())
-    }
-
-    /// Gives up what is to be given up and settled.
-    async fn give_up(&mut self, session: &Session) {
-        for lane in 0..self.streams.len() {
-            let Standing::Leaving(tenure) = &self.streams[lane] else { continue };
-            if tenure.is_settled() {
-                // What is moved over by now need not be read again by whoever comes next.
-                Tenure::advance(std::slice::from_ref(tenure)).await;
-                self.leave_group(session, lane).await;
-                self.leases.all[lane].give_up();
-                self.streams[lane] = Standing::Away;
-            }
-        }
-    }
-
-    /// If it cannot leave, whoever reads next takes its consumer for one that has died, and is careful.
-    async fn leave_group(&self, session: &Session, lane: usize) {
-        let claim = &self.leases.all[lane].claim;
-        let left =
-            remove_if_empty(&session.link, (&claim.stream, &claim.group), &session.consumer, Duration::ZERO).await;
-        if let Err(fault) = left {
-            debug!(worker = %self.identity.worker, %fault, "could not leave a group; a peer removes this consumer later");
-        }
-    }
-
-    /// Looks whether these streams can be read alone, and begins those that can.
-    async fn admit(&mut self, session: &mut Session, lanes: &[usize]) -> Result<(), Fault> {
-        let looks = join_all(lanes.iter().map(|lane| self.look_at_group(session, *lane))).await;
-        let mut begun = Vec::new();
-        for (lane, look) in lanes.iter().copied().zip(looks) {
-            match look {
-                Ok(Admission::Alone) => begun.push(lane),
-                Ok(Admission::Enlist { doubtful }) => self.enlist(lane, doubtful),
-                Ok(Admission::Later) => self.streams[lane] = Standing::Due(Instant::now() + LOOK_AGAIN),
-                Err(fault) => self.cannot_begin(lane, fault)?,
-            }
-        }
-        let tenures = join_all(begun.iter().map(|lane| self.begin(session, *lane))).await;
-        for (lane, tenure) in begun.into_iter().zip(tenures) {
-            match tenure {
-                Ok((tenure, from)) => self.streams[lane] = Standing::Alone(tenure, from),
-                Err(fault) => self.cannot_begin(lane, fault)?,
-            }
-        }
-        Ok(())
-    }
-
-    /// What the server refuses for one of many streams is none of the others' business: a worker of the group meets the fault by itself.
-    fn cannot_begin(&mut self, lane: usize, fault: Fault) -> Result<(), Fault> {
-        match fault {
-            Fault::Valkey { .. } if self.streams.len() > 1 => self.enlist(lane, false),
-            fault => return Err(fault),
-        }
-        Ok(())
-    }
-
-    /// Has a stream read by a worker of the group, if there are not too many of these at work.
-    fn enlist(&mut self, lane: usize, doubtful: bool) {
-        let enlisted = self.streams.iter().filter(|stream| matches!(stream, Standing::Enlisted)).count();
-        self.streams[lane] = if enlisted < MEMBERS {
-            let doubtful = if doubtful { self.setup.most_in_doubt() } else { 0 };
-            // If nobody hears it, everything is at its end.
-            let _ = self.enlisted.send(Enlisted { lane, doubtful });
-            Standing::Enlisted
-        } else {
-            Standing::Due(Instant::now() + LOOK_AGAIN)
-        };
-    }
-
-    /// A read was refused: of many streams, those that refuse another question too are read by workers of the group, which meet the fault by
-    /// themselves. Fails where that is no help.
-    async fn set_apart(&mut self, session: &Session, refused: Fault) -> Result<(), Fault> {
-        let alone = |lane: &usize| matches!(self.streams[*lane], Standing::Alone(..));
-        let lanes: Vec<usize> = (0..self.streams.len()).filter(alone).collect();
-        let mut faulty = Vec::new();
-        for some in lanes.chunks(ASKED_AT_ONCE) {
-            let ask = |lane: &usize| position::of_group(&session.link, &self.leases.all[*lane].claim);
-            let answers = join_all(some.iter().map(ask)).await;
-            faulty.extend(some.iter().zip(answers).filter(|(_, answer)| answer.is_err()).map(|(lane, _)| *lane));
-        }
-        if faulty.is_empty() || faulty.len() == lanes.len() {
-            return Err(refused);
-        }
-        faulty.into_iter().for_each(|lane| self.enlist(lane, false));
-        self.look_at = Instant::now();
-        Ok(())
-    }
-
-    /// Whether anybody else is at work on a stream, or was and may have been killed by an entry. Creates the group where there is none.
-    async fn look_at_group(&self, session: &Session, lane: usize) -> Result<Admission, Fault> {
-        if matches!(self.streams[lane], Standing::Ready) {
-            return Ok(Admission::Alone);
-        }
-        let pipeline = self.setup.lanes[lane].pipeline();
-        let process = names::consumers_of(&names::host(), std::process::id());
-        let (patience, limits) = (self.setup.patience, self.setup.limits);
-        let mut reclaimer = Reclaimer::new(pipeline, &self.identity.connections, process, patience, limits);
-        self.former.iter().for_each(|former| reclaimer.left_behind(former.clone()));
-        let silence = Met::silence(&self.met, patience.gone_after, patience.dead_after);
-        let survey = match reclaimer.survey(session, silence).await {
-            Err(fault) if judge(&fault, 1).verdict == Verdict::Regroup => {
-                let reader = Reader::new(pipeline, limits, self.setup.block());
-                if reader.create_group(&session.link).await? {
-                    info!(worker = %self.identity.worker, stream = %pipeline.stream, "created the consumer group");
-                    self.setup.regrouped.notify_one();
-                }
-                return Ok(Admission::Alone);
-            }
-            survey => survey?,
-        };
-        let (doubtful, is_sole) = (survey.died > 0, survey.alive == 0);
-        if !survey.dead.is_empty() || survey.own_pending > 0 {
-            return Ok(Admission::Enlist { doubtful });
-        }
-        if is_sole && !doubtful {
-            return Ok(Admission::Alone);
-        }
-        let is_empty = backlog(&session.link, &pipeline.stream, &pipeline.group()).await?.is_empty;
-        Ok(match (is_empty, is_sole) {
-            (false, _) => Admission::Enlist { doubtful },
-            // Nothing is there that could have killed it.
-            (true, true) => Admission::Alone,
-            (true, false) => Admission::Later,
-        })
-    }
-
-    /// Begins to read a stream alone, where its group stands.
-    async fn begin(&self, session: &Session, lane: usize) -> Result<(Arc<Tenure>, EntryId), Fault> {
-        let lease = &self.leases.all[lane];
-        let claim = lease.claim.clone();
-        session.link.commands().call(self.sign_of_life(session, &[lane])).await?;
-        for former in &self.former {
-            remove_if_empty(&session.link, (&claim.stream, &claim.group), former, Duration::ZERO).await?;
-        }
-        let position = position::of_group(&session.link, &claim).await?;
-        failpoint::reached("alone.begins");
-        if self.streams.len() <= FEW {
-            let (pipeline, from) = (&self.setup.pipeline.name, position.id);
-            info!(event = "reads_alone", %pipeline, stream = %claim.stream, %from, "reading alone, from the group's position on");
-        }
-        Ok((Arc::new(Tenure::new(session.link.clone(), claim, lease.doubt(), position)), position.id))
-    }
-
-    // Reading.
-
-    /// Waits for entries, then takes what there is, up to the limits of a batch.
-    async fn fill(
-        &mut self,
-        session: &mut Session,
-        asked: &mut Option<Asked>,
-        stop: &Stop,
-    ) -> Result<Option<Batch>, Fault> {
-        let (generation, trace) = (session.link.generation().clone(), Trace::of_batch("read"));
-        let origin = Origin { generation, consumer: session.consumer.clone(), trace: trace.clone() };
-        let mut filling = Filling::new(origin, self.setup.limits.max_entry_bytes);
-        filling.make_room(self.last.0, self.last.1);
-        let filled = loop {
-            if asked.is_none() {
-                let now = Instant::now();
-                self.rounds.hear(self.news.take());
-                if let (true, Some(at)) = (filling.is_empty(), self.rounds.idle_until(now)) {
-                    self.wait_for_news(at, stop).await;
-                    break Ok(());
-                }
-                let Some(room) = self.room(&filling) else { break Ok(()) };
-                let Some(round) = self.rounds.next(room, !filling.is_empty(), now) else { break Ok(()) };
-                if round.waits && !self.may_wait(stop).await {
-                    break Ok(());
-                }
-                session.wire.send(&self.read(&round));
-                *asked = Some(Asked { round, at: 0, has_begun: false, got: Vec::new() });
-            }
-            let received = self.receive(session, asked, &mut filling, stop).await;
-            // The wait for the first entries is none of its work.
-            trace.begins();
-            match received {
-                // It has waited, and nothing came.
-                Ok(Progress::Whole) if filling.is_empty() => break Ok(()),
-                Ok(Progress::Whole) => {}
-                Ok(Progress::Paused) => break Ok(()),
-                Err(fault) => break Err(fault),
-            }
-        };
-        // What was read before a fault is good, and the next call meets the fault again.
-        if let Err(fault) = filled {
-            *asked = None;
-            self.rounds.over(Vec::new());
-            self.look_at = Instant::now();
-            if filling.is_empty() {
-                return Err(fault);
-            }
-        }
-        self.last = (filling.len(), filling.bytes());
-        Ok((!filling.is_empty()).then(|| filling.seal(false)))
-    }
-
-    /// How much more a batch has room for; none if it is full.
-    fn room(&self, filling: &Filling) -> Option<Room> {
-        let limits = &self.setup.limits;
-        let by_bytes = limits.max_bytes.saturating_sub(filling.bytes()) / self.bytes_per_entry.max(1);
-        let entries = limits.max_entries.saturating_sub(filling.len()).min(by_bytes);
-        let of_one = (limits.read_count * READS_AT_ONCE).min(limits.max_entries);
-        let of_all = (BATCHES_IN_A_READ * limits.max_bytes / self.bytes_per_entry.max(1))
-            .min(BATCHES_IN_A_READ * limits.max_entries);
-        // A batch ends with a piece that is worth a read; its first entry always finds room.
-        let is_worth_it = filling.is_empty() || entries >= limits.read_count.min(limits.max_entries / 2);
-        is_worth_it.then_some(Room { entries: entries.max(1), worth: limits.read_count, of_one, of_all })
-    }
-
-    /// Waits until a read that waits may be sent. False: something else is to be done first.
-    async fn may_wait(&self, stop: &Stop) -> bool {
-        let at = self.rounds.may_wait_at(Instant::now());
-        tokio::select! {
-            biased;
-            () = stop.asked() => false,
-            () = sleep_until(at.into()) => true,
-        }
-    }
-
-    /// Waits until something is heard of, or until what was heard of may be read; no longer than a read would wait.
-    async fn wait_for_news(&mut self, at: Instant, stop: &Stop) {
-        let until = at.min(Instant::now() + self.wait());
-        let has_news = self.rounds.has_news();
-        tokio::select! {
-            () = stop.asked() => {}
-            () = sleep_until(until.into()) => {}
-            () = self.leases.changed.notified() => self.look_at = Instant::now(),
-            () = self.news.rung(), if !has_news => {}
-        }
-    }
-
-    /// The read of a round.
-    fn read(&self, round: &Round) -> Command {
-        let streams = round.streams.iter().filter_map(|lane| match &self.streams[*lane] {
-            Standing::Alone(_, after) => Some((&*self.leases.all[*lane].claim.stream, *after)),
-            // A round names only what is read alone.
-            _ => None,
-        });
-        read::behind(&streams.collect::<Vec<_>>(), round.count, round.waits.then(|| self.wait()))
-    }
-
-    fn wait(&self) -> Duration {
-        let until = self.look_at.saturating_duration_since(Instant::now());
-        self.block().min(until.max(SHORT_WAIT))
-    }
-
-    /// How long a read waits at the most.
-    fn block(&self) -> Duration {
-        self.setup.block().max(WAIT_FOR_EACH * self.streams.len() as u32)
-    }
-
-    /// Receives what answers the read under way, as far as the batch has room for it.
-    async fn receive(
-        &mut self,
-        session: &mut Session,
-        asked: &mut Option<Asked>,
-        filling: &mut Filling,
-        stop: &Stop,
-    ) -> Result<Progress, Fault> {
-        let Some(read) = asked else { return Ok(Progress::Whole) };
-        let longest = self.setup.block().max(WAIT_FOR_EACH * self.streams.len() as u32);
-        let block = if read.round.waits { longest } else { Duration::ZERO };
-        let (had, weighed, limits) = (filling.len(), filling.bytes(), self.setup.limits);
-        if read.has_begun {
-            filling.begin_lane(read.round.streams[read.at]);
-        }
-        let (link, wire_id) = (session.link.clone(), session.wire_id);
-        let (leases, streams) = (&self.leases, &mut self.streams);
-        let received = {
-            let mut receiving = std::pin::pin!(session.wire.run_of_many(block, |arrived| {
-                match arrived {
-                    Arrived::Stream(name) => {
-                        let names = |lane: &usize| leases.all[*lane].claim.stream.as_bytes() == name;
-                        let from = if read.has_begun { read.at + 1 } else { 0 };
-                        let Some(further) = read.round.streams[from..].iter().position(names) else {
-                            return ControlFlow::Break(());
-                        };
-                        (read.at, read.has_begun) = (from + further, true);
-                        let lane = read.round.streams[read.at];
-                        read.got.push((lane, 0));
-                        filling.begin_lane(lane);
-                    }
-                    Arrived::Entry(delivered) => {
-                        let id = delivered.id();
-                        put(delivered, filling);
-                        if let Some((lane, got)) = read.got.last_mut() {
-                            *got += 1;
-                            if let Standing::Alone(_, after) = &mut streams[*lane] {
-                                *after = id;
-                            }
-                        }
-                    }
-                }
-                let is_full = filling.bytes() >= limits.max_bytes || filling.len() >= limits.max_entries;
-                if is_full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            }));
-            let is_interrupted = async {
-                tokio::select! {
-                    () = stop.asked() => {}
-                    () = leases.changed.notified() => {}
-                }
-            };
-            tokio::select! {
-                biased;
-                received = &mut receiving => received,
-                () = is_interrupted, if !block.is_zero() => {
-                    // A wait is ended by unblocking it, never by dropping it.
-                    if let Some(id) = wire_id {
-                        link.unblock(id).await;
-                    }
-                    self.look_at = Instant::now();
-                    receiving.await
-                }
-            }
-        };
-        filling.close_run();
-        if let Some(average) = (filling.bytes() - weighed).checked_div(filling.len() - had) {
-            self.bytes_per_entry = average.max(1);
-        }
-        if matches!(received, Ok(Progress::Whole)) {
-            self.rounds.answered(&read.round, &read.got);
-            *asked = None;
-        }
-        received
-    }
-
     // Signs of life.
 
     /// Tells the groups that this process lives; keeps both connections from being idle; looks whether positions are where they were left.
@@ -756,11 +363,14 @@ impl Holder {
         };
         self.next_signed = (self.next_signed + signed.len()) % lanes.len().max(1);
         for some in signed.chunks(SIGNED_AT_ONCE) {
+            let sent = Instant::now();
             match session.link.commands().call(self.sign_of_life(session, some)).await {
                 // Which of them has no group any more, the look at its position says.
                 Err(fault) if judge(&fault, 1).verdict == Verdict::Regroup => {}
                 answer => drop(answer?),
             }
+            // An answer that was held up says little, two in a row say more.
+            self.away = Some(self.away.map_or(sent.elapsed(), |away| sent.elapsed().min(2 * away)));
         }
         if let Some(lane) = lanes.first().filter(|_| is_quiet) {
             session.wire.send(&self.sign_of_life(session, &[*lane]));

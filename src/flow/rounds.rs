@@ -14,9 +14,11 @@ use std::time::{Duration, Instant};
 
 use super::news::Told;
 
-/// How often the other streams are looked at while some are known to have more; less often the more there are.
+/// How long after a look the other streams are looked at again while some are known to have more; later the more there are, and the longer the look
+/// took: where the server is far away, looks must not become all that is done.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 const LOOK_EVERY_FOR_EACH: Duration = Duration::from_micros(20);
+const LOOK_EVERY_FOR_ITS_TIME: u32 = 4;
 /// The time from one look that waits for entries to the next one, for each stream: with ten thousand of them, ten looks a second.
 const WAIT_FOR_EACH: Duration = Duration::from_micros(10);
 /// While the server says which streams are written to: how often all of them are looked at all the same, and less often the more there are.
@@ -47,6 +49,8 @@ pub struct Rounds {
     look_at: Instant,
     /// When they were looked at last.
     looked: Option<Instant>,
+    /// Since when such a look is under way.
+    looking: Option<Instant>,
     /// Those that were said to have something, if anybody says so.
     told: Option<BTreeSet<usize>>,
     /// When all are to be looked at, whatever was said.
@@ -70,7 +74,7 @@ impl Rounds {
     /// Of no stream yet.
     pub fn new(now: Instant) -> Rounds {
         let (all, full) = (Vec::new(), BTreeSet::new());
-        Rounds { all, full, turn: 0, look_at: now, looked: None, told: None, look_at_all: now }
+        Rounds { all, full, turn: 0, look_at: now, looked: None, looking: None, told: None, look_at_all: now }
     }
 
     /// From now on these, ascending.
@@ -121,9 +125,9 @@ impl Rounds {
         }
         if waits || now >= self.look_at && self.full.len() < self.all.len() {
             let streams = self.others(now);
-            self.look_at = now + LOOK_EVERY.max(LOOK_EVERY_FOR_EACH * self.all.len() as u32);
+            self.look_at = self.next_look(now, Duration::ZERO);
             if !streams.is_empty() {
-                self.looked = Some(now);
+                (self.looked, self.looking) = (Some(now), Some(now));
                 let count = room.entries.min(room.of_one).min(room.of_all / streams.len()).max(1);
                 return Some(Round { streams, count, waits: waits && self.told.is_none() });
             }
@@ -161,8 +165,17 @@ impl Rounds {
         self.looked.map_or(now, |looked| looked + WAIT_FOR_EACH * self.all.len() as u32)
     }
 
+    fn next_look(&self, now: Instant, took: Duration) -> Instant {
+        let often = LOOK_EVERY.max(LOOK_EVERY_FOR_EACH * self.all.len() as u32);
+        now + often.max(LOOK_EVERY_FOR_ITS_TIME * took)
+    }
+
     /// A read brought so many entries of these streams.
-    pub fn answered(&mut self, round: &Round, got: &[(usize, usize)]) {
+    pub fn answered(&mut self, round: &Round, got: &[(usize, usize)], now: Instant) {
+        if let Some(since) = self.looking.take() {
+            // How long one took that waits says nothing.
+            self.look_at = self.next_look(now, if round.waits { Duration::ZERO } else { now - since });
+        }
         for stream in &round.streams {
             self.full.remove(stream);
         }
@@ -184,11 +197,11 @@ mod tests {
         rounds.over(vec![3]);
         let first = rounds.next(ROOM, false, now).expect("a read");
         assert_eq!(first, Round { streams: vec![3], count: 8_000, waits: true });
-        rounds.answered(&first, &[(3, 8_000)]);
+        rounds.answered(&first, &[(3, 8_000)], now);
         let room = Room { entries: 100, ..ROOM };
         let second = rounds.next(room, true, now).expect("a read");
         assert_eq!(second, Round { streams: vec![3], count: 100, waits: false });
-        rounds.answered(&second, &[(3, 99)]);
+        rounds.answered(&second, &[(3, 99)], now);
         assert_eq!(rounds.next(ROOM, true, now), None, "what is there need not wait");
         assert!(rounds.next(ROOM, false, now).is_some_and(|round| round.waits));
     }
@@ -200,14 +213,15 @@ mod tests {
         rounds.over((0..1_000).collect());
         let look = rounds.next(ROOM, false, now).expect("a read");
         assert_eq!((look.streams.len(), look.count), (1_000, 160));
-        rounds.answered(&look, &[(1, 160), (5, 7), (9, 160)]);
+        rounds.answered(&look, &[(1, 160), (5, 7), (9, 160)], now);
         let few = rounds.next(ROOM, true, now).expect("a read");
         assert_eq!(few, Round { streams: vec![1, 9], count: 8_000, waits: false });
-        rounds.answered(&few, &[(1, 8_000), (9, 8_000)]);
-        let look = rounds.next(ROOM, true, now + Duration::from_millis(20)).expect("a read");
+        rounds.answered(&few, &[(1, 8_000), (9, 8_000)], now);
+        let later = now + Duration::from_millis(20);
+        let look = rounds.next(ROOM, true, later).expect("a read");
         assert_eq!((look.streams.len(), look.waits), (998, false));
-        rounds.answered(&look, &[]);
-        assert_eq!(rounds.next(ROOM, true, now + Duration::from_millis(20)).expect("a read").streams, [1, 9]);
+        rounds.answered(&look, &[], later);
+        assert_eq!(rounds.next(ROOM, true, later).expect("a read").streams, [1, 9]);
     }
 
     #[test]
@@ -216,14 +230,14 @@ mod tests {
         let mut rounds = Rounds::new(now);
         rounds.over((0..100).collect());
         let look = rounds.next(ROOM, false, now).expect("a read");
-        rounds.answered(&look, &(0..100).map(|stream| (stream, 1_600)).collect::<Vec<_>>());
+        rounds.answered(&look, &(0..100).map(|stream| (stream, 1_600)).collect::<Vec<_>>(), now);
         let mut turns = vec![0; 100];
         for _ in 0..5 {
             let round = rounds.next(ROOM, true, now).expect("a read");
             assert_eq!((round.streams.len(), round.count), (40, 1_000));
             assert!(round.streams.is_sorted());
             round.streams.iter().for_each(|stream| turns[*stream] += 1);
-            rounds.answered(&round, &round.streams.iter().map(|stream| (*stream, 1_000)).collect::<Vec<_>>());
+            rounds.answered(&round, &round.streams.iter().map(|stream| (*stream, 1_000)).collect::<Vec<_>>(), now);
         }
         assert_eq!(turns, [2; 100]);
     }
@@ -234,7 +248,7 @@ mod tests {
         let mut rounds = Rounds::new(now);
         rounds.over(vec![1, 2]);
         let look = rounds.next(ROOM, false, now).expect("a read");
-        rounds.answered(&look, &[(1, 8_000), (2, 8_000)]);
+        rounds.answered(&look, &[(1, 8_000), (2, 8_000)], now);
         rounds.over(vec![2, 4]);
         let next = rounds.next(ROOM, false, now).expect("a read");
         assert_eq!((next.streams, next.waits), (vec![2], false));
@@ -258,7 +272,7 @@ mod tests {
         rounds.hear(Told::Any);
         let all = rounds.next(ROOM, false, now).expect("a read");
         assert_eq!((all.streams.len(), all.waits), (10_000, false));
-        rounds.answered(&all, &[]);
+        rounds.answered(&all, &[], now);
         assert_eq!((rounds.next(ROOM, false, now), rounds.has_news()), (None, false));
         assert_eq!(rounds.idle_until(now), Some(now + Duration::from_secs(4)));
         // Some are written to: soon they are looked at, and nothing else.
@@ -269,7 +283,7 @@ mod tests {
         let few = rounds.next(ROOM, false, now).expect("a read");
         assert_eq!((&*few.streams, few.waits), (&[7, 77][..], false));
         // One has more: it is read by itself, and another one is heard of.
-        rounds.answered(&few, &[(77, few.count), (7, 1)]);
+        rounds.answered(&few, &[(77, few.count), (7, 1)], now);
         rounds.hear(Told::Of([77, 8].into()));
         assert_eq!(rounds.idle_until(now), None);
         assert_eq!(rounds.next(ROOM, true, now).map(|round| round.streams), Some(vec![77]));
@@ -280,7 +294,7 @@ mod tests {
         let all = rounds.next(ROOM, true, now).expect("a read");
         assert_eq!(all.streams.len(), 9_999);
         // Nobody says anything any more.
-        rounds.answered(&Round { streams: vec![77], count: 9, waits: false }, &[]);
+        rounds.answered(&Round { streams: vec![77], count: 9, waits: false }, &[], now);
         rounds.hear(Told::Unknown);
         assert!(rounds.idle_until(now).is_none() && rounds.next(ROOM, false, now).is_some_and(|round| round.waits));
     }
@@ -292,8 +306,28 @@ mod tests {
         rounds.over(vec![1, 2]);
         rounds.hear(Told::Any);
         let both = rounds.next(ROOM, false, now).expect("a read");
-        rounds.answered(&both, &[]);
+        rounds.answered(&both, &[], now);
         rounds.over(vec![1, 2, 5]);
         assert_eq!(rounds.next(ROOM, false, now).map(|round| round.streams), Some(vec![5]));
+    }
+
+    #[test]
+    fn however_far_away_the_server_is_what_has_more_is_read_and_the_others_are_looked_at() {
+        for away in [0, 5, 20, 300].map(Duration::from_millis) {
+            let mut now = Instant::now();
+            let mut rounds = Rounds::new(now);
+            rounds.over(vec![1, 2, 3]);
+            let (mut read, mut looks) = (0, 0);
+            for _ in 0..100 {
+                let round = rounds.next(ROOM, read > 0, now).expect("a read");
+                now += away + Duration::from_millis(1);
+                let got: Vec<_> =
+                    round.streams.iter().filter(|stream| **stream == 2).map(|stream| (*stream, round.count)).collect();
+                read += got.len();
+                looks += usize::from(round.streams.contains(&3));
+                rounds.answered(&round, &got, now);
+            }
+            assert!(read >= 75 && looks >= 4, "{away:?}: read {read} times, looked {looks} times");
+        }
     }
 }

@@ -1,10 +1,12 @@
 //! A pipeline with several streams: which key goes where, and what happens when their number changes.
 
 use std::io::Write;
+use std::time::Duration;
 
 use tidegate::model::shard::shard_of;
 use tokio::process::Command;
 
+use crate::distance::Distance;
 use crate::harness::{Daemon, Lab, Resp, eventually, output, within_limit};
 use crate::proxy::{Proxy, Then, Way};
 
@@ -213,6 +215,22 @@ async fn what_another_process_should_take_and_does_not_is_read_all_the_same() {
     all_shards_are_read(&lab).await;
     eventually("it keeps them", vec![4], async || shares(&lab, 4, &[&daemon]).await).await;
     all_shards_are_read(&lab).await;
+}
+
+/// A look at the other streams takes longer than the time from one to the next: what is known to be there is read all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn far_from_the_server_what_one_shard_has_is_read_though_the_others_have_nothing() {
+    let lab = Lab::new().await;
+    let id = (0..).map(|n| format!("c{n}")).find(|id| shard_of(id, 4) == 2).expect("a key of the shard");
+    let add = ["XADD", "flush:counters:{2}", "*", "id", &id, "amount", "1"];
+    lab.client().await.pipeline(&vec![add.to_vec(); 2_000]).await;
+    let away = Distance::to(lab.valkey.port(), Duration::from_millis(25)).await;
+    let mut command = program(&lab, 4, &["run", "--until-empty"]);
+    command.env("VALKEY_URL", format!("valkey://127.0.0.1:{}", away.port()));
+    command.env("TIDEGATE__PIPELINES__COUNTERS__DELIVERY", "exclusive").env("TIDEGATE__BATCH__READ_COUNT", "10");
+    let mut daemon = Daemon::start(command);
+    assert!(daemon.exit().await.success(), "{}", daemon.last_lines());
+    assert_eq!(lab.value(&id).await, Some(2_000));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,6 @@
 //! each time. The machine may be shared with other work, so what counts is the ratio to the first point within a round, and CPU time for an entry; medians
 //! of both are printed, as a table for docs/benchmarks.md.
 
-mod distance;
 mod idle;
 
 use std::collections::BTreeMap;
@@ -16,7 +15,7 @@ use tidegate::ops::sandbox::{Postgres, Valkey};
 use tidegate_lab::harness::{migrate, program};
 use tokio::process::Command;
 
-use self::distance::Distance;
+use tidegate_lab::distance::Distance;
 
 /// What a Valkey that people care for is started with.
 const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "everysec"];

@@ -14,14 +14,14 @@ const ON_THE_WAY: usize = 4_096;
 
 /// See the module. Dropped, it ends.
 #[derive(Debug)]
-pub(super) struct Distance {
+pub struct Distance {
     port: u16,
     task: AbortHandle,
 }
 
 impl Distance {
-    /// To the server on this port.
-    pub(super) async fn to(server: u16, away: Duration) -> Distance {
+    /// To the server on this port of this machine.
+    pub async fn to(server: u16, away: Duration) -> Distance {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
         let port = listener.local_addr().expect("bound").port();
         let task = tokio::spawn(async move {
@@ -35,7 +35,8 @@ impl Distance {
         Distance { port, task: task.abort_handle() }
     }
 
-    pub(super) fn port(&self) -> u16 {
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
         self.port
     }
 }
