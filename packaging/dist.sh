@@ -48,7 +48,8 @@ build() {
 }
 
 archive() {
-    local program=$1 name=tidegate-$version-$(target) root
+    local program=$1 name root
+    name=tidegate-$version-$(target)
     root=$(mktemp -d)
     install -D -m 0755 "$program" "$root/$name/tidegate"
     packaging/texts.sh "$program" "$root/$name"
@@ -63,10 +64,10 @@ archive() {
 }
 
 bill() {
-    local name=tidegate-$version-$(target)
+    name=tidegate-$version-$(target)
     mkdir -p "$folder"
     # It is written beside each manifest, the lab's too, and names the folder that it was made in.
-    trap "rm -f '$name.cdx.json' 'lab/$name.cdx.json'" EXIT
+    trap 'rm -f "$name.cdx.json" "lab/$name.cdx.json"' EXIT
     cargo cyclonedx --quiet --format json --spec-version 1.5 --all --target "$(target)" --override-filename "$name.cdx"
     sed "s|path+file://$PWD|path+file:///tidegate|g" "$name.cdx.json" > "$folder/$name.cdx.json"
     echo "$folder/$name.cdx.json"

