@@ -74,10 +74,15 @@ bill() {
 }
 
 chart() {
-    local python=$1 made name
+    local python=$1 root made name
     mkdir -p "$folder"
+    # Helm keeps the times of the files, and those are of the checkout: here they get the commit's.
+    root=$(mktemp -d)
+    cp -r helm/tidegate "$root/"
+    find "$root" -exec touch --date "@$SOURCE_DATE_EPOCH" {} +
     made=$("$python" -c 'import sys, helm_python
-print(helm_python.package("helm/tidegate", destination=sys.argv[1], app_version=sys.argv[2]))' "$folder" "$version")
+print(helm_python.package(sys.argv[1], destination=sys.argv[2], app_version=sys.argv[3]))' "$root/tidegate" "$folder" "$version")
+    rm -r "$root"
     # Beside the archives its name says what it is.
     name=tidegate-chart-${made##*/tidegate-}
     mv "$made" "$folder/$name"

@@ -69,6 +69,18 @@ else
     say "skipped: there is no dpkg-deb: the package"
 fi
 
+python=.servers/helm/bin/python
+if [ -x $python ]; then
+    chart=$(DIRTY=1 DIST=$work/one packaging/dist.sh chart $python)
+    touch helm/tidegate/values.yaml
+    cmp "$chart" "$(DIRTY=1 DIST=$work/two TZ=Asia/Tokyo packaging/dist.sh chart $python)" || fail "the chart differs when it is made again"
+    tar --extract --gzip --file "$chart" --to-stdout tidegate/Chart.yaml | grep --quiet "^appVersion: $version$" || fail "the chart is of another version"
+    ! tar --list --gzip --file "$chart" | grep --quiet /ci/ || fail "the chart holds its tests"
+    say "the chart has the same bytes when it is made again"
+else
+    say "skipped: there is no Python with the Helm library (make helm-venv): the chart"
+fi
+
 DIST=$work/one packaging/dist.sh checksums > "$work/sums"
 (cd "$work/one" && sha256sum --check --quiet SHA256SUMS) || fail "a checksum is wrong"
 [ "$(wc -l < "$work/sums")" = "$(find "$work/one" -type f ! -name SHA256SUMS | wc -l)" ] || fail "SHA256SUMS has not every file"
