@@ -164,8 +164,8 @@ fn every_word_for_make_is_in_the_makefile() {
                     let variable = word.split('=').next().unwrap_or_default();
                     named += 1;
                     if is_setting && is_variable(variable) && !makefile.contains(&format!("$({variable})")) {
-                        let in_a_script =
-                            ["TIDEGATE_IMAGE", "TIDEGATE_BINARY_DIR", "OBSERVABILITY", "DIRTY", "DIST"].contains(&variable);
+                        let in_a_script = ["TIDEGATE_IMAGE", "TIDEGATE_BINARY_DIR", "OBSERVABILITY", "DIRTY", "DIST"]
+                            .contains(&variable);
                         if !in_a_script {
                             faults.push(format!("{name}: {line}: the Makefile knows no {variable}"));
                         }
