@@ -23,6 +23,7 @@ RUN mkdir -p src lab/src benches tests/it \
     && cargo auditable build --release --locked --bin tidegate
 COPY build.rs ./
 COPY migrations migrations
+COPY docs/runbooks docs/runbooks
 COPY src src
 # Cargo compares times, and files of a checkout may be older than the empty ones.
 RUN touch build.rs src/main.rs src/lib.rs \

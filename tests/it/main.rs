@@ -43,6 +43,7 @@ mod probe;
 mod producing;
 mod real_parts;
 mod reclaim;
+mod releases;
 mod reload;
 mod replay;
 mod repository;
