@@ -34,6 +34,8 @@ mod operators;
 mod otlp;
 
 mod outage;
+mod page;
+mod pages;
 mod pausing;
 mod permissions;
 mod pipelines;
@@ -42,6 +44,7 @@ mod pooler;
 mod probe;
 mod producing;
 mod real_parts;
+mod reader;
 mod reclaim;
 mod reload;
 mod replay;

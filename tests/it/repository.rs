@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::documents::documented;
 use tidegate::telemetry::contract::{EVENTS, INSTRUMENTS, Instrument, Kind, METRICS};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -173,20 +174,6 @@ fn the_project_names_no_machine_and_no_registry() {
         for word in words.map(|parts| parts.concat()) {
             assert!(!text.contains(&word), "{} names {word}", path.display());
         }
-    }
-}
-
-/// The table that stands in the document between its marker and the end.
-fn documented(document: &str, marker: &str, table: &str) {
-    let path = Path::new(ROOT).join(document);
-    let text = std::fs::read_to_string(&path).expect("the document");
-    let begin = format!("<!-- {marker} -->\n");
-    let (before, rest) = text.split_once(&begin).expect("the marker");
-    let (inside, after) = rest.split_once("<!-- end -->").expect("the end");
-    if std::env::var_os("TIDEGATE_UPDATE_DOCS").is_some() {
-        std::fs::write(&path, format!("{before}{begin}{table}<!-- end -->{after}")).expect("written");
-    } else {
-        assert_eq!(inside, table, "{document} differs from the program: run this test with TIDEGATE_UPDATE_DOCS=1");
     }
 }
 
