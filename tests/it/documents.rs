@@ -7,6 +7,8 @@ use std::path::Path;
 use clap::{CommandFactory, Parser};
 use tidegate::ops::cli::Cli;
 
+use crate::repository::rust_files;
+
 pub(crate) const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Documents and workflows: their names and texts.
@@ -209,8 +211,7 @@ fn a_line_is_read_as_a_shell_reads_it() {
 #[test]
 fn every_test_that_a_document_names_is_there() {
     let mut tests = BTreeSet::new();
-    for file in std::fs::read_dir(format!("{ROOT}/tests/it")).expect("the tests") {
-        let text = std::fs::read_to_string(file.expect("a file").path()).expect("text");
+    for (_, text) in rust_files(&["tests/", "src/"]) {
         tests.extend(text.lines().filter_map(|line| Some(line.split_once("fn ")?.1.split_once('(')?.0.to_owned())));
     }
     // In code, a word of so many parts is a test's name: no key, no metric and no file has as many.

@@ -46,6 +46,7 @@ mod producing;
 mod real_parts;
 mod reader;
 mod reclaim;
+mod refusals;
 mod reload;
 mod replay;
 mod repository;

@@ -74,12 +74,18 @@ async fn new_lab() -> Lab {
 
 /// A reader who begins at the beginning.
 async fn newcomer() -> Reader {
-    Reader::of(new_lab().await, false).await
+    Reader::of(new_lab().await).await
 }
 
-/// A reader whose database is migrated, and whose shell knows the urls.
-async fn user() -> Reader {
-    Reader::of(Lab::new().await, true).await
+/// A reader in the middle of a page: the shell knows the urls.
+async fn user(lab: Lab) -> Reader {
+    let like = lab.program_by_default(&[]);
+    Reader::told(lab, &like).await
+}
+
+/// The same, whose database is migrated.
+async fn experienced() -> Reader {
+    user(Lab::new().await).await
 }
 
 /// A reader with a PostgreSQL of his own, whose database and user are those of the pages.
@@ -92,7 +98,7 @@ async fn owner() -> (Reader, Postgres) {
     let place = format!("127.0.0.1:{}", postgres.port());
     let database = format!("postgres://user:password@{place}/app");
     let lab = Lab { valkey: Valkey::start(&[]).await.expect("Valkey starts"), database };
-    let mut reader = Reader::of(lab, false).await;
+    let mut reader = Reader::of(lab).await;
     reader.instead_of("localhost:5432", &place);
     (reader, postgres)
 }
@@ -129,13 +135,13 @@ async fn a_configuration_is_checked_as_the_page_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn pipelines_are_made_tested_and_changed_as_the_page_says() {
     if has("psql") {
-        follow(&mut user().await, "docs/pipelines.md").await;
+        follow(&mut experienced().await, "docs/pipelines.md").await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_are_invalidated_as_the_page_says() {
-    follow(&mut user().await, "docs/reading.md").await;
+    follow(&mut experienced().await, "docs/reading.md").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -154,7 +160,7 @@ async fn what_is_deployed_without_containers_runs_as_the_page_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hand_written_loop_is_replaced_as_the_page_says() {
     if has("psql") {
-        follow(&mut Reader::of(new_lab().await, true).await, "docs/migrating.md").await;
+        follow(&mut user(new_lab().await).await, "docs/migrating.md").await;
     }
 }
 
@@ -170,7 +176,7 @@ async fn a_cluster_and_sentinels_are_used_as_the_page_says() {
     for _ in 0..3 {
         sentinels.push(Sentinel::watching(primary.port(), free_port().await, 2, &[]).await);
     }
-    let mut reader = user().await;
+    let mut reader = experienced().await;
     let named = |ports: Vec<u16>| ports.iter().map(|port| format!("127.0.0.1:{port}")).collect::<Vec<_>>().join(",");
     reader.instead_of("node1:6379,node2:6379,node3:6379", &named(cluster.ports()));
     reader.instead_of(
@@ -192,7 +198,7 @@ async fn postgresql_is_restored_from_a_backup_as_the_page_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_valkey_that_lost_its_data_is_set_right_as_the_page_says() {
     let page = "docs/restore-valkey.md";
-    let mut reader = user().await;
+    let mut reader = experienced().await;
     let followed = reader.follow(&read(page), is_not_typed, async |lab, what| {
         let copy = lab.valkey.folder().join("dump.rdb");
         match what {
@@ -209,7 +215,7 @@ async fn a_valkey_that_lost_its_data_is_set_right_as_the_page_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pipeline_is_renamed_as_the_page_says() {
     if has("psql") {
-        follow(&mut user().await, "docs/rename.md").await;
+        follow(&mut experienced().await, "docs/rename.md").await;
     }
 }
 

@@ -51,8 +51,8 @@ pub struct Ended {
 }
 
 impl Reader {
-    /// One whose servers are this lab's. `urls`: whether they are in the environment already, as in the middle of a page.
-    pub async fn of(lab: Lab, urls: bool) -> Reader {
+    /// One whose servers are this lab's, and whose shell does not know them yet.
+    pub async fn of(lab: Lab) -> Reader {
         let folder = tempfile::tempdir().expect("a folder");
         let programs = folder.path().join("programs");
         std::fs::create_dir(&programs).expect("made");
@@ -72,9 +72,6 @@ impl Reader {
         let mut command = Command::new("bash");
         command.args(["-c", SHELL]).env_clear().env("PATH", path).env("HOME", &home).env("LC_ALL", "C.UTF-8");
         command.env("TIDEGATE__ADMIN__LISTEN", &admin);
-        if urls {
-            command.env("VALKEY_URL", lab.valkey.url()).env("DATABASE_URL", &lab.database);
-        }
         if let Some(control) = std::env::var_os(crate::harness::BROKEN) {
             command.env(crate::harness::BROKEN, control);
         }
@@ -94,9 +91,14 @@ impl Reader {
         self.instead.insert(0, (there.to_owned(), here.to_owned()));
     }
 
-    /// Sets a variable of the shell.
-    pub async fn set(&mut self, name: &str, value: &str) {
-        self.type_in(&format!("export {name}='{value}'")).await;
+    /// One who is in the middle of a page: the shell knows what this program is told.
+    pub async fn told(lab: Lab, like: &Command) -> Reader {
+        let mut reader = Reader::of(lab).await;
+        for (name, value) in like.as_std().get_envs() {
+            let (name, value) = (name.to_string_lossy(), value.unwrap_or_default().to_string_lossy());
+            reader.type_in(&format!("export {name}='{value}'")).await;
+        }
+        reader
     }
 
     /// The folder that the reader is in.

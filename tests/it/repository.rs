@@ -24,7 +24,7 @@ fn sources() -> Vec<(String, String)> {
 }
 
 /// All Rust files under these folders, with their names from the root.
-fn rust_files(folders: &[&str]) -> Vec<(String, String)> {
+pub(crate) fn rust_files(folders: &[&str]) -> Vec<(String, String)> {
     let source = |path: &PathBuf| {
         let name = path.strip_prefix(ROOT).ok()?.to_str()?.to_owned();
         (folders.iter().any(|folder| name.starts_with(folder)) && name.ends_with(".rs"))
@@ -72,6 +72,17 @@ fn only_the_valkey_side_of_the_flow_sends_commands() {
     for (name, text) in sources().into_iter().filter(|(name, _)| is_in(name, &["flow"])) {
         let sends = ["Command::new", "Call::new"].iter().any(|sends| code(&text).contains(sends));
         assert!(!sends || is_in(&name, &valkey_side), "{name} sends commands to Valkey: that is for {valkey_side:?}");
+    }
+}
+
+#[test]
+fn no_step_of_a_delta_asks_this_machines_clock() {
+    // Its clock may be wrong, or jump: idle times are Valkey's, times of rows PostgreSQL's, waits monotonic.
+    let steps = ["flow", "care", "lanes", "pauses", "postgres", "target", "valkey", "merge", "model", "retry"];
+    for (name, text) in sources().into_iter().filter(|(name, _)| is_in(name, &steps)) {
+        for clock in ["SystemTime::now", "Timestamp::now", "Zoned::now", "Utc::now"] {
+            assert!(!code(&text).contains(clock), "{name} asks for {clock}: ask a server, or Instant");
+        }
     }
 }
 

@@ -49,16 +49,8 @@ async fn the_outage_of_the_document_is_found_explained_and_repaired_with_its_com
     let producer = tokio::spawn(produce(lab.valkey.port(), stop.clone()));
     lab.await_value("k19", 1).await;
     let began = Instant::now();
-    let mut settings = Vec::new();
-    let mut reader = Reader::of(lab, true).await;
-    for (name, value) in reader.lab.program(&[]).as_std().get_envs() {
-        let value = value.map(|value| value.to_string_lossy().into_owned()).unwrap_or_default();
-        let name = name.to_string_lossy().into_owned();
-        settings.push((name, value));
-    }
-    for (name, value) in &settings {
-        reader.set(name, value).await;
-    }
+    let like = lab.program(&[]);
+    let mut reader = Reader::told(lab, &like).await;
     let walked = reader.follow(DOCUMENT, |_| false, async |lab, fault| {
         eprintln!("{fault}");
         match fault {
