@@ -109,6 +109,25 @@ async fn a_valkey_that_became_a_replica_is_waited_for_until_there_is_a_primary()
     assert_eq!(daemon.count("reading is halted"), 0, "{}", daemon.last_lines());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_valkey_with_too_few_replicas_is_waited_for() {
+    let lab = Lab::new().await;
+    let mut daemon = lab.daemon();
+    daemon.wait_for("running").await;
+    let admin = Admin::of(&mut daemon).await;
+    let mut client = lab.client().await;
+    client.add("a", 1).await;
+    lab.await_value("a", 1).await;
+    client.call(&["CONFIG", "SET", "min-replicas-to-write", "1"]).await;
+    eventually("the daemon is told NOREPLICAS", true, async || met(&admin, "NOREPLICAS").await).await;
+    assert!(matches!(client.call(&["SET", "other", "data"]).await, Resp::Error(why) if why.starts_with("NOREPLICAS")));
+    client.call(&["CONFIG", "SET", "min-replicas-to-write", "0"]).await;
+    client.add("a", 1).await;
+    lab.await_value("a", 2).await;
+    lab.assert_settled().await;
+    assert_eq!(daemon.count("reading is halted"), 0, "{}", daemon.last_lines());
+}
+
 /// A lab whose PostgreSQL is its own.
 async fn lab_of_its_own() -> (Lab, Postgres) {
     let postgres = Postgres::start(&[]).await.expect("PostgreSQL starts");
