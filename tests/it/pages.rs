@@ -29,8 +29,6 @@ const NOT_TYPED: &[(&str, &str)] = &[
     ("tidegate top", "needs a terminal: tests/it/top.rs"),
     ("tidegate bench", "measures for minutes: tests/it/measuring.rs runs a short one"),
     ("OTEL_EXPORTER_OTLP_ENDPOINT=", "needs a collector: tests/it/otlp.rs, `make telemetry-test`"),
-    ("cargo ", "builds and tests"),
-    (". .servers/", "builds and tests"),
 ];
 
 /// Which test types a page's commands.
@@ -98,7 +96,7 @@ async fn owner() -> (Reader, Postgres) {
     let place = format!("127.0.0.1:{}", postgres.port());
     let database = format!("postgres://user:password@{place}/app");
     let lab = Lab { valkey: Valkey::start(&[]).await.expect("Valkey starts"), database };
-    let mut reader = Reader::of(lab).await;
+    let mut reader = user(lab).await;
     reader.instead_of("localhost:5432", &place);
     (reader, postgres)
 }
@@ -268,9 +266,13 @@ fn every_command_in_the_documents_is_typed_or_it_is_said_why_not() {
     for (name, text) in texts().into_iter().filter(|(name, _)| name.ends_with(".md")) {
         for command in shown(&text) {
             match NOT_TYPED.iter().find(|(begin, _)| command.text.starts_with(begin)) {
-                Some((begin, _)) => drop(used.insert(*begin)),
+                Some((begin, _)) => {
+                    used.insert(*begin);
+                }
                 None => match TYPED.iter().find(|(page, _)| *page == name) {
-                    Some((page, _)) => drop(pages.insert(*page)),
+                    Some((page, _)) => {
+                        pages.insert(*page);
+                    }
                     None => faults.push(format!("{name}:{}: {}", command.line, command.text)),
                 },
             }
