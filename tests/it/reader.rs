@@ -124,8 +124,7 @@ impl Reader {
                 Step::Run(command) if command.is_shown && skips(&command.text) => {}
                 Step::Run(command) => {
                     let ended = self.type_in(&command.text).await;
-                    let told =
-                        |why: String| Err(format!("line {}: {}: {why}: {ended:#?}", command.line, command.text));
+                    let told = |why: String| Err(format!("line {}: {}: {why}: {ended:#?}", command.line, command.text));
                     if ended.exit != command.exit {
                         return told(format!("exit code {}, and not {}", ended.exit, command.exit));
                     }

@@ -17,14 +17,16 @@ async fn assert_nothing_buried(lab: &Lab) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_valkey_that_is_busy_with_a_script_is_waited_for() {
-    let lab = Lab { valkey: Valkey::start(&["--lua-time-limit", "50"]).await.expect("Valkey starts"), ..Lab::new().await };
+    let lab =
+        Lab { valkey: Valkey::start(&["--lua-time-limit", "50"]).await.expect("Valkey starts"), ..Lab::new().await };
     let mut daemon = lab.daemon();
     daemon.wait_for("running").await;
     let admin = Admin::of(&mut daemon).await;
     lab.client().await.add("a", 1).await;
     lab.await_value("a", 1).await;
     let port = lab.valkey.port();
-    let script = tokio::spawn(async move { Client::connect(port).await.call(&["EVAL", "while true do end", "0"]).await });
+    let script =
+        tokio::spawn(async move { Client::connect(port).await.call(&["EVAL", "while true do end", "0"]).await });
     eventually("the daemon is told BUSY", true, async || met(&admin, "BUSY").await).await;
     assert!(matches!(lab.client().await.call(&["PING"]).await, Resp::Error(why) if why.starts_with("BUSY")));
     assert_eq!(lab.client().await.call(&["SCRIPT", "KILL"]).await, Resp::Text(b"OK".to_vec()));

@@ -51,7 +51,7 @@ async fn the_outage_of_the_document_is_found_explained_and_repaired_with_its_com
     let began = Instant::now();
     let like = lab.program(&[]);
     let mut reader = Reader::told(lab, &like).await;
-    let walked = reader.follow(DOCUMENT, |_| false, async |lab, fault| {
+    let make = async |lab: &mut Lab, fault: &str| {
         eprintln!("{fault}");
         match fault {
             "postgresql stops" => {
@@ -80,8 +80,9 @@ async fn the_outage_of_the_document_is_found_explained_and_repaired_with_its_com
             }
             other => panic!("nobody knows how to make this fault: {other}"),
         }
-    });
-    walked.await.unwrap_or_else(|why| panic!("docs/outage.md, {why}"));
+    };
+    let walked = reader.follow(DOCUMENT, |_| false, make).await;
+    walked.unwrap_or_else(|why| panic!("docs/outage.md, {why}"));
     let lab = &reader.lab;
     stop.cancel();
     producer.await.expect("it produced");
