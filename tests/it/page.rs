@@ -10,7 +10,7 @@
 
 /// A step.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// The page's test does this to the servers.
     Fault(String),
     /// The reader writes a file.
@@ -21,24 +21,24 @@ pub enum Step {
 
 /// A command, and how it ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Command {
+pub(crate) struct Command {
     /// The line of the page, counted from 1.
-    pub line: usize,
+    pub(crate) line: usize,
     /// Its text; several lines where one ends with a backslash or a text for it follows.
-    pub text: String,
+    pub(crate) text: String,
     /// Its exit code.
-    pub exit: i32,
+    pub(crate) exit: i32,
     /// What it prints.
-    pub says: Vec<String>,
+    pub(crate) says: Vec<String>,
     /// Whether the page shows it.
-    pub is_shown: bool,
+    pub(crate) is_shown: bool,
 }
 
 const REMARK: &str = "<!-- ";
 const END_OF_REMARK: &str = "-->";
 
 /// The steps of a page.
-pub fn steps(page: &str) -> Vec<Step> {
+pub(crate) fn steps(page: &str) -> Vec<Step> {
     let mut lines = Lines { lines: page.lines().enumerate().map(|(n, line)| (n + 1, line)).collect(), at: 0 };
     let (mut steps, mut file) = (Vec::new(), None);
     while let Some((number, line)) = lines.next() {
@@ -75,7 +75,7 @@ pub fn steps(page: &str) -> Vec<Step> {
 }
 
 /// The commands that a page shows, in their order.
-pub fn shown(page: &str) -> Vec<Command> {
+pub(crate) fn shown(page: &str) -> Vec<Command> {
     let shown = |step| match step {
         Step::Run(command) => Some(command).filter(|command| command.is_shown),
         Step::Fault(_) | Step::File { .. } => None,
@@ -161,7 +161,7 @@ fn end_of_text(command: &str) -> Option<String> {
 }
 
 /// The first line that is not printed where it should be, if there is one.
-pub fn missing<'a>(says: &'a [String], stdout: &str, stderr: &str) -> Option<&'a str> {
+pub(crate) fn missing<'a>(says: &'a [String], stdout: &str, stderr: &str) -> Option<&'a str> {
     // A terminal shows both, each in its order.
     let (mut out, mut err) = (stdout.lines(), stderr.lines());
     says.iter().map(String::as_str).find(|expected| {
@@ -179,12 +179,12 @@ fn is_as(line: &str, expected: &str) -> bool {
     let (line, expected) = (line.trim_end(), expected.trim_end());
     let pieces: Vec<&str> = expected.split('…').collect();
     let [first, middle @ .., last] = &pieces[..] else { return line == expected };
-    let Some(mut rest) = line.strip_prefix(first) else { return false };
+    let Some(mut rest) = line.strip_prefix(*first) else { return false };
     for piece in middle {
         let Some((_, behind)) = rest.split_once(*piece) else { return false };
         rest = behind;
     }
-    rest.ends_with(last)
+    rest.ends_with(*last)
 }
 
 #[test]

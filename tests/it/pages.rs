@@ -4,7 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{Connection, PgConnection};
 use tidegate::model::pipeline::Identifier;
 use tidegate::ops::sandbox::{Postgres, Valkey, postgres_programs};
 use tidegate_lab::cluster::Cluster;
@@ -94,8 +94,8 @@ async fn owner() -> (Reader, Postgres) {
     let postgres = Postgres::start(&[]).await.expect("PostgreSQL starts");
     postgres.create_database(&Identifier::parse("app").expect("a name"), None).await.expect("created");
     let mut connection = PgConnection::connect(&postgres.url("app")).await.expect("connected");
-    let user = "create role \"user\" superuser login password 'password'";
-    sqlx::raw_sql(AssertSqlSafe(user.to_owned())).execute(&mut connection).await.expect(user);
+    let role = "create role \"user\" superuser login password 'password'";
+    sqlx::raw_sql(role).execute(&mut connection).await.expect(role);
     let place = format!("127.0.0.1:{}", postgres.port());
     let database = format!("postgres://user:password@{place}/app");
     let lab = Lab { valkey: Valkey::start(&[]).await.expect("Valkey starts"), database };

@@ -31,8 +31,8 @@ const POSTGRES: &str = "user:password@localhost:5432/app";
 const ADMIN: &str = "localhost:9464";
 
 /// A reader at his shell.
-pub struct Reader {
-    pub lab: Lab,
+pub(crate) struct Reader {
+    pub(crate) lab: Lab,
     folder: TempDir,
     shell: Child,
     stdin: ChildStdin,
@@ -44,7 +44,7 @@ pub struct Reader {
 
 /// How a command ended.
 #[derive(Debug)]
-pub struct Ended {
+pub(crate) struct Ended {
     exit: i32,
     stdout: String,
     stderr: String,
@@ -52,7 +52,7 @@ pub struct Ended {
 
 impl Reader {
     /// One whose servers are this lab's, and whose shell does not know them yet.
-    pub async fn of(lab: Lab) -> Reader {
+    pub(crate) async fn of(lab: Lab) -> Reader {
         let folder = tempfile::tempdir().expect("a folder");
         let programs = folder.path().join("programs");
         std::fs::create_dir(&programs).expect("made");
@@ -80,19 +80,19 @@ impl Reader {
         let (stdin, stdout) = (shell.stdin.take().expect("piped"), shell.stdout.take().expect("piped"));
         let (_, database) = lab.database.split_once("://").expect("a url");
         let valkey = format!("127.0.0.1:{}", lab.valkey.port());
-        let instead = [(VALKEY, &*valkey), (POSTGRES, database), (ADMIN, &admin)];
+        let instead = [(VALKEY, &*valkey), (POSTGRES, database), (ADMIN, &*admin)];
         let instead = instead.map(|(there, here)| (there.to_owned(), here.to_owned())).to_vec();
         let answers = BufReader::new(stdout).lines();
         Reader { lab, folder, shell, stdin, answers, instead, typed: 0 }
     }
 
     /// Types something else where a page says this.
-    pub fn instead_of(&mut self, there: &str, here: &str) {
+    pub(crate) fn instead_of(&mut self, there: &str, here: &str) {
         self.instead.insert(0, (there.to_owned(), here.to_owned()));
     }
 
     /// One who is in the middle of a page: the shell knows what this program is told.
-    pub async fn told(lab: Lab, like: &Command) -> Reader {
+    pub(crate) async fn told(lab: Lab, like: &Command) -> Reader {
         let mut reader = Reader::of(lab).await;
         for (name, value) in like.as_std().get_envs() {
             let (name, value) = (name.to_string_lossy(), value.unwrap_or_default().to_string_lossy());
@@ -102,12 +102,12 @@ impl Reader {
     }
 
     /// The folder that the reader is in.
-    pub fn home(&self) -> PathBuf {
+    pub(crate) fn home(&self) -> PathBuf {
         self.folder.path().join("home")
     }
 
     /// Follows a page to its end. `skips`: what is not typed; `fault` does to the servers what the page says.
-    pub async fn follow(
+    pub(crate) async fn follow(
         &mut self,
         page: &str,
         skips: impl Fn(&str) -> bool,
@@ -138,7 +138,7 @@ impl Reader {
     }
 
     /// Types one command. A daemon is left running, and is waited for until it runs.
-    pub async fn type_in(&mut self, text: &str) -> Ended {
+    pub(crate) async fn type_in(&mut self, text: &str) -> Ended {
         let text = self.ours(text);
         let daemon = daemon(&text);
         let text = daemon.clone().unwrap_or(text);

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::documents::documented;
 use tidegate::telemetry::contract::{EVENTS, INSTRUMENTS, Instrument, Kind, METRICS};
+
+use crate::documents::documented;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
