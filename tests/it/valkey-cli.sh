@@ -10,8 +10,13 @@ shift
 exec 3<> "/dev/tcp/127.0.0.1/$port"
 
 say() {
-    printf '*%d\r\n' $# >&3
-    for word; do printf '$%d\r\n%s\r\n' ${#word} "$word" >&3; done
+    local request part word
+    printf -v request '*%d\r\n' $#
+    for word; do
+        printf -v part '$%d\r\n%s\r\n' ${#word} "$word"
+        request+=$part
+    done
+    printf '%s' "$request" >&3
     answer
 }
 
