@@ -239,8 +239,8 @@ async fn on_redis_the_main_job_runs_as_the_page_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_or_an_answer_that_is_wrong_in_a_page_is_noticed() {
     let page = "```sh\nexport VALKEY_URL=valkey://localhost:6379\nexport DATABASE_URL=postgres://user:password@localhost:5432/app\ntidegate migrate\n\
-                tidegate run\n```\n<!-- given: echo 'a 2' | tidegate produce -->\n```console\n$ tidegate wait\neverything is durable, after …\n\
-                $ tidegate counter show a     # exit 78\n$ tidegate audit --full\ncounters: 1 counter judged (full), none differs\n```\n";
+                tidegate run\n```\n<!-- given: echo 'a 2' | tidegate produce -->\n```console\n$ tidegate wait --timeout 9s\neverything is durable, after …\n\
+                $ tidegate replay --since 99999999999999-0     # exit 65\n$ tidegate audit --full\ncounters: 1 counter judged (full), none differs\n```\n";
     let typed = async |page: &str| {
         let mut reader = newcomer().await;
         reader.follow(page, is_not_typed, no_fault).await
@@ -252,8 +252,8 @@ async fn a_command_or_an_answer_that_is_wrong_in_a_page_is_noticed() {
         ("audit --full", "audit --fully"),
         ("localhost:6379", "localhost:1"),
         ("1 counter judged", "2 counters judged"),
-        ("# exit 78", "# exit 3"),
-        ("# exit 78", ""),
+        ("# exit 65", "# exit 3"),
+        ("# exit 65", ""),
         ("echo 'a 2'", "echo 'a two'"),
         ("everything is durable, after …", "everything is durable, after …\neverything is durable, after …"),
     ] {

@@ -170,9 +170,9 @@ async fn a_postgresql_that_is_read_only_is_waited_for() {
 async fn a_postgresql_whose_disk_is_full_halts_buries_nothing_and_goes_on_by_itself() {
     let lab = Lab::new().await;
     lab.execute(
-        "create function public.full() returns trigger language plpgsql as
+        "create function public.disk_full() returns trigger language plpgsql as
              $$ begin raise exception 'could not extend file: No space left on device' using errcode = 'disk_full'; end $$;
-         create trigger full before insert or update on public.counters for each row execute function public.full()",
+         create trigger disk_full before insert or update on public.counters for each row execute function public.disk_full()",
     )
     .await;
     let mut daemon = lab.daemon();
@@ -181,7 +181,7 @@ async fn a_postgresql_whose_disk_is_full_halts_buries_nothing_and_goes_on_by_its
     let halted = daemon.wait_for("flushing is halted").await;
     assert!(halted.to_string().contains("PostgreSQL's disk is full: free some space"), "{halted}");
     client.add_many("a", 500).await;
-    lab.execute("drop trigger full on public.counters").await;
+    lab.execute("drop trigger disk_full on public.counters").await;
     lab.await_value("a", 1_000).await;
     lab.assert_settled().await;
     assert_nothing_buried(&lab).await;
@@ -196,8 +196,8 @@ async fn a_postgresql_without_a_free_connection_is_waited_for() {
     command.env("DATABASE_URL", lab.database.replace("postgres@", "worker@"));
     let mut daemon = Daemon::start(command);
     lab.client().await.add("a", 1).await;
-    let line = daemon.wait_for_event("interrupted", |event| event.to_string().contains("53300")).await;
-    assert!(line.to_string().contains("lower postgres.connections"), "{line}");
+    let line = daemon.wait_for("cannot start yet").await.to_string();
+    assert!(line.contains("53300") && line.contains("lower postgres.connections"), "{line}");
     lab.execute("alter role worker connection limit -1").await;
     lab.await_value("a", 1).await;
     lab.assert_settled().await;
