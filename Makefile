@@ -120,7 +120,7 @@ test: cargo
 # Everything that is promised holds as well where one process reads alone: the tests again, but for those about marks and acknowledgements,
 # about no delivery at all, and those that choose theirs or name their pipelines themselves.
 NOT_ALONE = managed:: brought:: runway:: clustered:: console:: browser:: fits:: making:: operators:: sketches:: types:: pipelines:: hydration:: functions:: cache:: near:: repository:: documents:: security:: running:: migrate:: measuring:: settings:: contract:: looking:: dead:: audit:: doctor:: \
-	walkthrough:: top:: producing:: exclusive:: permissions:: turn:: pooler:: memory:: telemetry:: metrics:: otlp:: reclaim:: cluster:: sentinel:: streams:: shards:: upgrade:: \
+	walkthrough:: pages:: page:: top:: producing:: exclusive:: permissions:: turn:: pooler:: memory:: telemetry:: metrics:: otlp:: reclaim:: cluster:: sentinel:: streams:: shards:: upgrade:: \
 	an_acknowledgement killed_after_the_read_and killed_between_commit_and_ack many_workers_that_get_everything \
 	a_rewound_group postgresql_away_for_longer a_table_change_is a_trigger_that_drops a_replay_is_refused
 ALONE_TOO = $(addprefix --skip ,$(NOT_ALONE))
@@ -135,7 +135,7 @@ suite: cargo servers
 	@$(WITH_SERVERS) TIDEGATE_TEST_DELIVERY=exclusive cargo test --locked --test it -- $(ALONE_TOO)
 
 # The main job on Redis in the place of Valkey: crashes, outages, producers, both ways to read, dead letters, trimming, replays, shards.
-REDIS_TESTS = crash:: outage:: producing:: reclaim:: exclusive:: poison:: trimming:: replay:: shards::
+REDIS_TESTS = crash:: outage:: producing:: reclaim:: exclusive:: poison:: trimming:: replay:: shards:: refusals:: pages::on_redis
 
 # Redis 7.0 does not know a consumer of the group before it is given an entry (7.2 does), so who reads alone does not wait for it.
 NOT_ON_redis7 = daemons_of_both_ways

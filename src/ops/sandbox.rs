@@ -435,7 +435,8 @@ pub fn valkey_server() -> Result<PathBuf, Error> {
         .ok_or(Error::Missing("valkey-server", VALKEY_SERVER))
 }
 
-fn postgres_programs() -> Result<PathBuf, Error> {
+/// The folder with PostgreSQL's programs that is used.
+pub fn postgres_programs() -> Result<PathBuf, Error> {
     let mut packaged: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
         .map(|versions| versions.flatten().map(|version| version.path().join("bin")).collect())
         .unwrap_or_default();

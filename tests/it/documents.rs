@@ -1,5 +1,5 @@
 //! Commands in documents and workflows can be typed as they stand: their verbs, options and values are those of the program, their words for
-//! `make` those of the Makefile. What they do is shown by the tests that execute them (walkthrough, functions, permissions, shards, and others).
+//! `make` those of the Makefile. What they do is shown by the tests that type them (pages).
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -7,10 +7,12 @@ use std::path::Path;
 use clap::{CommandFactory, Parser};
 use tidegate::ops::cli::Cli;
 
-const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+use crate::repository::rust_files;
+
+pub(crate) const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Documents and workflows: their names and texts.
-fn texts() -> Vec<(String, String)> {
+pub(crate) fn texts() -> Vec<(String, String)> {
     let mut found = Vec::new();
     for folder in ["", "docs", "docs/runbooks", ".github/workflows"] {
         for file in std::fs::read_dir(format!("{ROOT}/{folder}")).expect("a folder") {
@@ -23,6 +25,20 @@ fn texts() -> Vec<(String, String)> {
     }
     assert!(found.len() > 30, "where are the documents? {found:?}");
     found
+}
+
+/// The table that stands in the document between its marker and the end.
+pub(crate) fn documented(document: &str, marker: &str, table: &str) {
+    let path = Path::new(ROOT).join(document);
+    let text = std::fs::read_to_string(&path).expect("the document");
+    let begin = format!("<!-- {marker} -->\n");
+    let (before, rest) = text.split_once(&begin).expect("the marker");
+    let (inside, after) = rest.split_once("<!-- end -->").expect("the end");
+    if std::env::var_os("TIDEGATE_UPDATE_DOCS").is_some() {
+        std::fs::write(&path, format!("{before}{begin}{table}<!-- end -->{after}")).expect("written");
+    } else {
+        assert_eq!(inside, table, "{document} differs from the program: run this test with TIDEGATE_UPDATE_DOCS=1");
+    }
 }
 
 /// The lines of a document's blocks of this language, those that end with a backslash put together with what follows.
@@ -195,8 +211,7 @@ fn a_line_is_read_as_a_shell_reads_it() {
 #[test]
 fn every_test_that_a_document_names_is_there() {
     let mut tests = BTreeSet::new();
-    for file in std::fs::read_dir(format!("{ROOT}/tests/it")).expect("the tests") {
-        let text = std::fs::read_to_string(file.expect("a file").path()).expect("text");
+    for (_, text) in rust_files(&["tests/", "src/"]) {
         tests.extend(text.lines().filter_map(|line| Some(line.split_once("fn ")?.1.split_once('(')?.0.to_owned())));
     }
     // In code, a word of so many parts is a test's name: no key, no metric and no file has as many.

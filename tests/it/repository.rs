@@ -5,6 +5,8 @@ use std::process::Command;
 
 use tidegate::telemetry::contract::{EVENTS, INSTRUMENTS, Instrument, Kind, METRICS};
 
+use crate::documents::documented;
+
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// Files that are, or could be, committed.
@@ -23,7 +25,7 @@ fn sources() -> Vec<(String, String)> {
 }
 
 /// All Rust files under these folders, with their names from the root.
-fn rust_files(folders: &[&str]) -> Vec<(String, String)> {
+pub(crate) fn rust_files(folders: &[&str]) -> Vec<(String, String)> {
     let source = |path: &PathBuf| {
         let name = path.strip_prefix(ROOT).ok()?.to_str()?.to_owned();
         (folders.iter().any(|folder| name.starts_with(folder)) && name.ends_with(".rs"))
@@ -71,6 +73,17 @@ fn only_the_valkey_side_of_the_flow_sends_commands() {
     for (name, text) in sources().into_iter().filter(|(name, _)| is_in(name, &["flow"])) {
         let sends = ["Command::new", "Call::new"].iter().any(|sends| code(&text).contains(sends));
         assert!(!sends || is_in(&name, &valkey_side), "{name} sends commands to Valkey: that is for {valkey_side:?}");
+    }
+}
+
+#[test]
+fn no_step_of_a_delta_asks_this_machines_clock() {
+    // Its clock may be wrong, or jump: idle times are Valkey's, times of rows PostgreSQL's, waits monotonic.
+    let steps = ["flow", "care", "lanes", "pauses", "postgres", "target", "valkey", "merge", "model", "retry"];
+    for (name, text) in sources().into_iter().filter(|(name, _)| is_in(name, &steps)) {
+        for clock in ["SystemTime::now", "Timestamp::now", "Zoned::now", "Utc::now"] {
+            assert!(!code(&text).contains(clock), "{name} asks for {clock}: ask a server, or Instant");
+        }
     }
 }
 
@@ -173,20 +186,6 @@ fn the_project_names_no_machine_and_no_registry() {
         for word in words.map(|parts| parts.concat()) {
             assert!(!text.contains(&word), "{} names {word}", path.display());
         }
-    }
-}
-
-/// The table that stands in the document between its marker and the end.
-fn documented(document: &str, marker: &str, table: &str) {
-    let path = Path::new(ROOT).join(document);
-    let text = std::fs::read_to_string(&path).expect("the document");
-    let begin = format!("<!-- {marker} -->\n");
-    let (before, rest) = text.split_once(&begin).expect("the marker");
-    let (inside, after) = rest.split_once("<!-- end -->").expect("the end");
-    if std::env::var_os("TIDEGATE_UPDATE_DOCS").is_some() {
-        std::fs::write(&path, format!("{before}{begin}{table}<!-- end -->{after}")).expect("written");
-    } else {
-        assert_eq!(inside, table, "{document} differs from the program: run this test with TIDEGATE_UPDATE_DOCS=1");
     }
 }
 

@@ -6,7 +6,8 @@ use tidegate::model::pipeline::Identifier;
 use tidegate::ops::sandbox::Postgres;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Client, Lab, STREAM, migrate, output};
+use crate::harness::{Client, Lab, STREAM, eventually, migrate, output};
+use crate::reader::Reader;
 
 const DOCUMENT: &str = include_str!("../../docs/outage.md");
 /// How many counters the producer adds to.
@@ -14,59 +15,6 @@ const COUNTERS: u64 = 20;
 
 /// How many lines a daemon may say before the walk begins.
 const AT_THE_START: usize = 10;
-
-/// A step of the walk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Step {
-    Fault(String),
-    Run { command: String, exit: i32, says: Vec<String> },
-}
-
-fn steps(document: &str) -> Vec<Step> {
-    let (mut steps, mut in_console) = (Vec::new(), false);
-    for line in document.lines() {
-        if let Some(fault) = line.strip_prefix("<!-- fault: ") {
-            steps.push(Step::Fault(fault.trim_end_matches(" -->").to_owned()));
-        } else if line.starts_with("```") {
-            in_console = line == "```console";
-        } else if let Some(command) = line.strip_prefix("$ tidegate ").filter(|_| in_console) {
-            let (command, exit) = command.rsplit_once("# exit ").expect("a command says how it ends");
-            let (command, exit) = (command.trim().to_owned(), exit.parse().expect("a number"));
-            steps.push(Step::Run { command, exit, says: Vec::new() });
-        } else if in_console {
-            let Some(Step::Run { says, .. }) = steps.last_mut() else { panic!("{line}: output of no command") };
-            says.push(line.to_owned());
-        }
-    }
-    steps
-}
-
-/// The words of a command line; quotes keep some together.
-fn words(command: &str) -> Vec<String> {
-    command
-        .split('"')
-        .enumerate()
-        .flat_map(
-            |(n, part)| {
-                if n % 2 == 1 { vec![part.to_owned()] } else { part.split_whitespace().map(str::to_owned).collect() }
-            },
-        )
-        .collect()
-}
-
-/// Whether a line of the output has these pieces, in their order.
-fn has_line(output: &str, expected: &str) -> bool {
-    output.lines().any(|line| {
-        let mut rest = line;
-        expected.split('…').map(str::trim).all(|piece| match rest.find(piece) {
-            Some(at) => {
-                rest = &rest[at + piece.len()..];
-                true
-            }
-            None => false,
-        })
-    })
-}
 
 /// Adds to counters as an application does, until it is told to stop.
 async fn produce(port: u16, stop: CancellationToken) {
@@ -101,54 +49,41 @@ async fn the_outage_of_the_document_is_found_explained_and_repaired_with_its_com
     let producer = tokio::spawn(produce(lab.valkey.port(), stop.clone()));
     lab.await_value("k19", 1).await;
     let began = Instant::now();
-    for step in steps(DOCUMENT) {
-        match step {
-            Step::Fault(fault) => {
-                eprintln!("{fault}");
-                match fault.as_str() {
-                    "postgresql stops" => {
-                        postgres.stop();
-                        for daemon in &mut daemons {
-                            daemon.wait_for("flushing is interrupted").await;
-                        }
-                    }
-                    "postgresql comes back" => postgres.restart().await.expect("PostgreSQL comes back"),
-                    "one of two daemons is killed" => daemons[0].kill().await,
-                    "a producer adds an entry whose amount is 1.5" => {
-                        let add = ["XADD", STREAM, "*", "id", "broken", "amount", "1.5"];
-                        lab.client().await.call(&add).await;
-                        let letters = async || lab.number("select count(*) from tidegate.dead_letters").await;
-                        crate::harness::eventually("the letter", 1, letters).await;
-                    }
-                    "somebody adds a constraint that no row can meet" => {
-                        lab.execute(
-                            "alter table public.counters add constraint impossible check (value < 0) not valid",
-                        )
-                        .await;
-                        daemons[1].wait_for("flushing is halted").await;
-                        // It says so at its next look.
-                        crate::harness::eventually("status", true, async || {
-                            output(&mut lab.program(&["status"])).await.1.contains("halted for")
-                        })
-                        .await;
-                    }
-                    "the constraint is dropped" => {
-                        lab.execute("alter table public.counters drop constraint impossible").await;
-                    }
-                    other => panic!("nobody knows how to make this fault: {other}"),
+    let like = lab.program(&[]);
+    let mut reader = Reader::told(lab, &like).await;
+    let make = async |lab: &mut Lab, fault: &str| {
+        eprintln!("{fault}");
+        match fault {
+            "postgresql stops" => {
+                postgres.stop();
+                for daemon in &mut daemons {
+                    daemon.wait_for("flushing is interrupted").await;
                 }
             }
-            Step::Run { command, exit, says } => {
-                let words = words(&command);
-                let arguments: Vec<&str> = words.iter().map(String::as_str).collect();
-                let (code, stdout, stderr) = output(&mut lab.program(&arguments)).await;
-                assert_eq!(code, exit, "tidegate {command}: {stdout}{stderr}");
-                for line in says {
-                    assert!(has_line(&stdout, &line), "tidegate {command} does not print {line:?}: {stdout}{stderr}");
-                }
+            "postgresql comes back" => postgres.restart().await.expect("PostgreSQL comes back"),
+            "one of two daemons is killed" => daemons[0].kill().await,
+            "a producer adds an entry whose amount is 1.5" => {
+                let add = ["XADD", STREAM, "*", "id", "broken", "amount", "1.5"];
+                lab.client().await.call(&add).await;
+                let letters = async || lab.number("select count(*) from tidegate.dead_letters").await;
+                eventually("the letter", 1, letters).await;
             }
+            "somebody adds a constraint that no row can meet" => {
+                lab.execute("alter table public.counters add constraint impossible check (value < 0) not valid").await;
+                daemons[1].wait_for("flushing is halted").await;
+                // It says so at its next look.
+                let status = async || output(&mut lab.program(&["status"])).await.1.contains("halted for");
+                eventually("status", true, status).await;
+            }
+            "the constraint is dropped" => {
+                lab.execute("alter table public.counters drop constraint impossible").await;
+            }
+            other => panic!("nobody knows how to make this fault: {other}"),
         }
-    }
+    };
+    let walked = reader.follow(DOCUMENT, |_| false, make).await;
+    walked.unwrap_or_else(|why| panic!("docs/outage.md, {why}"));
+    let lab = &reader.lab;
     stop.cancel();
     producer.await.expect("it produced");
     // Told calmly: each incident once, by each daemon that met it, however often it was tried.
@@ -164,13 +99,4 @@ async fn the_outage_of_the_document_is_found_explained_and_repaired_with_its_com
     let (code, stdout, stderr) = output(&mut lab.program(&["wait"])).await;
     assert_eq!(code, 0, "{stdout}{stderr}");
     assert_eq!(output(&mut lab.program(&["audit", "--full"])).await.0, 0);
-}
-
-#[test]
-fn a_walk_is_read_as_it_is_meant() {
-    let document = "text\n<!-- fault: x stops -->\n```console\n$ tidegate dead list --because \"a b\"   # exit 4\none … three\n```\n";
-    let run = Step::Run { command: "dead list --because \"a b\"".into(), exit: 4, says: vec!["one … three".into()] };
-    assert_eq!(steps(document), [Step::Fault("x stops".into()), run]);
-    assert_eq!(words("dead list --because \"a b\""), ["dead", "list", "--because", "a b"]);
-    assert!(has_line("zero\none two three", "one … three") && !has_line("one\nthree", "one … three"));
 }

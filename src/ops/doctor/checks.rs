@@ -136,7 +136,7 @@ pub const CHECKS: [Check; 27] = [
     check(
         "D20",
         "refused rows",
-        "a constraint, an index or a trigger of the table may refuse rows or change them: a CHECK on a value, for example, is judged on what an upsert proposes, a delta, before the row is looked for (docs/guarantees.md)",
+        "a constraint, an index or a trigger of the table may refuse rows or change them: a CHECK on a value, for example, meets the sums in the order in which batches land, which is not that of the stream (docs/guarantees.md)",
         "what is refused becomes a dead letter; a trigger that drops a row halts the pipeline",
     ),
     check(

@@ -1,0 +1,204 @@
+//! Servers that are there and refuse: busy, loading, full, read-only. Nothing is buried for it, and everything lands when they serve again.
+
+use tidegate::model::pipeline::Identifier;
+use tidegate::ops::sandbox::{Postgres, Valkey};
+
+use crate::admin::Admin;
+use crate::harness::{Client, Daemon, Lab, Resp, eventually, migrate};
+
+/// How often a daemon met a fault with this code.
+async fn met(admin: &Admin, code: &str) -> bool {
+    admin.scrape().await.sum("tidegate_faults_total", &[("code", code)]).is_some_and(|faults| faults > 0.0)
+}
+
+async fn assert_nothing_buried(lab: &Lab) {
+    assert_eq!(lab.number("select count(*) from tidegate.dead_letters").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_valkey_that_is_busy_with_a_script_is_waited_for() {
+    let lab =
+        Lab { valkey: Valkey::start(&["--lua-time-limit", "50"]).await.expect("Valkey starts"), ..Lab::new().await };
+    let mut daemon = lab.daemon();
+    daemon.wait_for("running").await;
+    let admin = Admin::of(&mut daemon).await;
+    lab.client().await.add("a", 1).await;
+    lab.await_value("a", 1).await;
+    let port = lab.valkey.port();
+    let script =
+        tokio::spawn(async move { Client::connect(port).await.call(&["EVAL", "while true do end", "0"]).await });
+    eventually("the daemon is told BUSY", true, async || met(&admin, "BUSY").await).await;
+    assert!(matches!(lab.client().await.call(&["PING"]).await, Resp::Error(why) if why.starts_with("BUSY")));
+    assert_eq!(lab.client().await.call(&["SCRIPT", "KILL"]).await, Resp::Text(b"OK".to_vec()));
+    assert!(matches!(script.await.expect("it ended"), Resp::Error(_)));
+    lab.client().await.add("a", 1).await;
+    lab.await_value("a", 2).await;
+    lab.assert_settled().await;
+    assert_eq!(daemon.count("reading is halted"), 0, "{}", daemon.last_lines());
+    assert_nothing_buried(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_valkey_that_is_loading_its_data_is_waited_for() {
+    // Told while it loads, and so slowly that there is a while to be told.
+    let slowly = ["--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024"];
+    let mut lab = Lab { valkey: Valkey::start(&slowly).await.expect("Valkey starts"), ..Lab::new().await };
+    let mut client = lab.client().await;
+    for n in 0..3_000 {
+        client.call(&["SET", &format!("other:{n}"), "data"]).await;
+    }
+    let mut daemon = lab.daemon();
+    daemon.wait_for("running").await;
+    let admin = Admin::of(&mut daemon).await;
+    client.add_many("a", 100).await;
+    lab.await_value("a", 100).await;
+    assert_eq!(client.call(&["SAVE"]).await, Resp::Text(b"OK".to_vec()));
+    lab.valkey.kill();
+    lab.valkey.restart().await.expect("Valkey comes back");
+    eventually("the daemon was told LOADING", true, async || met(&admin, "LOADING").await).await;
+    lab.client().await.add("a", 1).await;
+    lab.await_value("a", 101).await;
+    lab.assert_settled().await;
+    assert_eq!(daemon.count("reading is halted"), 0, "{}", daemon.last_lines());
+    assert_nothing_buried(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_valkey_that_cannot_write_to_its_disk_is_waited_for() {
+    let valkey = Valkey::start(&["--save", "1 1", "--dbfilename", "blocked"]).await.expect("Valkey starts");
+    let lab = Lab { valkey, ..Lab::new().await };
+    let blocked = lab.valkey.folder().join("blocked");
+    // A file cannot take the place of a folder that holds something.
+    let block = || {
+        let _ = std::fs::remove_file(&blocked);
+        std::fs::create_dir_all(blocked.join("something")).is_ok()
+    };
+    eventually("no file can be written", true, async || block()).await;
+    let mut daemon = lab.daemon();
+    daemon.wait_for("running").await;
+    let admin = Admin::of(&mut daemon).await;
+    let mut client = lab.client().await;
+    client.add("a", 1).await;
+    eventually("the daemon is told MISCONF", true, async || met(&admin, "MISCONF").await).await;
+    assert!(matches!(client.call(&["SET", "other", "data"]).await, Resp::Error(why) if why.starts_with("MISCONF")));
+    std::fs::remove_dir_all(&blocked).expect("removed");
+    let is_written = async || matches!(lab.client().await.call(&["SET", "other", "data"]).await, Resp::Text(_));
+    eventually("it writes again", true, is_written).await;
+    client.add("a", 1).await;
+    lab.await_value("a", 2).await;
+    lab.assert_settled().await;
+    assert_eq!(daemon.count("reading is halted"), 0, "{}", daemon.last_lines());
+    assert_nothing_buried(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_valkey_that_became_a_replica_is_waited_for_until_there_is_a_primary() {
+    let lab = Lab::new().await;
+    let mut daemon = lab.daemon();
+    daemon.wait_for("running").await;
+    let admin = Admin::of(&mut daemon).await;
+    let mut client = lab.client().await;
+    client.add("a", 1).await;
+    lab.await_value("a", 1).await;
+    let nobody = crate::harness::free_port().await.to_string();
+    client.call(&["REPLICAOF", "127.0.0.1", &nobody]).await;
+    daemon.wait_for("reading is interrupted").await;
+    eventually("the daemon is told READONLY", true, async || met(&admin, "READONLY").await).await;
+    client.call(&["REPLICAOF", "NO", "ONE"]).await;
+    lab.client().await.add("a", 1).await;
+    lab.await_value("a", 2).await;
+    lab.assert_settled().await;
+    assert_eq!(daemon.count("reading is halted"), 0, "{}", daemon.last_lines());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_valkey_with_too_few_replicas_is_waited_for() {
+    let lab = Lab::new().await;
+    let mut daemon = lab.daemon();
+    daemon.wait_for("running").await;
+    let admin = Admin::of(&mut daemon).await;
+    let mut client = lab.client().await;
+    client.add("a", 1).await;
+    lab.await_value("a", 1).await;
+    client.call(&["CONFIG", "SET", "min-replicas-to-write", "1"]).await;
+    eventually("the daemon is told NOREPLICAS", true, async || met(&admin, "NOREPLICAS").await).await;
+    assert!(matches!(client.call(&["SET", "other", "data"]).await, Resp::Error(why) if why.starts_with("NOREPLICAS")));
+    client.call(&["CONFIG", "SET", "min-replicas-to-write", "0"]).await;
+    client.add("a", 1).await;
+    lab.await_value("a", 2).await;
+    lab.assert_settled().await;
+    assert_eq!(daemon.count("reading is halted"), 0, "{}", daemon.last_lines());
+}
+
+/// A lab whose PostgreSQL is its own.
+async fn lab_of_its_own() -> (Lab, Postgres) {
+    let postgres = Postgres::start(&[]).await.expect("PostgreSQL starts");
+    postgres.create_database(&Identifier::parse("own").expect("a name"), None).await.expect("created");
+    let lab = Lab { database: postgres.url("own"), ..Lab::new().await };
+    migrate(&lab.database).await;
+    (lab, postgres)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgresql_that_is_read_only_is_waited_for() {
+    let (lab, _postgres) = lab_of_its_own().await;
+    let mut daemon = lab.daemon();
+    daemon.wait_for("running").await;
+    let admin = Admin::of(&mut daemon).await;
+    // As a primary that became a standby: no transaction may write.
+    for statement in ["alter system set default_transaction_read_only = on", "select pg_reload_conf()"] {
+        lab.execute(statement).await;
+    }
+    eventually("it takes effect", 1, async || {
+        lab.number("select (current_setting('transaction_read_only') = 'on')::int::bigint").await
+    })
+    .await;
+    lab.client().await.add("a", 1).await;
+    eventually("the daemon is told 25006", true, async || met(&admin, "25006").await).await;
+    daemon.wait_for("flushing is interrupted").await;
+    for statement in ["alter system reset default_transaction_read_only", "select pg_reload_conf()"] {
+        lab.execute(statement).await;
+    }
+    lab.await_value("a", 1).await;
+    lab.assert_settled().await;
+    assert_eq!(daemon.count("flushing is halted"), 0, "{}", daemon.last_lines());
+    assert_nothing_buried(&lab).await;
+}
+
+/// PostgreSQL says so by a trigger: no disk of the test's is filled.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgresql_whose_disk_is_full_halts_buries_nothing_and_goes_on_by_itself() {
+    let lab = Lab::new().await;
+    lab.execute(
+        "create function public.disk_full() returns trigger language plpgsql as
+             $$ begin raise exception 'could not extend file: No space left on device' using errcode = 'disk_full'; end $$;
+         create trigger disk_full before insert or update on public.counters for each row execute function public.disk_full()",
+    )
+    .await;
+    let mut daemon = lab.daemon();
+    let mut client = lab.client().await;
+    client.add_many("a", 500).await;
+    let halted = daemon.wait_for("flushing is halted").await;
+    assert!(halted.to_string().contains("PostgreSQL's disk is full: free some space"), "{halted}");
+    client.add_many("a", 500).await;
+    lab.execute("drop trigger disk_full on public.counters").await;
+    lab.await_value("a", 1_000).await;
+    lab.assert_settled().await;
+    assert_nothing_buried(&lab).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgresql_without_a_free_connection_is_waited_for() {
+    let (lab, _postgres) = lab_of_its_own().await;
+    lab.execute("create role worker login; grant all on all tables in schema tidegate, public to worker; grant usage on schema tidegate to worker").await;
+    lab.execute("alter role worker connection limit 0").await;
+    let mut command = lab.program(&["run"]);
+    command.env("DATABASE_URL", lab.database.replace("postgres@", "worker@"));
+    let mut daemon = Daemon::start(command);
+    lab.client().await.add("a", 1).await;
+    let line = daemon.wait_for("cannot start yet").await.to_string();
+    assert!(line.contains("53300") && line.contains("lower postgres.connections"), "{line}");
+    lab.execute("alter role worker connection limit -1").await;
+    lab.await_value("a", 1).await;
+    lab.assert_settled().await;
+}
