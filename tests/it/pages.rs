@@ -26,6 +26,8 @@ const NOT_TYPED: &[(&str, &str)] = &[
     ("journalctl ", "needs a systemd: `make systemd-test`"),
     ("tidegate top", "needs a terminal: tests/it/top.rs"),
     ("tidegate bench", "measures for minutes: tests/it/measuring.rs runs a short one"),
+    ("sha256sum ", "needs a release that was published: `make dist-test` checks the sums"),
+    ("gh ", "needs a release that was published"),
     ("OTEL_EXPORTER_OTLP_ENDPOINT=", "needs a collector: tests/it/otlp.rs, `make telemetry-test`"),
 ];
 
