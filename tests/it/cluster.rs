@@ -487,8 +487,11 @@ async fn what_does_not_fit_a_cluster_is_said_with_the_next_step() {
     let node = &cluster.nodes()[cluster.other_primaries("{3}").await[0]];
     node.ask(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).await;
     let (code, _, stderr) = output(&mut program(&lab, &cluster.url(), &until_empty, "flush:untagged", None)).await;
+    let (diagnosed, found, _) = output(&mut program(&lab, &cluster.url(), &["doctor"], "flush:untagged", None)).await;
     node.ask(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]).await;
     assert!(code == 78 && stderr.contains("allkeys-lru"), "{code}: {stderr}");
+    let evidence = format!("127.0.0.1:{}: maxmemory-policy is allkeys-lru", node.valkey.port());
+    assert!(diagnosed == 4 && found.contains(&evidence), "{diagnosed}: {found}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

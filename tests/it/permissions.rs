@@ -158,7 +158,7 @@ async fn operate(lab: &Lab) {
         ("observer", &["wait"], &[0]),
         ("observer", &["trim", "--dry-run"], &[0]),
         ("observer", &["group", "list"], &[0]),
-        ("observer", &["doctor"], &[0, 4]),
+        ("observer", &["doctor"], &[0]),
         ("observer", &["audit", "--full"], &[3]),
         ("observer", &["dead", "list"], &[0]),
         ("observer", &["pause", "counters", "--for", "1m"], &[0]),

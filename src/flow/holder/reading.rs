@@ -99,8 +99,8 @@ impl Holder {
         let of_one = worth_asking(self.away.unwrap_or_default(), limits.read_count).min(limits.max_entries);
         let of_all = (BATCHES_IN_A_READ * limits.max_bytes / self.bytes_per_entry.max(1))
             .min(BATCHES_IN_A_READ * limits.max_entries);
-        // A batch ends with a piece that is worth a read; its first entry always finds room.
-        let is_worth_it = filling.is_empty() || entries >= limits.read_count.min(limits.max_entries / 2);
+        // A batch ends with a piece that is worth its way; its first entry always finds room.
+        let is_worth_it = filling.is_empty() || entries > of_one / 4;
         is_worth_it.then_some(Room { entries: entries.max(1), worth: limits.read_count, of_one, of_all })
     }
 

@@ -81,7 +81,11 @@ pub struct Diagnosis {
 
 /// Collects findings.
 #[derive(Debug, Default)]
-pub(super) struct Findings(Vec<Finding>);
+pub(super) struct Findings {
+    all: Vec<Finding>,
+    /// Which of several servers is being asked.
+    at: Option<String>,
+}
 
 impl Findings {
     fn put(
@@ -94,7 +98,8 @@ impl Findings {
     ) {
         let Some(check) = check_named(id) else { return };
         let pipeline = pipeline.map(|pipeline| pipeline.name.clone());
-        self.0.push(Finding { id: check.id, title: check.title, severity, pipeline, evidence, fix });
+        let evidence = self.at.iter().fold(evidence, |evidence, server| format!("{server}: {evidence}"));
+        self.all.push(Finding { id: check.id, title: check.title, severity, pipeline, evidence, fix });
     }
 
     /// All is well.
@@ -155,8 +160,8 @@ async fn examine(config: &Config, pipelines: &[&Pipeline], servers: &mut Servers
     valkey::examine(config, pipelines, servers, &look, &mut findings).await;
     postgres::examine(config, pipelines, servers, &look, &mut findings).await;
     let place = |id: &str| CHECKS.iter().position(|check| check.id == id);
-    findings.0.sort_by_key(|finding| place(finding.id));
-    findings.0
+    findings.all.sort_by_key(|finding| place(finding.id));
+    findings.all
 }
 
 impl Report for Diagnosis {

@@ -31,6 +31,8 @@ const SAMPLE: usize = 100;
 const COMPARED: usize = 2_000;
 /// An idle time-out of a server below this is met by connections that are kept busy every 3 s at the least.
 const SHORTEST_IDLE: u64 = 10;
+/// Where a user is not allowed to read settings.
+const MAY_NOT_ASK: &str = "run the doctor as a user with the right config|get (docs/permissions.md)";
 /// How full the memory may be.
 const FULL: f64 = 0.85;
 /// How old an unsettled entry may be.
@@ -48,9 +50,7 @@ pub(super) async fn examine(
         Ok(link) => link,
         Err(fault) => return findings.unknown("D1", &fault),
     };
-    if let Err(fault) = server(link.commands(), findings).await {
-        findings.unknown("D1", &fault);
-    }
+    every_primary(servers, findings).await;
     encryption(config, findings);
     if let Err(fault) = clock(link.commands(), servers, findings).await {
         findings.unknown("D16", &fault);
@@ -68,6 +68,25 @@ pub(super) async fn examine(
             }
         }
     }
+}
+
+/// Asks every primary, as the daemon does at its start.
+async fn every_primary(servers: &mut Servers, findings: &mut Findings) {
+    let homes = match servers.valkey.homes().await {
+        Ok(homes) => homes,
+        Err(fault) => return findings.unknown("D1", &fault),
+    };
+    for home in &homes {
+        findings.at = (homes.len() > 1).then(|| home.to_string());
+        let asked = match servers.link_at(home).await {
+            Ok(link) => server(link.commands(), findings).await,
+            Err(fault) => Err(fault),
+        };
+        if let Err(fault) = asked {
+            findings.unknown("D1", &fault);
+        }
+    }
+    findings.at = None;
 }
 
 /// What INFO and CONFIG tell.
@@ -121,7 +140,7 @@ async fn server(connection: &Connection, findings: &mut Findings) -> Result<(), 
             )
         }
         Ok(_) => findings.well("D11", "Valkey's idle time-out is long enough"),
-        Err(_) => {}
+        Err(_) => findings.of_server("D11", Severity::Info, "this user may not ask for Valkey's time-out", MAY_NOT_ASK),
     }
     if number("cluster_enabled") == 1 {
         findings.well("D12", "this is a cluster: streams of several shards have hash tags");
@@ -157,7 +176,14 @@ async fn persistence(connection: &Connection, is_on: bool, findings: &mut Findin
             "CONFIG SET appendfsync everysec",
         ),
         (true, Some(fsync)) => findings.well("D2", format!("appendonly yes, appendfsync {fsync}")),
-        (true, None) => findings.well("D2", "appendonly yes"),
+        (true, None) => {
+            findings.of_server(
+                "D2",
+                Severity::Info,
+                "appendonly yes; this user may not ask for appendfsync",
+                MAY_NOT_ASK,
+            );
+        }
     }
 }
 
