@@ -180,6 +180,21 @@ async fn operate(lab: &Lab) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_workers_role_that_lacks_a_right_is_found() {
+    let lab = lab_with_rights("lacking").await;
+    let diagnose = async || {
+        let mut command = lab.program(&["doctor", "--all"]);
+        command.env("DATABASE_URL", as_role(&lab.database, "tidegate_worker"));
+        output(&mut command).await
+    };
+    let (code, stdout, stderr) = diagnose().await;
+    assert!(code == 0 && !stdout.contains("cannot run a worker"), "{code}: {stdout}{stderr}");
+    lab.execute("revoke update on tidegate.ledger from tidegate_worker").await;
+    let (code, stdout, stderr) = diagnose().await;
+    assert!(code == 4 && stdout.contains("it lacks update on tidegate.ledger"), "{code}: {stdout}{stderr}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_console_works_with_the_documented_rights_and_no_other() {
     let lab = lab_with_rights("console").await;
     let mut command = lab.program(&["run"]);

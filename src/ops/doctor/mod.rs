@@ -98,7 +98,10 @@ impl Findings {
     ) {
         let Some(check) = check_named(id) else { return };
         let pipeline = pipeline.map(|pipeline| pipeline.name.clone());
-        let evidence = self.at.iter().fold(evidence, |evidence, server| format!("{server}: {evidence}"));
+        let evidence = match &self.at {
+            Some(server) => format!("{server}: {evidence}"),
+            None => evidence,
+        };
         self.all.push(Finding { id: check.id, title: check.title, severity, pipeline, evidence, fix });
     }
 

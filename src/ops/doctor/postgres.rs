@@ -178,10 +178,17 @@ async fn ledger(servers: &Servers, findings: &mut Findings) -> Result<(), Fault>
         );
     }
     if !lacks.is_empty() {
-        // An operator's role lacks some, and is right.
+        // Only a worker's role registers lanes: an operator's lacks more than that, and is right.
+        let is_workers = !lacks.iter().any(|right| right == "insert on tidegate.lanes");
+        let (severity, fix) = match is_workers {
+            true => (Severity::Error, "grant it with the statements of docs/permissions.md"),
+            false => (
+                Severity::Info,
+                "nothing, if it is not the daemon's role; else grant it with the statements of docs/permissions.md",
+            ),
+        };
         let evidence = format!("this role cannot run a worker: it lacks {}", lacks.join(", "));
-        let fix = "nothing, if it is not the daemon's role; else grant it with the statements of docs/permissions.md";
-        findings.of_server("D14", Severity::Info, evidence, fix);
+        findings.of_server("D14", severity, evidence, fix);
     }
     if is_off || everywhere == "off" {
         let fix = "alter system set autovacuum = on; alter table tidegate.ledger reset (autovacuum_enabled)";

@@ -140,7 +140,10 @@ async fn server(connection: &Connection, findings: &mut Findings) -> Result<(), 
             )
         }
         Ok(_) => findings.well("D11", "Valkey's idle time-out is long enough"),
-        Err(_) => findings.of_server("D11", Severity::Info, "this user may not ask for Valkey's time-out", MAY_NOT_ASK),
+        Err(Fault::Valkey { .. }) => {
+            findings.of_server("D11", Severity::Info, "this user may not ask for Valkey's time-out", MAY_NOT_ASK);
+        }
+        Err(fault) => findings.unknown("D11", &fault),
     }
     if number("cluster_enabled") == 1 {
         findings.well("D12", "this is a cluster: streams of several shards have hash tags");
