@@ -49,8 +49,6 @@ pub struct Rounds {
     look_at: Instant,
     /// When they were looked at last.
     looked: Option<Instant>,
-    /// Since when such a look is under way.
-    looking: Option<Instant>,
     /// Those that were said to have something, if anybody says so.
     told: Option<BTreeSet<usize>>,
     /// When all are to be looked at, whatever was said.
@@ -74,7 +72,7 @@ impl Rounds {
     /// Of no stream yet.
     pub fn new(now: Instant) -> Rounds {
         let (all, full) = (Vec::new(), BTreeSet::new());
-        Rounds { all, full, turn: 0, look_at: now, looked: None, looking: None, told: None, look_at_all: now }
+        Rounds { all, full, turn: 0, look_at: now, looked: None, told: None, look_at_all: now }
     }
 
     /// From now on these, ascending.
@@ -127,7 +125,7 @@ impl Rounds {
             let streams = self.others(now);
             self.look_at = self.next_look(now, Duration::ZERO);
             if !streams.is_empty() {
-                (self.looked, self.looking) = (Some(now), Some(now));
+                self.looked = Some(now);
                 let count = room.entries.min(room.of_one).min(room.of_all / streams.len()).max(1);
                 return Some(Round { streams, count, waits: waits && self.told.is_none() });
             }
@@ -172,7 +170,9 @@ impl Rounds {
 
     /// A read brought so many entries of these streams.
     pub fn answered(&mut self, round: &Round, got: &[(usize, usize)], now: Instant) {
-        if let Some(since) = self.looking.take() {
+        // A look names none of those that are known to have more.
+        let is_look = round.streams.first().is_some_and(|stream| !self.full.contains(stream));
+        if let Some(since) = self.looked.filter(|_| is_look) {
             // How long one took that waits says nothing.
             self.look_at = self.next_look(now, if round.waits { Duration::ZERO } else { now - since });
         }

@@ -66,7 +66,12 @@ async fn no_fault(_: &mut Lab, what: &str) {
 
 /// Follows a page on these servers.
 async fn follow(reader: &mut Reader, page: &str) {
-    let followed = reader.follow(&read(page), is_not_typed, no_fault).await;
+    follow_through(reader, page, no_fault).await;
+}
+
+/// The same, where `fault` does to the servers what the page says.
+async fn follow_through(reader: &mut Reader, page: &str, fault: impl AsyncFnMut(&mut Lab, &str)) {
+    let followed = reader.follow(&read(page), is_not_typed, fault).await;
     followed.unwrap_or_else(|why| panic!("{page}, {why}"));
 }
 
@@ -213,8 +218,7 @@ async fn a_valkey_that_lost_its_data_is_set_right_as_the_page_says() {
         lab.valkey.kill();
         lab.valkey.restart().await.expect("Valkey comes back");
     };
-    let followed = reader.follow(&read(page), is_not_typed, make).await;
-    followed.unwrap_or_else(|why| panic!("{page}, {why}"));
+    follow_through(&mut reader, page, make).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

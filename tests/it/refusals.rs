@@ -15,13 +15,34 @@ async fn assert_nothing_buried(lab: &Lab) {
     assert_eq!(lab.number("select count(*) from tidegate.dead_letters").await, 0);
 }
 
+/// A daemon that runs, and its admin port.
+async fn started(lab: &Lab) -> (Daemon, Admin) {
+    let mut daemon = lab.daemon();
+    daemon.wait_for("running").await;
+    let admin = Admin::of(&mut daemon).await;
+    (daemon, admin)
+}
+
+/// The server serves again: one more lands, the counter is this then, and the daemon called nobody.
+async fn assert_goes_on(lab: &Lab, daemon: &mut Daemon, value: i64) {
+    lab.client().await.add("a", 1).await;
+    lab.await_value("a", value).await;
+    assert_called_nobody(lab, daemon).await;
+}
+
+async fn assert_called_nobody(lab: &Lab, daemon: &mut Daemon) {
+    lab.assert_settled().await;
+    for halted in ["reading is halted", "flushing is halted"] {
+        assert_eq!(daemon.count(halted), 0, "{}", daemon.last_lines());
+    }
+    assert_nothing_buried(lab).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_valkey_that_is_busy_with_a_script_is_waited_for() {
     let lab =
         Lab { valkey: Valkey::start(&["--lua-time-limit", "50"]).await.expect("Valkey starts"), ..Lab::new().await };
-    let mut daemon = lab.daemon();
-    daemon.wait_for("running").await;
-    let admin = Admin::of(&mut daemon).await;
+    let (mut daemon, admin) = started(&lab).await;
     lab.client().await.add("a", 1).await;
     lab.await_value("a", 1).await;
     let port = lab.valkey.port();
@@ -31,11 +52,7 @@ async fn a_valkey_that_is_busy_with_a_script_is_waited_for() {
     assert!(matches!(lab.client().await.call(&["PING"]).await, Resp::Error(why) if why.starts_with("BUSY")));
     assert_eq!(lab.client().await.call(&["SCRIPT", "KILL"]).await, Resp::Text(b"OK".to_vec()));
     assert!(matches!(script.await.expect("it ended"), Resp::Error(_)));
-    lab.client().await.add("a", 1).await;
-    lab.await_value("a", 2).await;
-    lab.assert_settled().await;
-    assert_eq!(daemon.count("reading is halted"), 0, "{}", daemon.last_lines());
-    assert_nothing_buried(&lab).await;
+    assert_goes_on(&lab, &mut daemon, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,20 +64,14 @@ async fn a_valkey_that_is_loading_its_data_is_waited_for() {
     for n in 0..3_000 {
         client.call(&["SET", &format!("other:{n}"), "data"]).await;
     }
-    let mut daemon = lab.daemon();
-    daemon.wait_for("running").await;
-    let admin = Admin::of(&mut daemon).await;
+    let (mut daemon, admin) = started(&lab).await;
     client.add_many("a", 100).await;
     lab.await_value("a", 100).await;
     assert_eq!(client.call(&["SAVE"]).await, Resp::Text(b"OK".to_vec()));
     lab.valkey.kill();
     lab.valkey.restart().await.expect("Valkey comes back");
     eventually("the daemon was told LOADING", true, async || met(&admin, "LOADING").await).await;
-    lab.client().await.add("a", 1).await;
-    lab.await_value("a", 101).await;
-    lab.assert_settled().await;
-    assert_eq!(daemon.count("reading is halted"), 0, "{}", daemon.last_lines());
-    assert_nothing_buried(&lab).await;
+    assert_goes_on(&lab, &mut daemon, 101).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,9 +85,7 @@ async fn a_valkey_that_cannot_write_to_its_disk_is_waited_for() {
         std::fs::create_dir_all(blocked.join("something")).is_ok()
     };
     eventually("no file can be written", true, async || block()).await;
-    let mut daemon = lab.daemon();
-    daemon.wait_for("running").await;
-    let admin = Admin::of(&mut daemon).await;
+    let (mut daemon, admin) = started(&lab).await;
     let mut client = lab.client().await;
     client.add("a", 1).await;
     eventually("the daemon is told MISCONF", true, async || met(&admin, "MISCONF").await).await;
@@ -84,19 +93,13 @@ async fn a_valkey_that_cannot_write_to_its_disk_is_waited_for() {
     std::fs::remove_dir_all(&blocked).expect("removed");
     let is_written = async || matches!(lab.client().await.call(&["SET", "other", "data"]).await, Resp::Text(_));
     eventually("it writes again", true, is_written).await;
-    client.add("a", 1).await;
-    lab.await_value("a", 2).await;
-    lab.assert_settled().await;
-    assert_eq!(daemon.count("reading is halted"), 0, "{}", daemon.last_lines());
-    assert_nothing_buried(&lab).await;
+    assert_goes_on(&lab, &mut daemon, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_valkey_that_became_a_replica_is_waited_for_until_there_is_a_primary() {
     let lab = Lab::new().await;
-    let mut daemon = lab.daemon();
-    daemon.wait_for("running").await;
-    let admin = Admin::of(&mut daemon).await;
+    let (mut daemon, admin) = started(&lab).await;
     let mut client = lab.client().await;
     client.add("a", 1).await;
     lab.await_value("a", 1).await;
@@ -105,18 +108,13 @@ async fn a_valkey_that_became_a_replica_is_waited_for_until_there_is_a_primary()
     daemon.wait_for("reading is interrupted").await;
     eventually("the daemon is told READONLY", true, async || met(&admin, "READONLY").await).await;
     client.call(&["REPLICAOF", "NO", "ONE"]).await;
-    lab.client().await.add("a", 1).await;
-    lab.await_value("a", 2).await;
-    lab.assert_settled().await;
-    assert_eq!(daemon.count("reading is halted"), 0, "{}", daemon.last_lines());
+    assert_goes_on(&lab, &mut daemon, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_valkey_with_too_few_replicas_is_waited_for() {
     let lab = Lab::new().await;
-    let mut daemon = lab.daemon();
-    daemon.wait_for("running").await;
-    let admin = Admin::of(&mut daemon).await;
+    let (mut daemon, admin) = started(&lab).await;
     let mut client = lab.client().await;
     client.add("a", 1).await;
     lab.await_value("a", 1).await;
@@ -124,10 +122,7 @@ async fn a_valkey_with_too_few_replicas_is_waited_for() {
     eventually("the daemon is told NOREPLICAS", true, async || met(&admin, "NOREPLICAS").await).await;
     assert!(matches!(client.call(&["SET", "other", "data"]).await, Resp::Error(why) if why.starts_with("NOREPLICAS")));
     client.call(&["CONFIG", "SET", "min-replicas-to-write", "0"]).await;
-    client.add("a", 1).await;
-    lab.await_value("a", 2).await;
-    lab.assert_settled().await;
-    assert_eq!(daemon.count("reading is halted"), 0, "{}", daemon.last_lines());
+    assert_goes_on(&lab, &mut daemon, 2).await;
 }
 
 /// A lab whose PostgreSQL is its own.
@@ -142,9 +137,7 @@ async fn lab_of_its_own() -> (Lab, Postgres) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_postgresql_that_is_read_only_is_waited_for() {
     let (lab, _postgres) = lab_of_its_own().await;
-    let mut daemon = lab.daemon();
-    daemon.wait_for("running").await;
-    let admin = Admin::of(&mut daemon).await;
+    let (mut daemon, admin) = started(&lab).await;
     // As a primary that became a standby: no transaction may write.
     for statement in ["alter system set default_transaction_read_only = on", "select pg_reload_conf()"] {
         lab.execute(statement).await;
@@ -160,9 +153,7 @@ async fn a_postgresql_that_is_read_only_is_waited_for() {
         lab.execute(statement).await;
     }
     lab.await_value("a", 1).await;
-    lab.assert_settled().await;
-    assert_eq!(daemon.count("flushing is halted"), 0, "{}", daemon.last_lines());
-    assert_nothing_buried(&lab).await;
+    assert_called_nobody(&lab, &mut daemon).await;
 }
 
 /// PostgreSQL says so by a trigger: no disk of the test's is filled.

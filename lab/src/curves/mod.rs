@@ -12,10 +12,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tidegate::ops::sandbox::{Postgres, Valkey};
+use tidegate_lab::distance::Distance;
 use tidegate_lab::harness::{migrate, program};
 use tokio::process::Command;
-
-use tidegate_lab::distance::Distance;
 
 /// What a Valkey that people care for is started with.
 const DURABLE: [&str; 4] = ["--appendonly", "yes", "--appendfsync", "everysec"];

@@ -155,8 +155,7 @@ impl Holder {
         stop: &Stop,
     ) -> Result<Progress, Fault> {
         let Some(read) = asked else { return Ok(Progress::Whole) };
-        let longest = self.setup.block().max(WAIT_FOR_EACH * self.streams.len() as u32);
-        let block = if read.round.waits { longest } else { Duration::ZERO };
+        let block = if read.round.waits { self.block() } else { Duration::ZERO };
         let (had, weighed, limits) = (filling.len(), filling.bytes(), self.setup.limits);
         if read.has_begun {
             filling.begin_lane(read.round.streams[read.at]);
