@@ -39,13 +39,14 @@ pub(crate) use self::kind::is_name as is_pipeline_name;
 pub use self::layers::Sources;
 use self::layers::{Given, defaults};
 use self::pipelines::Named;
+pub use self::pipelines::Rider;
 use self::problem::Problem;
 pub use self::problem::{ProblemKind, Problems};
 pub use self::sections::*;
 pub use self::servers::Needs;
 use self::settings::Settings;
 pub(crate) use self::url::hide;
-use crate::model::pipeline::Pipeline;
+use crate::model::pipeline::{Pipeline, Table};
 
 /// The whole configuration. Its `Debug` shows no secret.
 #[derive(Debug, Clone)]
@@ -82,6 +83,8 @@ pub struct Config {
     pub cache: CacheSection,
     /// `[pipelines.<name>]`, by name; no two with the same stream and table.
     pub pipelines: Vec<Pipeline>,
+    /// The sections among them that go with another one, by name.
+    pub riders: Vec<Rider>,
 }
 
 impl Config {
@@ -104,7 +107,14 @@ impl Config {
             managed: settings.section()?,
             cache: settings.section()?,
             pipelines: pipelines::build_all(settings, pipelines)?,
+            riders: pipelines::riders(settings, pipelines)?,
         })
+    }
+
+    /// The section that names a table of a pipeline: its own, or that of one that goes with it.
+    pub fn section_of<'a>(&'a self, pipeline: &'a str, table: &Table) -> &'a str {
+        let rider = self.riders.iter().find(|rider| rider.lead == pipeline && rider.table == *table);
+        rider.map_or(pipeline, |rider| &rider.name)
     }
 }
 

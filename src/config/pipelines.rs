@@ -29,6 +29,26 @@ pub(super) fn build_all(settings: &Settings, named: &Named) -> Option<Vec<Pipeli
     Some(leads.map(|(name, section)| build(name, section, &sections)).collect())
 }
 
+/// A section that goes with a pipeline: what that one reads is written into its table, too.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rider {
+    /// The section's name.
+    pub name: String,
+    /// The pipeline that it goes with.
+    pub lead: String,
+    /// Its table.
+    pub table: Table,
+}
+
+/// Every section that goes with a pipeline. None if a value was refused or is missing.
+pub(super) fn riders(settings: &Settings, named: &Named) -> Option<Vec<Rider>> {
+    let rider = |name: &String| {
+        let section = section(settings, name)?;
+        Some(section.with.map(|lead| Rider { name: name.clone(), lead, table: section.table }))
+    };
+    Some(named.keys().map(rider).collect::<Option<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
 fn section(settings: &Settings, name: &str) -> Option<PipelineSection> {
     PipelineSection::from_settings(settings, &PipelineSection::PATH.replace("<name>", name))
 }

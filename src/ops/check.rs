@@ -41,6 +41,8 @@ pub struct Checked {
 pub struct CheckedTable {
     /// The pipeline that writes it.
     pub pipeline: String,
+    /// The section that names it: the pipeline's own, or that of one that goes `with` it.
+    pub section: String,
     /// The table.
     pub table: String,
     /// Whether it fits.
@@ -89,7 +91,10 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
         let database = Database::new(config.postgres.address()?, 1);
         for pipeline in &config.pipelines {
             let examined = database.run(async |c| target::examine(c, pipeline).await).await?;
-            tables.extend(examined.into_iter().map(|examined| CheckedTable::of(&pipeline.name, examined)));
+            tables.extend(examined.into_iter().map(|examined| {
+                let section = config.section_of(&pipeline.name, &examined.table).to_owned();
+                CheckedTable::of(&pipeline.name, section, examined)
+            }));
         }
         database.close().await;
     }
@@ -100,7 +105,7 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
 
 impl CheckedTable {
     /// Of an examined table.
-    pub fn of(pipeline: &str, examined: target::Examined) -> CheckedTable {
+    pub fn of(pipeline: &str, section: String, examined: target::Examined) -> CheckedTable {
         let finding = |finding: target::Finding| CheckedFinding {
             severity: match finding.weight {
                 Weight::Refusal => Severity::Error,
@@ -112,6 +117,7 @@ impl CheckedTable {
         };
         CheckedTable {
             pipeline: pipeline.into(),
+            section,
             table: examined.table.to_string(),
             fits: examined.fit.is_some(),
             findings: examined.findings.into_iter().map(finding).collect(),
@@ -126,11 +132,10 @@ impl Report for Checked {
             1 => page.toned(Tone::Bad, "the configuration is valid, and one table does not fit"),
             unfit => page.toned(Tone::Bad, format!("the configuration is valid, and {unfit} tables do not fit")),
         }
-        for CheckedTable { pipeline, table, fits, findings } in &self.tables {
-            page.toned(
-                Tone::Head,
-                format!("{table} (pipeline {pipeline}): {}", if *fits { "fits" } else { "does not fit" }),
-            );
+        for CheckedTable { pipeline, section, table, fits, findings } in &self.tables {
+            let with = if section == pipeline { String::new() } else { format!(", with {pipeline}") };
+            let verdict = if *fits { "fits" } else { "does not fit" };
+            page.toned(Tone::Head, format!("{table} (pipeline {section}{with}): {verdict}"));
             for finding in findings {
                 let (tone, word) = match finding.severity {
                     Severity::Error => (Tone::Bad, "error"),

@@ -179,6 +179,9 @@ fn judge_valkey(code: &str, attempt: u32) -> Judgement {
             retry("Valkey has fewer replicas than min-replicas-to-write and refuses writes: are they running?")
         }
         "LOADING" => retry("Valkey is loading its data set"),
+        "MAXCLIENTS" => retry(
+            "Valkey has as many clients as its maxclients allows: CLIENT LIST tells whose they are; raise it, or let them have fewer",
+        ),
         "BUSY" => retry("Valkey is busy with a script"),
         "MISCONF" => retry("Valkey cannot persist and refuses writes: see its log"),
         "OOM" => retry("Valkey is out of memory: raise maxmemory"),
@@ -234,9 +237,8 @@ pub fn kind(fault: &Fault) -> FaultKind {
         Fault::Valkey { code, .. } => match code.as_str() {
             "NOAUTH" | "WRONGPASS" | "NOPERM" => FaultKind::NoPermission,
             "WRONGTYPE" => FaultKind::Config,
-            "UNBLOCKED" | "READONLY" | "MASTERDOWN" | "MOVED" | "ASK" | "CLUSTERDOWN" | "TRYAGAIN" | "LOADING" => {
-                FaultKind::Unavailable
-            }
+            "UNBLOCKED" | "READONLY" | "MASTERDOWN" | "MOVED" | "ASK" | "CLUSTERDOWN" | "TRYAGAIN" | "LOADING"
+            | "MAXCLIENTS" => FaultKind::Unavailable,
             "CROSSSLOT" => FaultKind::Config,
             "BUSY" | "MISCONF" | "OOM" | "NOREPLICAS" | "NOGROUP" => FaultKind::Passing,
             _ => FaultKind::Other,
@@ -343,6 +345,7 @@ mod tests {
             "ASK",
             "OOM",
             "MISCONF",
+            "MAXCLIENTS",
         ] {
             assert_eq!(verdict(&valkey(code), 1000), Verdict::Retry, "{code}");
         }
@@ -379,6 +382,7 @@ mod tests {
             (valkey("NOPERM"), FaultKind::NoPermission),
             (valkey("LOADING"), FaultKind::Unavailable),
             (valkey("MOVED"), FaultKind::Unavailable),
+            (valkey("MAXCLIENTS"), FaultKind::Unavailable),
             (valkey("CROSSSLOT"), FaultKind::Config),
             (valkey("OOM"), FaultKind::Passing),
             (valkey("ERR"), FaultKind::Other),

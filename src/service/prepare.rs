@@ -89,6 +89,19 @@ pub enum Refusal {
          noeviction or a volatile-* policy, or start with --accept-eviction"
     )]
     Evicting(String),
+    /// Valkey would have no connections left for anybody else.
+    #[error(
+        "{streams} streams that are read each by itself take {needed} connections to Valkey, and it allows {allowed} in all (maxclients), of which one \
+         process may take half: set delivery = \"exclusive\" where Valkey is no cluster, fewer shards or run.workers, or raise maxclients"
+    )]
+    TooManyConnections {
+        /// Streams with workers of their own.
+        streams: usize,
+        /// What their workers take.
+        needed: usize,
+        /// What all primaries allow together.
+        allowed: usize,
+    },
     /// A server's place is not configured.
     #[error("{0}")]
     Config(#[from] Problems),
@@ -187,6 +200,38 @@ async fn evicts_anything(valkey: &valkey::Endpoint) -> Result<Option<String>, Fa
     Ok(None)
 }
 
+/// One for reading and one for all else.
+const CONNECTIONS_OF_A_WORKER: usize = 2;
+/// From so many connections on it is asked how many the server allows.
+const WORTH_ASKING_FROM: usize = 32;
+
+/// Makes sure that the workers leave enough connections to everybody else. A server that does not say is none that refuses.
+async fn check_connections(config: &Config, valkey: &valkey::Endpoint) -> Result<(), Refusal> {
+    let is_alone = |pipeline: &&Pipeline| pipeline.delivery == Delivery::Group || valkey.is_cluster();
+    let streams = |pipeline: &Pipeline| usize::from(pipeline.shards);
+    let workers = |pipeline: &Pipeline| if pipeline.delivery == Delivery::Group { config.run.workers } else { 1 };
+    let alone = || config.pipelines.iter().filter(is_alone);
+    let needed: usize = alone().map(|pipeline| streams(pipeline) * workers(pipeline) * CONNECTIONS_OF_A_WORKER).sum();
+    if needed < WORTH_ASKING_FROM {
+        return Ok(());
+    }
+    let allowed = allowed_connections(valkey).await.unwrap_or(usize::MAX);
+    if needed > allowed / 2 {
+        return Err(Refusal::TooManyConnections { streams: alone().map(streams).sum(), needed, allowed });
+    }
+    Ok(())
+}
+
+/// How many connections all primaries together allow.
+async fn allowed_connections(valkey: &valkey::Endpoint) -> Result<usize, Fault> {
+    let mut allowed = 0;
+    for primary in valkey.homes().await? {
+        let link = Link::open(&valkey.at(&primary), "tidegate:start").await?;
+        allowed += info::most_clients(link.commands()).await?;
+    }
+    Ok(allowed)
+}
+
 /// Checks everything once. `record`: whether the lanes are registered, too.
 pub(super) async fn try_prepare(
     config: &Config,
@@ -194,6 +239,7 @@ pub(super) async fn try_prepare(
     options: Options,
     record: Record,
 ) -> Result<Vec<Flow>, Refusal> {
+    check_connections(config, &places.valkey).await?;
     let database = &places.database;
     let postgres = database.address();
     if options.migrate {

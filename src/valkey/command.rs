@@ -154,8 +154,11 @@ pub fn unexpected(command: &str) -> Fault {
 
 /// An error that the server answered with.
 pub fn server_error(message: &str) -> Fault {
-    // What a script may not do for its user is reported as an error of the script.
-    let is_of_acl = message.contains("ACL failure in script");
-    let code = if is_of_acl { "NOPERM" } else { message.split(' ').next().unwrap_or_default() };
+    let code = match message {
+        // What a script may not do for its user is reported as an error of the script.
+        _ if message.contains("ACL failure in script") => "NOPERM",
+        "ERR max number of clients reached" => "MAXCLIENTS",
+        _ => message.split(' ').next().unwrap_or_default(),
+    };
     Fault::Valkey { code: code.to_owned(), message: message.to_owned() }
 }

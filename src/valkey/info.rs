@@ -19,6 +19,13 @@ pub async fn eviction_policy(connection: &Connection) -> Result<String, Fault> {
     Ok(info_field(text, "maxmemory_policy").unwrap_or_default().to_owned())
 }
 
+/// How many connections the server allows (`maxclients`).
+pub async fn most_clients(connection: &Connection) -> Result<usize, Fault> {
+    let info = connection.call(Command::new("INFO").arg("clients")).await?;
+    let text = info.as_text().ok_or_else(|| unexpected("INFO"))?;
+    info_field(text, "maxclients").and_then(|most| most.parse().ok()).ok_or_else(|| unexpected("INFO"))
+}
+
 /// The server's time, in milliseconds since 1970.
 pub async fn time_ms(connection: &Connection) -> Result<u64, Fault> {
     let time = connection.call(Command::new("TIME")).await?;

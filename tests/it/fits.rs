@@ -95,6 +95,26 @@ async fn a_table_that_fits_has_no_finding_and_check_needs_no_valkey() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_goes_with_another_pipeline_is_named_by_its_own_section() {
+    let lab = Lab::new().await;
+    lab.execute(TABLE).await;
+    let rider =
+        "[pipelines.total]\nwith = \"usage\"\ntable = \"public.total\"\nkeys = \"tenant\"\nvalues = \"n = count()\"";
+    let file = section(KEYS, VALUES, &format!("updated_at_column = \"\"\n{rider}"));
+    let (code, stdout, stderr) = output(&mut check(&lab, &file, &["check", "--live"])).await;
+    assert_eq!(code, 78, "{stderr}");
+    for line in ["public.usage (pipeline usage): fits", "public.total (pipeline total, with usage): does not fit"] {
+        assert!(stdout.lines().any(|shown| shown == line), "{stdout}");
+    }
+    let mut command = check(&lab, &file, &["check", "--live", "--output", "json"]);
+    let document: Value = serde_json::from_str(&output(&mut command).await.1).expect("JSON");
+    assert_fits("check", &document);
+    let places = document["tables"].as_array().expect("a list").iter();
+    let places: Vec<_> = places.map(|table| (table["pipeline"].as_str(), table["section"].as_str())).collect();
+    assert_eq!(places, [(Some("usage"), Some("usage")), (Some("usage"), Some("total"))]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_missing_is_made_by_its_statement() {
     let lab = Lab::new().await;
     mends(&lab, PLAIN, "", "error", "it does not exist").await;

@@ -97,6 +97,24 @@ async fn a_valkey_that_cannot_write_to_its_disk_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_valkey_without_a_free_connection_is_waited_for() {
+    let lab = Lab::new().await;
+    let (mut daemon, admin) = started(&lab).await;
+    let mut client = lab.client().await;
+    client.add("a", 1).await;
+    lab.await_value("a", 1).await;
+    // There is room for this client alone.
+    client.call(&["CONFIG", "SET", "maxclients", "1"]).await;
+    client.call(&["CLIENT", "KILL", "SKIPME", "yes", "TYPE", "normal"]).await;
+    eventually("the daemon is told MAXCLIENTS", true, async || met(&admin, "MAXCLIENTS").await).await;
+    // More often than an error that Tidegate does not know is borne.
+    let faults = async || admin.scrape().await.sum("tidegate_faults_total", &[("code", "MAXCLIENTS")]);
+    eventually("it is tried again and again", true, async || faults().await.is_some_and(|faults| faults > 8.0)).await;
+    client.call(&["CONFIG", "SET", "maxclients", "1000"]).await;
+    assert_goes_on(&lab, &mut daemon, 2).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_valkey_that_became_a_replica_is_waited_for_until_there_is_a_primary() {
     let lab = Lab::new().await;
     let (mut daemon, admin) = started(&lab).await;

@@ -201,6 +201,41 @@ async fn all_shards_are_read(lab: &Lab) {
     eventually("all of it", before + 200, async || lab.in_ledger().await).await;
 }
 
+/// How many connections the lab's workers have to Valkey.
+async fn connections(lab: &Lab) -> usize {
+    let list = lab.client().await.call(&["CLIENT", "LIST"]).await.text();
+    list.lines().filter(|line| line.contains(":counters:")).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_would_take_the_connections_of_everybody_else_are_refused() {
+    let lab = Lab::new().await;
+    let of_groups = || {
+        let mut command = program(&lab, 20, &["run"]);
+        command.env("TIDEGATE__RUN__WORKERS", "2").env("TIDEGATE__PIPELINES__COUNTERS__DELIVERY", "group");
+        command
+    };
+    let mut client = lab.client().await;
+    client.call(&["CONFIG", "SET", "maxclients", "150"]).await;
+    let (code, _, stderr) = output(&mut of_groups()).await;
+    assert_eq!(code, 78, "{stderr}");
+    assert!(
+        stderr.contains("20 streams") && stderr.contains("take 80 connections") && stderr.contains("(maxclients)"),
+        "{stderr}"
+    );
+    client.call(&["CONFIG", "SET", "maxclients", "160"]).await;
+    let mut daemon = Daemon::start(of_groups());
+    daemon.wait_for_event("running", |_| true).await;
+    eventually("each worker has two connections", 80, async || connections(&lab).await).await;
+    // Read together they take a handful, however many they are.
+    client.call(&["CONFIG", "SET", "maxclients", "100"]).await;
+    drop(daemon);
+    let mut together = of_groups();
+    together.env("TIDEGATE__PIPELINES__COUNTERS__DELIVERY", "exclusive");
+    let mut daemon = Daemon::start(together);
+    daemon.wait_for_event("running", |_| true).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_another_process_should_take_and_does_not_is_read_all_the_same() {
     let lab = Lab::new().await;

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use tidegate::client::truth::NoTruth;
 use tidegate::client::{Cache, CacheOptions, CounterOptions, Counters, NearCache, NearOptions};
+use tidegate::flow::news::News;
 use tidegate::functions;
 use tidegate::model::pipeline::{Mode, Pipeline};
 use tidegate::ops::sandbox::Valkey;
-use tidegate::valkey::Connection;
+use tidegate::valkey::{Connection, Link};
 use tidegate_lab::harness::eventually;
 use tokio::task::JoinSet;
 
@@ -56,6 +57,23 @@ pub(super) async fn table() -> Result<Table, Box<dyn Error>> {
     })
     .await?;
     add("INCRBY and XADD, two commands", Some(cost), took, OPERATIONS);
+    let of = plain.clone();
+    let xadd = async move |id: String| {
+        let stream = format!("announced:{{{}}}", &id[id.len() - 1..]);
+        of.call(words("XADD", [&stream, "*", "id", &id, "amount", "1"])).await.expect("added");
+    };
+    let (cost, took) = measure(&plain, OPERATIONS, xadd.clone()).await?;
+    add("XADD", Some(cost), took, OPERATIONS);
+    let workers: Vec<_> = (0..2).map(|_| tokio::task::spawn_local(hear(url.clone()))).collect();
+    let mut listening = async || {
+        let list = plain.call(words("CLIENT", ["LIST"])).await.expect("a list");
+        list.as_text().expect("text").matches(" name=tidegate:news").count()
+    };
+    eventually("two workers listen", 2, &mut listening).await;
+    let (cost, took) = measure(&plain, OPERATIONS, xadd).await?;
+    add("XADD to a stream that the server announces to two workers", Some(cost), took, OPERATIONS);
+    workers.iter().for_each(tokio::task::JoinHandle::abort);
+    eventually("nobody listens", 0, listening).await;
     let of = counters.clone();
     let (cost, took) = measure(&plain, OPERATIONS, async move |id| of.add(&id, 1).await.expect("added")).await?;
     add("tidegate, `add`", Some(cost), took, OPERATIONS);
@@ -109,6 +127,13 @@ pub(super) async fn table() -> Result<Table, Box<dyn Error>> {
         head: &["", "Valkey's processor time each, µs", "time each, µs"],
         rows,
     })
+}
+
+/// Is told of what is written to the announced streams, as an exclusive worker with many streams is.
+async fn hear(url: String) {
+    let streams: Vec<String> = (0..64).map(|n| format!("announced:{{{n}}}")).collect();
+    let link = Link::open(&endpoint(&url), "tidegate:price").await.expect("a link");
+    News::of(streams.iter().map(String::as_str)).listen(&link).await;
 }
 
 /// Does one thing again and again, [`AT_ONCE`] of it at a time; gives the processor time that Valkey used, and the time that it took.

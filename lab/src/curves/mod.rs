@@ -62,6 +62,8 @@ enum Curve {
     Processes,
     /// One stream and one process, then 4 and 4, by both ways of delivery
     Shards,
+    /// 1, 10, 100 and 1,000 streams of one process, by both ways of delivery
+    Streams,
     /// 1, 4 and 16 shards, 0, 1, 5 and 20 ms away from each server
     Distance,
     /// Many streams of which few have anything
@@ -140,6 +142,9 @@ fn points(curve: Curve) -> Vec<Point> {
         }
         Curve::Shards => {
             ways.iter().flat_map(|way| [(1, 1), (1, 4), (4, 4)].map(|(p, s)| point(way, p, s, 0))).collect()
+        }
+        Curve::Streams => {
+            ways.iter().flat_map(|way| [1, 10, 100, 1_000].map(|shards| point(way, 1, shards, 0))).collect()
         }
         Curve::Distance => {
             let shards = |away| [1, 4, 16].map(|shards| point("exclusive", 1, shards, away));
