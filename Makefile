@@ -24,7 +24,7 @@ help:
 	@echo "make ledger    the ledger's size under a steady load, and the memory to start with it (SECONDS, RATE)"
 	@echo "make bench-operators  what each operator of a value column costs (ENTRIES, RUNS)"
 	@echo "make bench-compare  Tidegate, hand-written workers and the servers' limits side by side (ENTRIES, RUNS, OUT)"
-	@echo "make bench-processes, bench-shards, bench-streams, bench-distance, bench-idle  curves over these (ENTRIES, RUNS, CURVE)"
+	@echo "make bench-processes, bench-shards, bench-streams, bench-distance, bench-standby, bench-idle  curves over these (ENTRIES, RUNS, CURVE)"
 	@echo "make bench-cache  the reading side beside what people write by hand (CACHE_SECONDS, CACHE_TABLES)"
 	@echo "make fuzz      what parses foreign bytes, under a fuzzer (FUZZ_SECONDS)"
 	@echo "make chart-test   the Helm chart, the alerts and the dashboard: rendered, validated, compared; skipped without Python"
@@ -93,7 +93,7 @@ bench-operators: servers build
 	@$(WITH_SERVERS) TIDEGATE=target/release/tidegate cargo run --release --locked --package tidegate-lab -- operators --entries $(ENTRIES) --runs $(RUNS)
 
 # How throughput changes with processes, shards and the distance to the servers; what idle streams cost. CURVE: more arguments, such as --keys 100000.
-CURVES = bench-processes bench-shards bench-streams bench-distance bench-idle
+CURVES = bench-processes bench-shards bench-streams bench-distance bench-standby bench-idle
 
 .PHONY: $(CURVES)
 $(CURVES): servers build

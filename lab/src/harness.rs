@@ -1,6 +1,6 @@
 //! What every test stands on: its own Valkey, its own database, and the real program as a process.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -58,6 +58,27 @@ pub async fn migrate(url: &str) {
     let env = [("DATABASE_URL".to_owned(), url.to_owned())].into();
     let loaded = tidegate::config::load(&Sources { env, ..Sources::default() }, Needs::POSTGRES).expect("valid");
     schema::apply(&loaded.config.postgres.address().expect("set")).await.expect("migrated");
+}
+
+/// A whole folder, with its owners.
+pub fn copy(from: &Path, to: &Path) {
+    let _ = std::fs::remove_dir_all(to);
+    let copied = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().expect("cp runs");
+    assert!(copied.success());
+}
+
+/// A standby that follows this PostgreSQL, which is restarted for it. The primary waits for it if `synchronous_standby_names` is set later.
+pub async fn standby_of(primary: &mut Postgres) -> Postgres {
+    let mut standby = Postgres::start(&[]).await.expect("PostgreSQL starts");
+    primary.stop();
+    standby.stop();
+    copy(&primary.data(), &standby.data());
+    std::fs::write(standby.data().join("standby.signal"), "").expect("written");
+    let follows = format!("primary_conninfo = 'host=127.0.0.1 port={} user=postgres'\n", primary.port());
+    std::fs::write(standby.data().join("postgresql.auto.conf"), follows).expect("written");
+    primary.restart().await.expect("PostgreSQL comes back");
+    standby.restart().await.expect("a standby");
+    standby
 }
 
 /// A database that nobody else uses; `migrated` or empty.

@@ -309,11 +309,41 @@ struct Drain {
     bytes_per_entry: f64,
     /// By the server's own account, whoever else asks it included.
     valkey_seconds: Option<f64>,
+    table: Upkeep,
     exact: bool,
+}
+
+/// What flushes leave PostgreSQL to look after.
+#[derive(Debug, Clone, Copy)]
+struct Upkeep {
+    /// Updates of rows until now.
+    updates: i64,
+    /// Those of them that touched no index (HOT), whose remains the next one of the page takes away.
+    hot: i64,
+    /// What the table takes, its index included.
+    bytes: i64,
+}
+
+impl Upkeep {
+    async fn of(stage: &Stage) -> Result<Upkeep, Trouble> {
+        let table = stage.table();
+        let query = format!(
+            "select coalesce(n_tup_upd, 0), coalesce(n_tup_hot_upd, 0), pg_total_relation_size(relid) from pg_stat_user_tables where relid = '{table}'::regclass"
+        );
+        let fetch = async |c: &mut _| sqlx::query_as(AssertSqlSafe(query)).fetch_one(c).await;
+        let (updates, hot, bytes) = stage.database.run(fetch).await?;
+        Ok(Upkeep { updates, hot, bytes })
+    }
+
+    /// Since this was so.
+    fn since(self, before: Upkeep) -> Upkeep {
+        Upkeep { updates: self.updates - before.updates, hot: self.hot - before.hot, ..self }
+    }
 }
 
 async fn drain(opts: &Opts, stage: &Stage, load: &Load) -> Result<Drain, Trouble> {
     start_anew(stage).await?;
+    let table_before = Upkeep::of(stage).await?;
     let link = Link::open(&stage.valkey, "tidegate:bench").await?;
     let pipeline = &stage.pipeline;
     add_all(link.commands(), pipeline, load, opts.entries).await?;
@@ -347,8 +377,10 @@ async fn drain(opts: &Opts, stage: &Stage, load: &Load) -> Result<Drain, Trouble
     let (cpu_seconds, peak_memory_bytes) = workers.cost();
     let cpu_seconds = cpu_seconds.map(|seconds| seconds - cpu_before.unwrap_or(0.0));
     let rows = workers.stop().await?;
+    // Sessions that have ended have told all of their statistics.
+    let table = Upkeep::of(stage).await?.since(table_before);
     let exact = is_exact(stage, load, opts.entries).await?;
-    Ok(Drain { seconds, rows, cpu_seconds, peak_memory_bytes, bytes_per_entry, valkey_seconds, exact })
+    Ok(Drain { seconds, rows, cpu_seconds, peak_memory_bytes, bytes_per_entry, valkey_seconds, table, exact })
 }
 
 /// Starts worker processes that begin to read at the same moment, when all of them are at work: the pipeline is paused until then, and each knows when that

@@ -9,10 +9,10 @@ use tidegate::model::pipeline::Identifier;
 use tidegate::ops::sandbox::Postgres;
 use tidegate::valkey::Connection;
 
-use crate::harness::{Lab, Resp, STREAM, eventually, migrate, output, within_limit};
+use crate::harness::{Lab, Resp, STREAM, eventually, migrate, output, standby_of, within_limit};
 use crate::managed::{
-    INDEX, STATE, address, becomes_clean_after_a_death_before, copy, counters, counters_at, daemon, is_clean,
-    is_managed, options, pipeline, program, value,
+    INDEX, STATE, address, becomes_clean_after_a_death_before, counters, counters_at, daemon, is_clean, is_managed,
+    options, pipeline, program, value,
 };
 use crate::proxy::{Proxy, Then, Way};
 
@@ -95,21 +95,11 @@ async fn a_stream_that_refuses_leaves_the_counters_as_they_were() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_is_never_read_and_a_promoted_one_only_behind_a_replay() {
     let mut lab = Lab::new().await;
-    let (mut primary, mut standby) = (
-        Postgres::start(&[]).await.expect("PostgreSQL starts"),
-        Postgres::start(&[]).await.expect("PostgreSQL starts"),
-    );
+    let mut primary = Postgres::start(&[]).await.expect("PostgreSQL starts");
     primary.create_database(&Identifier::parse("here").expect("a name"), None).await.expect("created");
     lab.database = primary.url("here");
     migrate(&lab.database).await;
-    primary.stop();
-    standby.stop();
-    copy(&primary.data(), &standby.data());
-    std::fs::write(standby.data().join("standby.signal"), "").expect("written");
-    let follows = format!("primary_conninfo = 'host=127.0.0.1 port={} user=postgres'\n", primary.port());
-    std::fs::write(standby.data().join("postgresql.auto.conf"), follows).expect("written");
-    primary.restart().await.expect("PostgreSQL comes back");
-    standby.restart().await.expect("a standby");
+    let mut standby = standby_of(&mut primary).await;
     let there = Lab { database: standby.url("here"), ..Lab::new().await };
 
     let mut first = daemon(&lab);

@@ -19,7 +19,7 @@ use tidegate::valkey::{Connection, Endpoint};
 use tidegate_lab::accounts::Accounts;
 use tokio::process::Command;
 
-use crate::harness::{Client, Daemon, GROUP, Lab, Resp, STREAM, eventually, migrate, output, within_limit};
+use crate::harness::{Client, Daemon, GROUP, Lab, Resp, STREAM, copy, eventually, migrate, output, within_limit};
 use crate::proxy::{Proxy, Then, Way};
 
 pub(crate) const STATE: &str = "tidegate:state:{flush:counters}:flush:counters:counters";
@@ -520,11 +520,6 @@ async fn a_plain_pipeline_with_a_backlog_is_adopted() {
     let mut plain = lab.program(&["adopt", "--yes"]);
     let (code, _, stderr) = output(&mut plain).await;
     assert!(code == 78 && stderr.contains("write mode = \"managed\""), "{code} {stderr}");
-}
-
-pub(crate) fn copy(from: &std::path::Path, to: &std::path::Path) {
-    let _ = std::fs::remove_dir_all(to);
-    assert!(std::process::Command::new("cp").arg("-a").arg(from).arg(to).status().expect("cp runs").success());
 }
 
 #[tokio::test(flavor = "multi_thread")]

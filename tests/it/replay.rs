@@ -1,20 +1,10 @@
 //! PostgreSQL in the past, and the way back.
 
-use std::path::Path;
-use std::process::Command as Blocking;
-
 use tidegate::model::pipeline::Identifier;
 use tidegate::ops::sandbox::Postgres;
 
-use crate::harness::{Daemon, GROUP, Lab, STREAM, eventually, migrate, output, within_limit};
+use crate::harness::{Daemon, GROUP, Lab, STREAM, copy, eventually, migrate, output, within_limit};
 use crate::proxy::{Proxy, Then, Way};
-
-/// A whole folder, with its owners.
-fn copy(from: &Path, to: &Path) {
-    let _ = std::fs::remove_dir_all(to);
-    let copied = Blocking::new("cp").arg("-a").arg(from).arg(to).status().expect("cp runs");
-    assert!(copied.success());
-}
 
 /// A lab whose PostgreSQL can be sent back in time.
 async fn lab() -> (Lab, Postgres) {

@@ -11,9 +11,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tidegate::ops::sandbox::{Postgres, Valkey};
 use tidegate_lab::distance::Distance;
-use tidegate_lab::harness::{migrate, program};
+use tidegate_lab::harness::{eventually, migrate, program, standby_of};
 use tokio::process::Command;
 
 /// What a Valkey that people care for is started with.
@@ -62,6 +63,8 @@ enum Curve {
     Processes,
     /// One stream and one process, then 4 and 4, by both ways of delivery
     Shards,
+    /// As `shards`, and PostgreSQL waits for a standby at each COMMIT
+    Standby,
     /// 1, 10, 100 and 1,000 streams of one process, by both ways of delivery
     Streams,
     /// 1, 4 and 16 shards, 0, 1, 5 and 20 ms away from each server
@@ -88,6 +91,8 @@ struct Drained {
     cpu: Vec<f64>,
     valkey: Vec<f64>,
     memory: Vec<f64>,
+    hot: Vec<f64>,
+    table: Vec<f64>,
 }
 
 pub async fn run(args: Args) -> bool {
@@ -99,9 +104,13 @@ pub async fn run(args: Args) -> bool {
     points.retain(|point| args.delivery.as_ref().is_none_or(|delivery| delivery == point.delivery));
     let valkey = Valkey::start(&DURABLE).await.expect("Valkey starts");
     let settings = ["fsync=on", "full_page_writes=on", "max_wal_size=4GB", "max_connections=300"];
-    let postgres = Postgres::start(&settings).await.expect("PostgreSQL starts");
+    let mut postgres = Postgres::start(&settings).await.expect("PostgreSQL starts");
     let database = postgres.url("postgres");
     migrate(&database).await;
+    let _standby = match args.curve {
+        Curve::Standby => Some(waits_for_a_standby(&mut postgres).await),
+        _ => None,
+    };
     let mut drained: Vec<Drained> = points.iter().map(|_| Drained::default()).collect();
     let mut all_exact = true;
     for round in 0..usize::from(args.rounds) {
@@ -121,6 +130,8 @@ pub async fn run(args: Args) -> bool {
             drained[n].cpu.push(figure("cpu_seconds_per_million"));
             drained[n].valkey.push(figure("valkey_us_per_entry"));
             drained[n].memory.push(figure("peak_memory_mib"));
+            drained[n].hot.push(figure("hot_percent"));
+            drained[n].table.push(figure("table_mib"));
             eprintln!("round {}: {} {:.0}/s", round + 1, points[n].name(), rates[n]);
         }
         for (n, rate) in rates.iter().enumerate() {
@@ -133,6 +144,19 @@ pub async fn run(args: Args) -> bool {
     all_exact
 }
 
+/// From now on each COMMIT is answered when a standby has it on its disk, too.
+async fn waits_for_a_standby(postgres: &mut Postgres) -> Postgres {
+    let standby = standby_of(postgres).await;
+    let mut sql = PgConnection::connect(&postgres.url("postgres")).await.expect("connected");
+    for statement in ["alter system set synchronous_standby_names = '*'", "select pg_reload_conf()"] {
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut sql).await.expect(statement);
+    }
+    let state = "select coalesce(max(sync_state), 'none') from pg_stat_replication";
+    let mut state = async || sqlx::query_scalar::<_, String>(state).fetch_one(&mut sql).await.expect("a state");
+    eventually("the standby is waited for", "sync".to_owned(), &mut state).await;
+    standby
+}
+
 fn points(curve: Curve) -> Vec<Point> {
     let ways = ["group", "exclusive"];
     let point = |delivery, processes, shards, away| Point { delivery, processes, shards, away };
@@ -140,7 +164,7 @@ fn points(curve: Curve) -> Vec<Point> {
         Curve::Processes => {
             ways.iter().flat_map(|way| [1, 2, 4, 8, 16].map(|processes| point(way, processes, 1, 0))).collect()
         }
-        Curve::Shards => {
+        Curve::Shards | Curve::Standby => {
             ways.iter().flat_map(|way| [(1, 1), (1, 4), (4, 4)].map(|(p, s)| point(way, p, s, 0))).collect()
         }
         Curve::Streams => {
@@ -218,9 +242,9 @@ fn print(args: &Args, points: &[Point], drained: &[Drained]) {
         drained.first().map_or(0, |drained| drained.rates.len())
     );
     println!(
-        "\n| delivery | processes | shards | ms away | entries/s | ratio | CPU s per million, all processes | Valkey's CPU, µs an entry | peak MiB a process |"
+        "\n| delivery | processes | shards | ms away | entries/s | ratio | CPU s per million, all processes | Valkey's CPU, µs an entry | peak MiB a process | HOT updates, % | table, MiB |"
     );
-    println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|");
+    println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
     for (point, drained) in points.iter().zip(drained) {
         let Point { delivery, processes, shards, away } = point;
         let range = |figures: &[f64]| {
@@ -228,12 +252,14 @@ fn print(args: &Args, points: &[Point], drained: &[Drained]) {
             format!("{} ({}–{})", thousands(median(figures)), thousands(least), thousands(most))
         };
         println!(
-            "| {delivery} | {processes} | {shards} | {away} | {} | {:.2} | {:.2} | {:.2} | {:.0} |",
+            "| {delivery} | {processes} | {shards} | {away} | {} | {:.2} | {:.2} | {:.2} | {:.0} | {:.0} | {:.0} |",
             range(&drained.rates),
             median(&drained.ratios),
             median(&drained.cpu),
             median(&drained.valkey),
             median(&drained.memory),
+            median(&drained.hot),
+            median(&drained.table),
         );
     }
 }

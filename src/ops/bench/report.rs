@@ -53,6 +53,8 @@ pub(super) async fn tell(opts: &Opts, stage: &Stage, load: &Load, measured: &Mea
         line("Valkey's CPU for an entry", &drain["valkey_us_per_entry"], "us");
         line("worker's peak memory", &drain["peak_memory_mib"], "MiB a process");
         line("an entry's size in Valkey", &drain["bytes_per_entry"], "bytes");
+        line("updates that touched no index (HOT)", &drain["hot_percent"], "%");
+        line("the table, afterwards", &drain["table_mib"], "MiB");
     }
     if let Some(steady) = report.get("steady").filter(|steady| !steady.is_null()) {
         say(&format!(
@@ -104,6 +106,8 @@ async fn report(opts: &Opts, stage: &Stage, load: &Load, measured: &Measured) ->
             "valkey_us_per_entry": median(&|drain| Some(drain.valkey_seconds? / entries * 1e6)),
             "peak_memory_mib": median(&|drain| Some(drain.peak_memory_bytes? as f64 / f64::from(1 << 20))),
             "bytes_per_entry": median(&|drain| Some(drain.bytes_per_entry)),
+            "hot_percent": median(&|drain| (drain.table.updates > 0).then(|| drain.table.hot as f64 / drain.table.updates as f64 * 100.0)),
+            "table_mib": median(&|drain| Some(drain.table.bytes as f64 / f64::from(1 << 20))),
         })
     });
     let steady = steady.as_ref().map(|steady| {
