@@ -25,7 +25,7 @@ help:
 	@echo "make bench-operators  what each operator of a value column costs (ENTRIES, RUNS)"
 	@echo "make bench-compare  Tidegate, hand-written workers and the servers' limits side by side (ENTRIES, RUNS, OUT)"
 	@echo "make bench-processes, bench-shards, bench-streams, bench-distance, bench-standby, bench-idle  curves over these (ENTRIES, RUNS, CURVE)"
-	@echo "make bench-cache  the reading side beside what people write by hand (CACHE_SECONDS, CACHE_TABLES)"
+	@echo "make bench-cache  the reading side beside what people write by hand (CACHE_SECONDS, CACHE_TABLES, CACHE_OUT)"
 	@echo "make fuzz      what parses foreign bytes, under a fuzzer (FUZZ_SECONDS)"
 	@echo "make chart-test   the Helm chart, the alerts and the dashboard: rendered, validated, compared; skipped without Python"
 	@echo "make alerts-test  each alert seen to fire by promtool; skipped where it cannot be had"
@@ -78,7 +78,7 @@ CACHE_TABLES ?= herd,stale,counting,price
 .PHONY: bench-cache
 bench-cache: servers build peers
 	@$(WITH_SERVERS) CARGO_BIN_EXE_tidegate=target/release/tidegate NODE_PEER=$(PEERS)/node PYTHON=$(PEERS)/python/bin/python \
-		cargo run --release --locked --package tidegate-lab -- caching --seconds $(CACHE_SECONDS) --tables $(CACHE_TABLES)
+		cargo run --release --locked --package tidegate-lab -- caching --seconds $(CACHE_SECONDS) --tables $(CACHE_TABLES) $(if $(CACHE_OUT),--out $(CACHE_OUT))
 
 .PHONY: bench-compare
 bench-compare: servers build peers

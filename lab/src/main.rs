@@ -24,6 +24,7 @@ mod controls;
 mod crash;
 mod curves;
 mod faults;
+mod figures;
 mod journal;
 mod ledger;
 mod load;

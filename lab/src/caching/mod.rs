@@ -17,6 +17,8 @@ use std::time::Duration;
 use tidegate::valkey::{Command, Connection, Endpoint};
 use tokio::task::LocalSet;
 
+use crate::figures::{self, Bar, Colour};
+
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Seconds that each contestant runs for
@@ -25,7 +27,7 @@ pub struct Args {
     /// Which tables: herd, stale, counting, price
     #[arg(long, value_delimiter = ',')]
     tables: Vec<String>,
-    /// A file for the tables
+    /// A folder for the plots; the tables go between the marks of the page of the same name beside it
     #[arg(long)]
     out: Option<PathBuf>,
 }
@@ -36,6 +38,8 @@ struct Table {
     title: String,
     head: &'static [&'static str],
     rows: Vec<Vec<String>>,
+    /// The column that is plotted.
+    plotted: usize,
 }
 
 impl Table {
@@ -43,9 +47,20 @@ impl Table {
         let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
         let head: Vec<String> = self.head.iter().map(|cell| (*cell).to_owned()).collect();
         let rule = format!("| ---{} |\n", " | ---:".repeat(head.len() - 1));
-        let mut text = format!("### {}\n\n{}{rule}", self.title, line(&head));
+        let mut text = format!("{}{rule}", line(&head));
         self.rows.iter().for_each(|row| text.push_str(&line(row)));
         text
+    }
+
+    fn plot(&self) -> String {
+        let bar = |row: &Vec<String>| {
+            let words = row[self.plotted].clone();
+            let value = words.trim_end_matches(" %").replace(',', "").parse().unwrap_or(0.0);
+            let colour = if row[0].starts_with("tidegate") { Colour::Ours } else { Colour::Others };
+            Bar { label: row[0].replace('`', ""), value, words, range: None, colour }
+        };
+        let bars: Vec<Bar> = self.rows.iter().map(bar).collect();
+        figures::plot(&format!("{} ({})", self.head[self.plotted], self.title), &bars)
     }
 }
 
@@ -72,11 +87,17 @@ async fn measure(args: &Args) -> Result<(), Box<dyn Error>> {
             _ => price::table().await?,
         };
         assert_eq!(table.name, name, "a table is what was asked for");
-        writeln!(text, "{}", table.markdown())?;
-        println!("{}", table.markdown());
+        let (title, markdown) = (&table.title, table.markdown());
+        println!("### {title}\n\n{markdown}");
+        if let Some(folder) = &args.out {
+            std::fs::create_dir_all(folder)?;
+            std::fs::write(folder.join(format!("{name}.svg")), table.plot())?;
+            let place = folder.file_name().unwrap_or_default().to_string_lossy();
+            writeln!(text, "### {title}\n\n![{title}]({place}/{name}.svg)\n\n{markdown}")?;
+        }
     }
-    if let Some(out) = &args.out {
-        std::fs::write(out, text)?;
+    if let Some(folder) = &args.out {
+        figures::put_on_page(&folder.with_extension("md"), "bench-cache", text.trim_end())?;
     }
     Ok(())
 }

@@ -11,15 +11,12 @@ use std::process::Command;
 use serde_json::{Value, json};
 use sqlx::{Connection, PgConnection};
 
+use crate::figures::{Bar, Colour, median, plot, put_on_page, range, thousands};
 use tidegate::model::pipeline::Delivery;
 
 use super::contestants::{Contestant, RETENTION};
 use super::workload::Workload;
 use super::{SETTINGS, Score, Stage};
-
-/// Where results begin on a page, and where they end.
-const BEGIN: &str = "<!-- results: written by `make bench-compare` -->";
-const END: &str = "<!-- end of results -->";
 
 /// Everything that was measured.
 pub struct Report {
@@ -69,7 +66,7 @@ impl Report {
                 json!({ "workload": workload.name, "contestant": score.name, "exact": score.exact, "runs": runs }),
             );
         }
-        self.tables.push((workload, table, plot(workload, scores)));
+        self.tables.push((workload, table, bars(workload, scores)));
     }
 
     /// Writes it down: plots and figures into the folder, tables between the marks of the page beside it.
@@ -82,11 +79,7 @@ impl Report {
             write!(text, "\n### {title}\n\n![{title}]({name}/{file})\n\n{table}")?;
             std::fs::write(folder.join(file), plot)?;
         }
-        let page = folder.with_extension("md");
-        let around = std::fs::read_to_string(&page).unwrap_or_else(|_| format!("{BEGIN}\n{END}\n"));
-        let (before, rest) = around.split_once(BEGIN).ok_or("the page has no mark where results begin")?;
-        let (_, after) = rest.split_once(END).ok_or("the page has no mark where results end")?;
-        std::fs::write(page, format!("{before}{BEGIN}\n\n{text}\n{END}{after}"))?;
+        put_on_page(&folder.with_extension("md"), "bench-compare", &text)?;
         let raw = json!({ "on": self.heading, "runs": self.runs, "figures": self.raw });
         std::fs::write(folder.join("results.json"), serde_json::to_string_pretty(&raw)? + "\n")?;
         Ok(())
@@ -101,16 +94,17 @@ fn table(scores: &[Score]) -> String {
     );
     for score in scores {
         let rates = rates(score);
-        let (least, most) = (rates.iter().copied().fold(f64::MAX, f64::min), rates.iter().copied().fold(0.0, f64::max));
+        let (least, most) = range(&rates);
         let against = |others: &Option<Vec<f64>>| {
-            let ratio = others.as_ref().map(|others| median(rates.iter().zip(others).map(|(a, b)| a / b).collect()));
+            let ratio =
+                others.as_ref().map(|others| median(&rates.iter().zip(others).map(|(a, b)| a / b).collect::<Vec<_>>()));
             ratio.map_or_else(|| "–".into(), |ratio| format!("{ratio:.2}"))
         };
         let is_limit = matches!(score.contestant, Contestant::LimitValkey(_) | Contestant::LimitPostgres(_));
         let of_own = |figure: String| if is_limit { "–".to_owned() } else { figure };
-        let cpu = median(score.took.iter().map(|took| took.cpu / took.entries as f64 * 1e6).collect());
-        let valkey = median(score.took.iter().map(|took| took.valkey / took.entries as f64 * 1e6).collect());
-        let memory = median(score.took.iter().map(|took| took.memory as f64 / f64::from(1 << 20)).collect());
+        let cpu = median(&score.took.iter().map(|took| took.cpu / took.entries as f64 * 1e6).collect::<Vec<_>>());
+        let valkey = median(&score.took.iter().map(|took| took.valkey / took.entries as f64 * 1e6).collect::<Vec<_>>());
+        let memory = median(&score.took.iter().map(|took| took.memory as f64 / f64::from(1 << 20)).collect::<Vec<_>>());
         let exact = match score.contestant {
             Contestant::LimitValkey(_) => "–",
             _ if score.exact => "exact",
@@ -121,7 +115,7 @@ fn table(scores: &[Score]) -> String {
             "| {} | {} | {} ({}–{}) | {} | {} | {} | {} | {} | {exact} |",
             score.name,
             score.promise,
-            thousands(median(rates.clone())),
+            thousands(median(&rates)),
             thousands(least),
             thousands(most),
             against(&limits[usize::from(reads_alone(score.contestant))]),
@@ -153,59 +147,20 @@ fn rates(score: &Score) -> Vec<f64> {
     score.took.iter().map(|took| took.entries as f64 / took.seconds).collect()
 }
 
-fn median(mut figures: Vec<f64>) -> f64 {
-    figures.sort_by(f64::total_cmp);
-    let middle = figures.len() / 2;
-    if figures.len().is_multiple_of(2) { (figures[middle - 1] + figures[middle]) / 2.0 } else { figures[middle] }
-}
-
-/// With commas, and no more digits than mean something.
-fn thousands(figure: f64) -> String {
-    let digits = format!("{:.0}", if figure >= 10_000.0 { (figure / 1_000.0).round() * 1_000.0 } else { figure });
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().filter_map(|group| std::str::from_utf8(group).ok()).collect();
-    groups.join(",")
-}
-
-/// Bars, in colours that are seen on light and on dark paper.
-fn plot(workload: Workload, scores: &[Score]) -> String {
-    const ROW: usize = 30;
-    const LEFT: usize = 300;
-    const WIDTH: usize = 900;
-    let most = scores.iter().map(|score| median(rates(score))).fold(1.0, f64::max);
-    let height = 56 + scores.len() * ROW + 10;
-    let mut svg = format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\" font-family=\"sans-serif\" font-size=\"14\" fill=\"#808890\">\n\
-         <text x=\"8\" y=\"24\" font-size=\"17\">{}: entries/s, median (line: least to most)</text>\n",
-        workload.title
-    );
-    for (row, score) in scores.iter().enumerate() {
-        let (y, rates) = (56 + row * ROW, rates(score));
-        let scale = |rate: f64| rate / most * (WIDTH - LEFT - 110) as f64;
+fn bars(workload: Workload, scores: &[Score]) -> String {
+    let bar = |score: &Score| {
+        let rates = rates(score);
         let colour = match score.contestant {
-            Contestant::Tidegate(..) => "#1f8fb5",
-            Contestant::LedgerOff => "#7fb8cc",
-            Contestant::LimitValkey(_) | Contestant::LimitPostgres(_) => "#a0a6ac",
-            _ => "#c98a3a",
+            Contestant::Tidegate(..) => Colour::Ours,
+            Contestant::LedgerOff => Colour::OursPriced,
+            Contestant::LimitValkey(_) | Contestant::LimitPostgres(_) => Colour::Limit,
+            _ => Colour::Others,
         };
-        let (least, most) = (rates.iter().copied().fold(f64::MAX, f64::min), rates.iter().copied().fold(0.0, f64::max));
-        let bar = scale(median(rates.clone())).max(1.0);
-        let _ = writeln!(
-            svg,
-            "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text><rect x=\"{LEFT}\" y=\"{y}\" width=\"{bar:.1}\" height=\"18\" fill=\"{colour}\"/>\
-             <path d=\"M{:.1} {}H{:.1}\" stroke=\"#606870\" stroke-width=\"2\"/><text x=\"{:.1}\" y=\"{}\">{}</text>",
-            LEFT - 10,
-            y + 14,
-            score.name,
-            LEFT as f64 + scale(least),
-            y + 9,
-            LEFT as f64 + scale(most),
-            LEFT as f64 + bar.max(scale(most)) + 8.0,
-            y + 14,
-            thousands(median(rates)),
-        );
-    }
-    svg + "</svg>\n"
+        let (value, words) = (median(&rates), thousands(median(&rates)));
+        Bar { label: score.name.to_owned(), value, words, range: Some(range(&rates)), colour }
+    };
+    let title = format!("{}: entries/s, median (line: least to most)", workload.title);
+    plot(&title, &scores.iter().map(bar).collect::<Vec<_>>())
 }
 
 fn says(program: &str, arguments: &[&str]) -> Option<String> {

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use crate::figures::{median, range, thousands};
 use serde_json::Value;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tidegate::ops::sandbox::{Postgres, Valkey};
@@ -247,13 +248,13 @@ fn print(args: &Args, points: &[Point], drained: &[Drained]) {
     println!("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
     for (point, drained) in points.iter().zip(drained) {
         let Point { delivery, processes, shards, away } = point;
-        let range = |figures: &[f64]| {
-            let (least, most) = figures.iter().fold((f64::MAX, 0.0), |(a, b): (f64, f64), x| (a.min(*x), b.max(*x)));
+        let rates = |figures: &[f64]| {
+            let (least, most) = range(figures);
             format!("{} ({}–{})", thousands(median(figures)), thousands(least), thousands(most))
         };
         println!(
             "| {delivery} | {processes} | {shards} | {away} | {} | {:.2} | {:.2} | {:.2} | {:.0} | {:.0} | {:.0} |",
-            range(&drained.rates),
+            rates(&drained.rates),
             median(&drained.ratios),
             median(&drained.cpu),
             median(&drained.valkey),
@@ -262,19 +263,6 @@ fn print(args: &Args, points: &[Point], drained: &[Drained]) {
             median(&drained.table),
         );
     }
-}
-
-fn median(figures: &[f64]) -> f64 {
-    let mut figures = figures.to_vec();
-    figures.sort_by(f64::total_cmp);
-    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
-}
-
-fn thousands(rate: f64) -> String {
-    let text = format!("{:.0}", (rate / 1_000.0).round() * 1_000.0);
-    let digits: Vec<char> = text.chars().rev().collect();
-    let groups: Vec<String> = digits.chunks(3).map(|group| group.iter().rev().collect()).collect();
-    groups.into_iter().rev().collect::<Vec<_>>().join(",")
 }
 
 /// The processor time of a process until now, all its threads, in seconds.
