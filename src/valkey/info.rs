@@ -19,6 +19,11 @@ pub async fn eviction_policy(connection: &Connection) -> Result<String, Fault> {
     Ok(info_field(text, "maxmemory_policy").unwrap_or_default().to_owned())
 }
 
+/// Whether a server with this `maxmemory-policy` may evict any key when its memory is full, streams and all.
+pub fn evicts_any_key(policy: &str) -> bool {
+    policy.starts_with("allkeys-")
+}
+
 /// The server's time, in milliseconds since 1970.
 pub async fn time_ms(connection: &Connection) -> Result<u64, Fault> {
     let time = connection.call(Command::new("TIME")).await?;
