@@ -62,9 +62,41 @@ pub struct Presence {
     /// Entries that Valkey lost, as far as it has seen.
     #[serde(default)]
     pub lost: u64,
+    /// What keeps a daemon from starting, and is there while this one runs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub findings: Vec<Finding>,
     /// How long ago it said so, in milliseconds, by Valkey's clock. Filled by who reads it.
     #[serde(skip)]
     pub said_ms_ago: u64,
+}
+
+/// A finding of the doctor that keeps `tidegate run` from starting, and is there while it runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct Finding {
+    /// Its number, such as D1: `tidegate explain` tells more.
+    pub finding: String,
+    /// What was seen.
+    pub evidence: String,
+    /// Whether the configuration accepts it.
+    pub accepted: Accepted,
+    /// Until when it is, or was, accepted: a date, which lasts to its end in UTC, or a time; null where it is not.
+    pub until: Option<String>,
+    /// Why it is, or was, accepted; null where it is not.
+    pub reason: Option<String>,
+}
+
+/// Whether a finding is accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum Accepted {
+    /// It does.
+    InForce,
+    /// It did, and the time is over.
+    Expired,
+    /// It does not: the finding came while the daemon ran, or a reload took the acceptance away.
+    No,
 }
 
 /// How a process is.

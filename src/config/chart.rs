@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::accept::ACCEPTABLE;
 use super::key::{Key, section_names};
 use super::kind::Kind;
 use super::sections::KEYS;
@@ -42,12 +43,24 @@ fn config() -> Value {
                 "additionalProperties": false,
                 "patternProperties": { "^[A-Za-z_][A-Za-z0-9_-]{0,62}$": section },
             }),
+            "doctor" => json!({
+                "type": "object",
+                "additionalProperties": false,
+                "properties": { "accept": { "type": "array", "items": all_required(section) } },
+            }),
             _ => section,
         };
         sections.insert(name.into(), section);
     }
     let about = "Sections and keys of docs/configuration.md; the urls and admin.listen are set by the chart.";
     json!({ "type": "object", "description": about, "additionalProperties": false, "properties": sections })
+}
+
+/// An object that lacks none of its properties.
+fn all_required(mut section: Value) -> Value {
+    let keys = section["properties"].as_object().into_iter().flat_map(Map::keys).cloned().collect::<Vec<String>>();
+    section["required"] = keys.into();
+    section
 }
 
 fn property(key: &Key) -> (String, Value) {
@@ -60,9 +73,12 @@ fn property(key: &Key) -> (String, Value) {
         Kind::Time(_) => json!({ "type": "string", "pattern": "^([0-9]+ *(ms|s|sec|m|min|h|d) *)+$" }),
         Kind::Choice(words) => json!({ "type": "string", "enum": words }),
         Kind::Switch => json!({ "type": "boolean" }),
+        Kind::Finding => json!({ "type": "string", "enum": ACCEPTABLE }),
+        Kind::Until => json!({ "type": "string", "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}([Tt ].+)?$" }),
         // What is only text for JSON; the migration's job and the workers read it strictly.
         _ => json!({ "type": "string" }),
     };
-    schema["description"] = format!("{} ({}; default: {:?})", key.reason, key.kind.limits(), key.default).into();
+    let default = key.default.map_or_else(|| "required".into(), |default| format!("default: {default:?}"));
+    schema["description"] = format!("{} ({}; {default})", key.reason, key.kind.limits()).into();
     (name.into(), schema)
 }

@@ -60,9 +60,13 @@ fn tables() -> Vec<(String, String)> {
         .into_iter()
         .map(|section| {
             let keys = KEYS.iter().filter(|key| key.name.split('.').next() == Some(section));
-            let path = if section == "pipelines" { "pipelines.<name>" } else { section };
+            let path = match section {
+                "pipelines" => "[pipelines.<name>]",
+                "doctor" => "[[doctor.accept]]",
+                _ => &format!("[{section}]"),
+            };
             let head = "| key | default | unit and limits | why |\n| --- | --- | --- | --- |\n";
-            (format!("## `[{path}]`"), head.to_owned() + &keys.map(key_row).collect::<Vec<_>>().join("\n"))
+            (format!("## `{path}`"), head.to_owned() + &keys.map(key_row).collect::<Vec<_>>().join("\n"))
         })
         .collect();
     let head = "| this | must be | that | otherwise |\n| --- | --- | --- | --- |\n";
@@ -73,9 +77,10 @@ fn tables() -> Vec<(String, String)> {
 
 fn key_row(key: &Key) -> String {
     let default = match (key.default, key.default_only_for) {
-        ("", _) => "none".into(),
-        (text, []) => format!("`{text}`"),
-        (text, only) => format!("`{text}` for `{}`, otherwise required", only.join("`, `")),
+        (None, _) => "required".into(),
+        (Some(""), _) => "none".into(),
+        (Some(text), []) => format!("`{text}`"),
+        (Some(text), only) => format!("`{text}` for `{}`, otherwise required", only.join("`, `")),
     };
     format!("| `{}` | {default} | {}: {} | {} |", key.name, key.kind.unit(), key.kind.limits(), key.reason)
 }

@@ -21,6 +21,10 @@ use super::problem::{Problem, ProblemKind};
 /// The longest configuration file, and the longest file with a url in it.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
+/// What else `doctor.accept` may be taken for.
+const NOT_AN_ACCEPTANCE: &str =
+    "doctor.accept is a list of sections; write [[doctor.accept]] and the keys finding, until and reason below it";
+
 /// Why there is no text of a file.
 pub(super) struct NotRead {
     pub(super) kind: ProblemKind,
@@ -100,6 +104,11 @@ impl Pass<'_> {
                     self.pipeline(pipeline, value);
                 }
             }
+            DeValue::Table(table) if name == "doctor" => {
+                for (key, value) in in_order(table) {
+                    self.doctor(key, value);
+                }
+            }
             DeValue::Table(table) if known.contains(&name) => self.keys(name, table),
             _ if known.contains(&name) => {
                 self.invalid(&place, format!("{name} is a section; write [{name}] and its keys below it"));
@@ -128,6 +137,28 @@ impl Pass<'_> {
             _ => {
                 let next = format!("write [pipelines.{name}] and its keys below it");
                 self.invalid(&place, format!("pipelines.{name} is a section; {next}"));
+            }
+        }
+    }
+
+    fn doctor(&mut self, key: &Spanned<Cow<'_, str>>, value: &Spanned<DeValue<'_>>) {
+        let place = self.lines.place(key.span().start);
+        match value.get_ref() {
+            DeValue::Array(acceptances) if key.get_ref() == "accept" => {
+                for (n, acceptance) in acceptances.iter().enumerate() {
+                    let (number, place) = ((n + 1).to_string(), self.lines.place(acceptance.span().start));
+                    let DeValue::Table(table) = acceptance.get_ref() else {
+                        self.invalid(&place, NOT_AN_ACCEPTANCE.into());
+                        continue;
+                    };
+                    self.reader.number_acceptance(&number, &place);
+                    self.keys(&format!("doctor.accept.{number}"), table);
+                }
+            }
+            _ if key.get_ref() == "accept" => self.invalid(&place, NOT_AN_ACCEPTANCE.into()),
+            _ => {
+                let path = format!("doctor.{}", key.get_ref());
+                self.invalid(&place, unknown_key(&path, did_you_mean(&path)));
             }
         }
     }
@@ -188,6 +219,7 @@ fn text_of(kind: &Kind, value: &DeValue<'_>) -> Result<String, String> {
         (DeValue::Integer(_) | DeValue::Float(_), _) => Err(format!("is a number; {advice}, in quotes")),
         (DeValue::Boolean(switch), Kind::Switch) => Ok(switch.to_string()),
         (DeValue::Boolean(_), _) => Err(format!("is true or false; {advice}")),
+        (DeValue::Datetime(moment), Kind::Until) => Ok(moment.to_string()),
         (DeValue::Datetime(_), _) => Err(format!("is a date; {advice}")),
         (DeValue::Array(_), _) => Err(format!("is a list; {advice}")),
         (DeValue::Table(_), _) => Err(format!("is a section; {advice}")),

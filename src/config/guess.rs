@@ -2,12 +2,15 @@
 //!
 //! Takes a name; gives the nearest candidate, or none if no candidate is near. Pure.
 
+use super::key::{Key, acceptance_in};
 use super::sections::KEYS;
 
 /// The path of the key that `path` most likely means.
 pub(super) fn did_you_mean(path: &str) -> Option<String> {
     let pipeline = path.strip_prefix("pipelines.").and_then(|rest| rest.split('.').next()).unwrap_or("counters");
-    let known = || KEYS.iter().map(|key| key.path(pipeline));
+    let acceptance = acceptance_in(path).map_or("1", |(number, _)| number);
+    let own = |key: &Key| key.path(if key.is_of_acceptances() { acceptance } else { pipeline });
+    let known = || KEYS.iter().map(own);
     nearest(path, known()).or_else(|| {
         let leaf = path.rsplit('.').next()?;
         known().find(|candidate| candidate.rsplit('.').next() == Some(leaf))
@@ -34,6 +37,8 @@ mod tests {
         assert_eq!(did_you_mean("bacth.max_bytes").as_deref(), Some("batch.max_bytes"));
         assert_eq!(did_you_mean("valkey.lock_timeout").as_deref(), Some("postgres.lock_timeout"));
         assert_eq!(did_you_mean("pipelines.orders.steam").as_deref(), Some("pipelines.orders.stream"));
+        assert_eq!(did_you_mean("doctor.accept.2.utnil").as_deref(), Some("doctor.accept.2.until"));
+        assert_eq!(did_you_mean("doctor.accept.0.until").as_deref(), Some("doctor.accept.1.until"));
         assert_eq!(did_you_mean("colour.of_the_sky"), None);
     }
 }

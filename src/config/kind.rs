@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
+use super::accept::{self, ACCEPTABLE, Until};
 use super::guess::nearest;
 use super::setting::Setting;
 use super::units::{is_number, parse_bytes, parse_duration, parse_whole, show_bytes, show_duration};
@@ -49,6 +50,12 @@ pub(super) enum Kind {
     Hosts,
     /// A url of HTTP without secrets, or nothing.
     HttpUrl,
+    /// A finding of the doctor that can be accepted.
+    Finding,
+    /// Until when something holds.
+    Until,
+    /// A sentence for people.
+    Sentence,
 }
 
 /// The longest name of a stream or a field.
@@ -83,6 +90,9 @@ impl Kind {
             Kind::Listen => "address",
             Kind::Hosts => "names",
             Kind::HttpUrl => "url",
+            Kind::Finding => "finding",
+            Kind::Until => "time",
+            Kind::Sentence => "text",
         }
     }
 
@@ -120,6 +130,9 @@ impl Kind {
             Kind::Listen => "an IP address and a port, such as \"127.0.0.1:9464\" or \"[::]:9464\" (port 0: any that is free), or \"\"".into(),
             Kind::Hosts => "names of hosts without ports, separated by commas, or \"\"".into(),
             Kind::HttpUrl => "http://host:port or https://host:port without a user or a password, or \"\"".into(),
+            Kind::Finding => ACCEPTABLE.join(" or "),
+            Kind::Until => "a date such as 2027-01-31, which lasts to its end in UTC, or a time such as 2027-01-31T18:00:00Z".into(),
+            Kind::Sentence => format!("1 to {MAX_TEXT} bytes without control characters, not only blanks"),
             Kind::Filter => "trace, debug, info, warn, error, off, or target=level, separated by commas".into(),
         }
     }
@@ -179,6 +192,15 @@ impl Kind {
             Kind::Name => accept_if(is_name(text), Setting::Text(text.into())),
             Kind::Text => {
                 let plain = !text.is_empty() && text.len() <= MAX_TEXT && !text.contains(char::is_control);
+                accept_if(plain, Setting::Text(text.into()))
+            }
+            Kind::Finding => match accept::check_finding(text) {
+                Ok(()) => Ok(Setting::Text(text.into())),
+                Err(why) => Err(format!("is {}; {why}", self.show_given(text))),
+            },
+            Kind::Until => accept_if(Until::parse(text).is_some(), Setting::Text(text.into())),
+            Kind::Sentence => {
+                let plain = !text.trim().is_empty() && text.len() <= MAX_TEXT && !text.contains(char::is_control);
                 accept_if(plain, Setting::Text(text.into()))
             }
             Kind::TableName => accept_if(Table::parse(text).is_ok(), Setting::Text(text.into())),
@@ -277,8 +299,8 @@ mod tests {
     #[test]
     fn every_default_is_accepted_by_its_own_key() {
         for key in KEYS {
-            let read = key.kind.read(key.default);
-            assert!(read.is_ok(), "{}: {read:?}", key.name);
+            let read = key.default.map(|default| key.kind.read(default));
+            assert!(read.as_ref().is_none_or(Result::is_ok), "{}: {read:?}", key.name);
         }
     }
 
@@ -288,7 +310,7 @@ mod tests {
         for relation in RELATIONS {
             let (lesser, greater) = (key(relation.lesser), key(relation.greater));
             assert_eq!(lesser.kind.unit(), greater.kind.unit());
-            let size = |key: &Key| key.kind.read(key.default).expect("valid").size();
+            let size = |key: &Key| key.kind.read(key.default.expect("a default")).expect("valid").size();
             assert!(size(lesser).is_some() && size(greater).is_some(), "{relation:?} compares what has no size");
         }
     }

@@ -12,7 +12,7 @@ use config::{ConfigError, Map, Source, Value, ValueKind};
 
 use super::file;
 use super::guess::did_you_mean;
-use super::key::{Key, find};
+use super::key::{Key, acceptance_in, find};
 use super::kind::{Kind, is_name};
 use super::pipelines::Named;
 use super::problem::Problem;
@@ -100,6 +100,7 @@ pub(super) struct Given {
     /// Weakest first, without the defaults.
     pub(super) layers: Vec<Layer>,
     pub(super) pipelines: Named,
+    pub(super) acceptances: Named,
     pub(super) problems: Vec<Problem>,
     /// Whether every source was read to its end. If not, a value that seems to be missing may only be unread.
     pub(super) complete: bool,
@@ -108,7 +109,7 @@ pub(super) struct Given {
 impl Given {
     /// Reads every source, whatever problems the ones before had.
     pub(super) fn read(sources: &Sources) -> Given {
-        let mut reader = Reader { layer: Layer::default(), pipelines: Named::new(), problems: Vec::new() };
+        let mut reader = Reader::default();
         let mut complete = true;
         if let Some(path) = sources.file() {
             complete = file::read(&path, &mut reader);
@@ -130,16 +131,18 @@ impl Given {
             reader.text(path, "flag", text);
         }
         let flags = reader.finish_layer();
-        Given { layers: vec![file, urls, env, flags], pipelines: reader.pipelines, problems: reader.problems, complete }
+        let Reader { pipelines, acceptances, problems, .. } = reader;
+        Given { layers: vec![file, urls, env, flags], pipelines, acceptances, problems, complete }
     }
 }
 
-/// The defaults, for these pipelines.
+/// The defaults, for these pipelines. An acceptance has none.
 pub(super) fn defaults(pipelines: &Named) -> Layer {
     let mut layer = Layer::default();
-    let (of_pipelines, single): (Vec<&Key>, Vec<&Key>) = KEYS.iter().partition(|key| key.is_of_pipelines());
-    for key in single {
-        layer.set(key.name.into(), "default", Some(key.default.into()));
+    let (of_pipelines, single): (Vec<&Key>, Vec<&Key>) =
+        KEYS.iter().filter(|key| !key.is_of_acceptances()).partition(|key| key.is_of_pipelines());
+    for (key, default) in single.into_iter().filter_map(|key| Some((key, key.default?))) {
+        layer.set(key.name.into(), "default", Some(default.into()));
     }
     for name in pipelines.keys() {
         for key in &of_pipelines {
@@ -152,9 +155,11 @@ pub(super) fn defaults(pipelines: &Named) -> Layer {
 }
 
 /// Collects one layer at a time, and the problems of all.
+#[derive(Default)]
 pub(super) struct Reader {
     layer: Layer,
     pipelines: Named,
+    acceptances: Named,
     problems: Vec<Problem>,
 }
 
@@ -165,6 +170,10 @@ impl Reader {
 
     pub(super) fn name_pipeline(&mut self, name: &str, place: &str) {
         self.pipelines.entry(name.into()).or_insert_with(|| place.into());
+    }
+
+    pub(super) fn number_acceptance(&mut self, number: &str, place: &str) {
+        self.acceptances.entry(number.into()).or_insert_with(|| place.into());
     }
 
     pub(super) fn report(&mut self, problem: Problem) {
@@ -185,6 +194,9 @@ impl Reader {
             Some(name) if !is_name(name) => return self.invalid(place, bad_pipeline(name)),
             Some(name) => self.name_pipeline(name, place),
             None => {}
+        }
+        if let Some((number, _)) = acceptance_in(path) {
+            self.number_acceptance(number, place);
         }
         self.value(key, path, place, Ok(text.to_owned()));
     }

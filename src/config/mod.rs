@@ -8,8 +8,9 @@
 //! flags. Every value is checked where it is written, also one that a stronger layer overrides.
 //!
 //! `sections` declares every key; `kind` says what a key accepts; `layers` and `file` read the sources; `settings` is what
-//! took effect; `servers` and `pipelines` have the rules that are about more than one key.
+//! took effect; `servers`, `accept` and `pipelines` have the rules that are about more than one key.
 
+mod accept;
 mod file;
 mod guess;
 mod key;
@@ -35,6 +36,7 @@ use std::fmt;
 
 use secrecy::ExposeSecret;
 
+pub use self::accept::{ACCEPTABLE, LONGEST_ACCEPTED, NEVER_ACCEPTED, Term, Until};
 pub(crate) use self::kind::is_name as is_pipeline_name;
 pub use self::layers::Sources;
 use self::layers::{Given, defaults};
@@ -81,6 +83,8 @@ pub struct Config {
     pub managed: ManagedSection,
     /// `[cache]`
     pub cache: CacheSection,
+    /// `[[doctor.accept]]`; no two of the same finding.
+    pub accepted: Vec<Acceptance>,
     /// `[pipelines.<name>]`, by name; no two with the same stream and table.
     pub pipelines: Vec<Pipeline>,
     /// The sections among them that go with another one, by name.
@@ -89,7 +93,7 @@ pub struct Config {
 
 impl Config {
     /// None if a value was refused or is missing.
-    fn of(settings: &Settings, pipelines: &Named) -> Option<Config> {
+    fn of(settings: &Settings, pipelines: &Named, acceptances: &Named) -> Option<Config> {
         Some(Config {
             valkey: settings.section()?,
             postgres: settings.section()?,
@@ -106,6 +110,7 @@ impl Config {
             telemetry: settings.section()?,
             managed: settings.section()?,
             cache: settings.section()?,
+            accepted: accept::build_all(settings, acceptances)?,
             pipelines: pipelines::build_all(settings, pipelines)?,
             riders: pipelines::riders(settings, pipelines)?,
         })
@@ -202,7 +207,7 @@ pub struct Row {
 
 /// Reads, merges and checks. Fails with every problem that can be found.
 pub fn load(sources: &Sources, needs: Needs) -> Result<Loaded, Problems> {
-    let Given { layers, mut pipelines, mut problems, complete } = Given::read(sources);
+    let Given { layers, mut pipelines, acceptances, mut problems, complete } = Given::read(sources);
     if pipelines.is_empty() {
         pipelines.insert("counters".into(), "default".into());
     }
@@ -210,7 +215,7 @@ pub fn load(sources: &Sources, needs: Needs) -> Result<Loaded, Problems> {
     for layer in layers {
         builder = builder.add_source(layer);
     }
-    let mut settings = match builder.build().and_then(|merged| Settings::of(&merged, &pipelines)) {
+    let mut settings = match builder.build().and_then(|merged| Settings::of(&merged, &pipelines, &acceptances)) {
         Ok(settings) => settings,
         Err(error) => {
             problems.push(Problem::invalid(Problem::NOWHERE, format!("cannot be merged ({error})")));
@@ -223,8 +228,9 @@ pub fn load(sources: &Sources, needs: Needs) -> Result<Loaded, Problems> {
         problems.extend(servers::settle_secrets(&mut settings, needs));
         problems.extend(settings.check_relations());
         problems.extend(pipelines::check(&settings, &pipelines));
+        problems.extend(accept::check(&settings, &acceptances));
     }
-    match Config::of(&settings, &pipelines) {
+    match Config::of(&settings, &pipelines, &acceptances) {
         Some(config) if problems.is_empty() => Ok(Loaded { config, rows: settings.rows() }),
         _ => {
             assert!(!problems.is_empty(), "a configuration without a problem can be built");

@@ -128,7 +128,11 @@ pub(super) fn check(settings: &Settings, named: &Named) -> Vec<Problem> {
         named.keys().filter_map(|name| Some((name.as_str(), section(settings, name)?))).collect();
     let riders: Vec<&str> =
         sections.iter().filter(|(_, section)| section.with.is_some()).map(|(name, _)| *name).collect();
-    let mut problems: Vec<Problem> = settings.missing().map(|effective| missing(effective, named)).collect();
+    let mut problems: Vec<Problem> = settings
+        .missing()
+        .filter(|effective| effective.key.is_of_pipelines())
+        .map(|effective| missing(effective, named))
+        .collect();
     for (name, section) in &sections {
         let sentences = [
             goes_with(settings, name, section, &riders, named),
@@ -213,7 +217,7 @@ fn managed(pipeline: &Pipeline) -> Option<String> {
     })
 }
 
-/// Only a pipeline has keys that must be set.
+/// A key of a pipeline that must be set.
 fn missing(effective: &Effective, named: &Named) -> Problem {
     let name = effective.path.split('.').nth(1).unwrap_or_default();
     let others = named.keys().map(String::as_str).chain(["counters"]).filter(|other| *other != name);

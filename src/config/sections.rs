@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use super::accept::Until;
 use super::key::{Key, Section, sections};
 use super::kind::Kind::*;
 use super::setting::choice;
@@ -202,6 +203,18 @@ sections! {
     CacheSection at "cache" {
         /// How often rows that the trigger `tidegate.touched` has noted are looked for and invalidated; `0s`: never.
         touched_every: Duration = "0s", Time(Duration::ZERO..=FIVE_MINUTES);
+    }
+
+    /// A finding of `tidegate doctor` with which the daemon starts although it would refuse to, for a while.
+    #[derive(PartialEq)]
+    Acceptance at "doctor.accept.<n>" {
+        /// The finding, by its number. Only what loses data can be accepted, and keeps the daemon from starting otherwise.
+        finding: String = required, Finding;
+        /// Until when. At the start it must not be over, nor more than 90 days ahead. When it runs out the daemon goes on, and says so; it does
+        /// not start again.
+        until: Until = required, Until;
+        /// Why, for those who meet it in the log, in `tidegate status` and in `tidegate doctor`.
+        reason: String = required, Sentence;
     }
 
     /// Which stream feeds which table.

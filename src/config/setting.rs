@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use secrecy::SecretString;
 
+use super::accept::Until;
 use super::units::show_duration;
 use crate::model::pipeline::{Identifier, Table};
 use crate::model::target::{self, KeyColumn, ValueColumn};
@@ -120,6 +121,12 @@ impl Field for SecretString {
 impl Field for PathBuf {
     fn from_setting(setting: &Setting) -> Option<PathBuf> {
         setting.text().map(PathBuf::from)
+    }
+}
+
+impl Field for Until {
+    fn from_setting(setting: &Setting) -> Option<Until> {
+        Until::parse(setting.text()?)
     }
 }
 

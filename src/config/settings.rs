@@ -34,7 +34,7 @@ impl Effective {
 
 impl Settings {
     /// The settings of these merged layers.
-    pub(super) fn of(merged: &config::Config, pipelines: &Named) -> Result<Settings, ConfigError> {
+    pub(super) fn of(merged: &config::Config, pipelines: &Named, acceptances: &Named) -> Result<Settings, ConfigError> {
         let root = Value::new(None, ValueKind::Table(merged.collect()?));
         let effective = |path: String, key: &'static Key| {
             let value = find(&root, &path);
@@ -49,8 +49,13 @@ impl Settings {
                 key,
             }
         };
-        let (of_pipelines, single): (Vec<&'static Key>, Vec<_>) = KEYS.iter().partition(|key| key.is_of_pipelines());
+        let (of_acceptances, others): (Vec<&'static Key>, Vec<_>) =
+            KEYS.iter().partition(|key| key.is_of_acceptances());
+        let (of_pipelines, single): (Vec<_>, Vec<_>) = others.into_iter().partition(|key| key.is_of_pipelines());
         let mut all: Vec<_> = single.into_iter().map(|key| effective(key.name.into(), key)).collect();
+        for number in acceptances.keys() {
+            all.extend(of_acceptances.iter().map(|key| effective(key.path(number), key)));
+        }
         for name in pipelines.keys() {
             all.extend(of_pipelines.iter().map(|key| effective(key.path(name), key)));
         }

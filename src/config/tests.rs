@@ -536,28 +536,121 @@ fn a_pipeline_s_name_is_checked_wherever_it_is_written() {
     assert!(file("pipelines.a = 1").problem().contains("pipelines.a is a section"));
 }
 
+/// The keys of an acceptance, each with a value.
+const ACCEPTED: [(&str, &str); 3] = [("finding", "D1"), ("until", "2027-01-31"), ("reason", "staging; OPS-1234")];
+
+/// A file with an acceptance.
+const ACCEPTING: &str = "[[doctor.accept]]\nfinding = 'D1'\nuntil = '2027-01-31'\nreason = 'staging; OPS-1234'\n";
+
+#[test]
+fn an_acceptance_has_a_finding_an_end_and_a_reason() {
+    assert!(Case::new().config().accepted.is_empty());
+    let accepted = file(ACCEPTING).config().accepted;
+    let [Acceptance { finding, until, reason }] = &accepted[..] else { panic!("{accepted:?}") };
+    assert_eq!(
+        (finding.as_str(), until.to_string(), reason.as_str()),
+        ("D1", "2027-01-31".into(), "staging; OPS-1234")
+    );
+    // A date of TOML is as good as a text, and so is a list in one line.
+    let inline = "doctor.accept = [{ finding = 'D1', until = 2027-01-31T20:00:00+02:00, reason = 'staging' }]";
+    assert_eq!(file(inline).config().accepted[0].until.to_string(), "2027-01-31T18:00:00Z");
+    let case = file(ACCEPTING).env("TIDEGATE__DOCTOR__ACCEPT__1__UNTIL", "2027-02-28");
+    assert_eq!(case.config().accepted[0].until.to_string(), "2027-02-28");
+    let rows = case.load(Needs::NONE).expect("valid");
+    let row = rows.describe().iter().find(|row| row.key == "doctor.accept.1.finding").expect("a row");
+    assert_eq!((row.value.as_str(), row.origin.ends_with("tidegate.toml:2")), ("D1", true), "{row:?}");
+    // For a reload: what is another one now.
+    let changes = file(ACCEPTING).load(Needs::NONE).expect("valid").changes(&rows);
+    assert_eq!(changes.iter().map(|change| change.key.as_str()).collect::<Vec<_>>(), ["doctor.accept.1.until"]);
+}
+
+#[test]
+fn an_acceptance_that_lacks_something_is_refused_where_it_stands() {
+    for (leaf, _) in ACCEPTED {
+        let less: String =
+            ACCEPTING.lines().filter(|line| !line.starts_with(leaf)).map(|line| format!("{line}\n")).collect();
+        let problem = file(&format!("\n{less}")).problem();
+        assert!(
+            problem.starts_with(&format!("tidegate.toml:2: doctor.accept.1.{leaf} is missing; write")),
+            "{problem}"
+        );
+    }
+    for (instead, told) in [
+        (
+            "finding = 'D9'",
+            "tidegate.toml:2: doctor.accept.1.finding is \"D9\"; write D1, the finding that can be accepted",
+        ),
+        ("until = 'soon'", "tidegate.toml:3: doctor.accept.1.until is \"soon\"; write a date such as 2027-01-31"),
+        ("until = 2027-01-31T18:00:00", "tidegate.toml:3: doctor.accept.1.until is \"2027-01-31T18:00:00\"; write"),
+        ("until = 20270131", "tidegate.toml:3: doctor.accept.1.until is a number; write a date"),
+        ("reason = ' '", "tidegate.toml:4: doctor.accept.1.reason is \" \"; write 1 to 512 bytes"),
+        ("reason = ''", "tidegate.toml:4: doctor.accept.1.reason is \"\"; write"),
+        ("raeson = 'x'", "tidegate.toml:4: unknown key doctor.accept.1.raeson; did you mean doctor.accept.1.reason?"),
+    ] {
+        let key = instead.split(' ').next().expect("a key").replace("raeson", "reason");
+        let lines = ACCEPTING.lines().map(|line| if line.starts_with(&key) { instead } else { line });
+        let problems = file(&lines.collect::<Vec<_>>().join("\n")).problems();
+        assert!(problems[0].starts_with(told), "{problems:?}");
+    }
+    let twice = file(&format!("{ACCEPTING}{ACCEPTING}")).problem();
+    assert_eq!(twice, "tidegate.toml:5: doctor.accept.2 accepts D1 a second time; remove one of them");
+}
+
+#[test]
+fn what_is_no_acceptance_is_told_how_one_is_written() {
+    for bad in ["[doctor.accept]\nfinding = 'D1'", "doctor.accept = 'D1'", "doctor.accept = ['D1']"] {
+        assert!(
+            file(bad).problem().contains("write [[doctor.accept]] and the keys finding, until and reason"),
+            "{bad}"
+        );
+    }
+    assert!(file("[doctor]\naccpet = 1").problem().contains("unknown key doctor.accpet"));
+    assert!(file("doctor = 1").problem().contains("doctor is a section"));
+    assert!(file("[[docter.accept]]\nfinding = 'D1'").problem().contains("did you mean [doctor]?"));
+    for (variable, meant) in [("0__REASON", "1__REASON"), ("X__REASON", "1__REASON"), ("1__RAESON", "1__REASON")] {
+        let problem = Case::new().env(&format!("TIDEGATE__DOCTOR__ACCEPT__{variable}"), "x").problem();
+        assert!(problem.ends_with(&format!("did you mean TIDEGATE__DOCTOR__ACCEPT__{meant}?")), "{problem}");
+    }
+    assert!(
+        Case::new().env("TIDEGATE__DOCTOR__ACCEPT__2__REASON", "x").problems().len() == 2,
+        "the others are missing"
+    );
+}
+
 #[test]
 fn describe_has_one_row_for_every_key_of_every_pipeline() {
     let case = file("[pipelines.a]\nstream = 's'\ntable = 't'\n[pipelines.b]\nstream = 'r'\ntable = 't'\n");
     let loaded = case.load(Needs::NONE).expect("valid");
     let paths: Vec<&str> = loaded.describe().iter().map(|row| row.key.as_str()).collect();
-    let expected: usize = KEYS.iter().map(|key| if key.is_of_pipelines() { 2 } else { 1 }).sum();
+    let of_all = || KEYS.iter().filter(|key| !key.is_of_acceptances());
+    let expected: usize = of_all().map(|key| if key.is_of_pipelines() { 2 } else { 1 }).sum();
     assert_eq!(paths.len(), expected);
-    assert!(KEYS.iter().all(|key| paths.contains(&key.path("b").as_str())));
+    assert!(of_all().all(|key| paths.contains(&key.path("b").as_str())));
 }
 
 #[test]
 fn every_key_can_be_set_by_the_variable_of_its_name() {
     for key in KEYS {
-        let path = key.path("counters");
-        let variable = format!("TIDEGATE__{}", path.to_uppercase().replace('.', "__"));
+        let path = key.path(if key.is_of_acceptances() { "1" } else { "counters" });
+        let variable_of = |path: &str| format!("TIDEGATE__{}", path.to_uppercase().replace('.', "__"));
+        let variable = variable_of(&path);
         let text = match key.kind.is_secret() {
             true if path.starts_with("valkey") => "valkey://h".to_owned(),
             true if path.starts_with("postgres") => "postgres://h".to_owned(),
             true => "0123456789abcdef".to_owned(),
-            false => key.default.to_owned(),
+            false if key.is_of_acceptances() => {
+                ACCEPTED.iter().find(|(leaf, _)| path.ends_with(leaf)).expect("a value").1.into()
+            }
+            false => key.default.unwrap_or_default().to_owned(),
         };
-        let loaded = Case::new().env(&variable, &text).load(Needs::NONE).expect("valid");
+        let mut case = Case::new().env(&variable, &text);
+        if key.is_of_acceptances() {
+            // One that lacks a key is refused.
+            for (leaf, text) in ACCEPTED {
+                case = case.env(&variable_of(&format!("doctor.accept.1.{leaf}")), text);
+            }
+        }
+        let loaded = case.load(Needs::NONE).expect("valid");
         let row = loaded.describe().iter().find(|row| row.key == path).expect("a row");
         assert_eq!(row.origin, format!("env {variable}"));
     }
@@ -578,7 +671,7 @@ fn every_word_of_a_choice_is_a_value() {
 #[test]
 fn every_key_is_a_field_of_the_configuration() {
     let config = format!("{:?}", Case::new().config());
-    for key in KEYS.iter().filter(|key| !key.is_of_pipelines()) {
+    for key in KEYS.iter().filter(|key| !key.is_of_pipelines() && !key.is_of_acceptances()) {
         let (section, field) = key.name.split_once('.').expect("a section and a field");
         let (_, fields) = config.split_once(&format!("{section}: ")).unwrap_or_else(|| panic!("{section} is no field"));
         let (fields, _) = fields.split_once('}').expect("an end");
@@ -615,7 +708,7 @@ fn only_variables_that_concern_tidegate_are_taken_from_the_process() {
 proptest! {
     #[test]
     fn any_input_gives_a_configuration_or_sentences(
-        file in r#"(\[?\[?(batch|run|trim|pipelines|[a-z.]{0,9})\]?\]?\n|[a-z_.]{0,14} ?= ?("[^"\n]{0,9}"|[0-9]{0,20}|true|\[\]|\{\})\n){0,6}"#,
+        file in r#"(\[?\[?(batch|run|trim|pipelines|doctor|doctor\.accept|[a-z.]{0,9})\]?\]?\n|[a-z_.]{0,14} ?= ?("[^"\n]{0,9}"|[0-9]{0,20}|true|\[\]|\{\})\n){0,6}"#,
         variables in prop::collection::btree_map("TIDEGATE(__[A-Z_]{0,12}){0,4}|VALKEY_URL|DATABASE_URL", ".{0,30}", 0..5),
         flags in prop::collection::vec(("[a-z_.]{0,20}", ".{0,20}"), 0..3),
     ) {

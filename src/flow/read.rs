@@ -250,10 +250,9 @@ pub(super) fn sign_of_life(group: &str, consumer: &str, streams: &[&str]) -> Com
     command.arg("STREAMS").args(streams).args(streams.iter().map(|_| BEYOND))
 }
 
-/// Whether this Valkey may evict any key when its memory is full, streams and all: gives the policy if so.
-pub async fn evicts_anything(link: &Link) -> Result<Option<String>, Fault> {
-    let policy = info::eviction_policy(link.commands()).await?;
-    Ok(policy.starts_with("allkeys-").then_some(policy))
+/// What this Valkey evicts when its memory is full: its `maxmemory-policy`.
+pub async fn eviction_policy(link: &Link) -> Result<String, Fault> {
+    info::eviction_policy(link.commands()).await
 }
 
 /// What a group has yet to settle.

@@ -5,6 +5,7 @@
 
 use std::io::{self, Write};
 
+use jiff::Timestamp;
 use serde::Serialize;
 
 use super::columns::{Page, Tone};
@@ -12,6 +13,7 @@ use super::context::{Format, Report};
 use super::{Context, Exit, Failure};
 use crate::config::{Loaded, Needs, Sources, load};
 use crate::postgres::Database;
+use crate::service::in_term;
 use crate::target::{self, Weight};
 
 /// The verb's arguments.
@@ -82,6 +84,7 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
         return Ok(answer(opts, &context.sources(Vec::new()), &mut io::stdout(), &mut io::stderr())?);
     }
     let loaded = context.load(Vec::new(), if opts.live { Needs::POSTGRES } else { Needs::BOTH })?;
+    in_term(&loaded.config.accepted, Timestamp::now()).map_err(|why| Failure::new(Exit::Config, why.to_string()))?;
     if opts.print && context.format == Format::Table {
         print(&loaded, &mut io::stdout())?;
     }
@@ -158,6 +161,10 @@ fn answer(opts: Opts, sources: &Sources, out: &mut dyn Write, err: &mut dyn Writ
             if opts.print {
                 print(&loaded, out)?;
             }
+            if let Err(why) = in_term(&loaded.config.accepted, Timestamp::now()) {
+                writeln!(err, "{why}")?;
+                return Ok(Exit::Config);
+            }
             writeln!(out, "configuration is valid")?;
             Ok(Exit::Ok)
         }
@@ -214,6 +221,23 @@ mod tests {
         {
             assert!(err.contains(needed), "{err}");
         }
+    }
+
+    #[test]
+    fn what_is_accepted_no_longer_or_for_too_long_is_told_before_the_daemon_refuses_it() {
+        let accepting = |until: &str| {
+            let keys = [("FINDING", "D1"), ("UNTIL", until), ("REASON", "staging")];
+            let env: Vec<(String, &str)> =
+                keys.iter().map(|(key, value)| (format!("TIDEGATE__DOCTOR__ACCEPT__1__{key}"), *value)).collect();
+            let env: Vec<(&str, &str)> = env.iter().map(|(key, value)| (key.as_str(), *value)).chain(URLS).collect();
+            check(false, None, &env)
+        };
+        let (code, out, err) = accepting("2026-01-01");
+        assert_eq!((code, out.as_str()), (Exit::Config, ""));
+        assert!(err.contains("accepted until 2026-01-01 (staging), and that is over"), "{err}");
+        assert!(accepting("9000-01-01").2.contains("more than 90 days ahead"));
+        let tomorrow = Timestamp::now() + std::time::Duration::from_secs(86_400);
+        assert_eq!(accepting(&tomorrow.to_string()), (Exit::Ok, "configuration is valid\n".into(), String::new()));
     }
 
     #[test]

@@ -23,9 +23,6 @@ pub struct Opts {
     /// Migrate the database first
     #[arg(long)]
     pub migrate: bool,
-    /// Start although Valkey may evict the stream when its memory is full
-    #[arg(long)]
-    pub accept_eviction: bool,
     /// How many workers a pipeline has; default: run.workers of the configuration
     #[arg(long, value_name = "N")]
     pub workers: Option<String>,
@@ -49,8 +46,8 @@ pub async fn run(opts: Opts, context: &Context, telemetry: Option<&Telemetry>) -
     let Some(telemetry) = telemetry else { return Err(Failure::new(Exit::Error, "telemetry was not started")) };
     let loaded = context.load(opts.flags(), Needs::DAEMON)?;
     let again = || load(&context.sources(opts.flags()), Needs::DAEMON);
-    let Opts { until_empty, timeout, migrate, accept_eviction, .. } = opts;
-    let options = Options { until_empty, timeout, migrate, accept_eviction };
+    let Opts { until_empty, timeout, migrate, .. } = opts;
+    let options = Options { until_empty, timeout, migrate };
     let pages = Pages { beside: Some(Arc::new(Console::new(telemetry.registry()))), ..telemetry.pages() };
     match service::run(loaded, options, pages, again).await {
         Ok(Ending::Settled) => Ok(Exit::Ok),
@@ -80,7 +77,7 @@ fn refused(refusal: Refusal) -> Failure {
         | Refusal::Zone(_)
         | Refusal::SlotsOfManaged(..)
         | Refusal::TooManyConnections { .. }
-        | Refusal::Evicting(_) => Failure::new(Exit::Config, refusal.to_string()),
+        | Refusal::NotAccepted(_) => Failure::new(Exit::Config, refusal.to_string()),
         Refusal::Migration(_) | Refusal::Io(_) => Failure::new(Exit::Error, refusal.to_string()),
     }
 }

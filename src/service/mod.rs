@@ -1,5 +1,6 @@
 //! The daemon: configuration, connections, tasks, wait, drain. The only place that spawns.
 
+mod accept;
 mod admin;
 mod drain;
 mod notify;
@@ -19,6 +20,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::{error, info, warn};
 
+use self::accept::{Findings, admit};
+pub use self::accept::{NotAccepted, in_term};
 use self::admin::Admin;
 use self::drain::{Drain, Drained, Emptied, drain, until_empty};
 use self::notify::Notifier;
@@ -79,17 +82,20 @@ pub async fn run(
     // Before anything else: while it waits for a server it is live, and has not started.
     let mut admin = Admin::start(&loaded, pages);
     let _notifier = Notifier::start(&registry);
-    let flows = {
-        let preparing = prepare(&loaded.config, &places, options);
+    let (findings, flows) = {
+        let preparing = async {
+            let findings = admit(&loaded.config, &places.valkey, options, &registry).await?;
+            Ok::<_, Refusal>((findings, prepare(&loaded.config, &places, options).await?))
+        };
         tokio::select! {
-            flows = preparing => flows?,
+            prepared = preparing => prepared?,
             signal = signals.next() => {
                 info!(signal, "stopped before the start");
                 return Ok(Ending::Settled);
             }
         }
     };
-    let mut running = Running::start(loaded, places, flows, &registry);
+    let mut running = Running::start(loaded, places, flows, findings, &registry);
     notify::ready(&registry);
     loop {
         let reason = match running.watch(options, &mut signals, &mut hangups).await {
@@ -158,6 +164,7 @@ struct Running {
     places: Places,
     flows: Vec<Flow>,
     registry: Registry,
+    findings: Findings,
     reporter: Reporter,
     herald: Herald,
     stop: Stop,
@@ -174,7 +181,7 @@ enum Watched {
 }
 
 impl Running {
-    fn start(loaded: Loaded, places: Places, flows: Vec<Flow>, registry: &Registry) -> Running {
+    fn start(loaded: Loaded, places: Places, flows: Vec<Flow>, findings: Findings, registry: &Registry) -> Running {
         let config = &loaded.config;
         let (stop, mut workers, mut caretakers) = (Stop::default(), JoinSet::new(), JoinSet::new());
         for flows in by_caretaker(&flows, places.valkey.is_cluster()) {
@@ -226,17 +233,19 @@ impl Running {
             postgres = %shown(&config.postgres.url), version = env!("CARGO_PKG_VERSION"), "running"
         );
         let reporter = Reporter::new(&places.valkey, &places.database, registry, &flows);
-        let herald = Herald::new(&places.valkey, &flows, config.run.workers);
-        Running { places, flows, registry: registry.clone(), reporter, herald, stop, workers, caretakers, loaded }
+        let herald = Herald::new(&places.valkey, &flows, config.run.workers, &findings);
+        let registry = registry.clone();
+        Running { places, flows, registry, findings, reporter, herald, stop, workers, caretakers, loaded }
     }
 
     /// Watches until there is something to be done.
     async fn watch(&mut self, options: Options, signals: &mut Signals, hangups: &mut Hangups) -> Watched {
         let mut reports = std::pin::pin!(self.reporter.run(&self.flows));
         let mut presence = std::pin::pin!(self.herald.run(&self.flows));
-        let mut rooms = std::pin::pin!(rooms::watch(&self.places.valkey, &self.flows));
+        let mut rooms = std::pin::pin!(rooms::watch(&self.places.valkey, &self.flows, &self.findings));
         let source = &self.loaded.config.valkey.source;
         let mut pauses = std::pin::pin!(pauses::watch(&self.places.database, source, &self.flows));
+        let mut findings = std::pin::pin!(self.findings.watch());
         let empty = until_empty(&self.places.valkey, &self.flows, options);
         let mut empty = std::pin::pin!(empty);
         loop {
@@ -251,6 +260,7 @@ impl Running {
                 never = &mut presence => match never {},
                 never = &mut rooms => match never {},
                 never = &mut pauses => match never {},
+                never = &mut findings => match never {},
                 ended = self.workers.join_next() => if ended.is_none() {
                     return Watched::NoWorkers;
                 },
@@ -262,6 +272,7 @@ impl Running {
     async fn next(&self, reload: impl Fn() -> Result<Loaded, Problems>, options: Options) -> Option<Loaded> {
         let checked = async {
             let loaded = reload()?;
+            Findings::may_follow(&self.loaded.config.accepted, &loaded.config.accepted)?;
             let places = Places::named_in(&loaded.config)?;
             try_prepare(&loaded.config, &places, Options { migrate: false, ..options }, Record::No).await?;
             Ok(loaded)
@@ -279,6 +290,7 @@ impl Running {
     /// The daemon with another configuration, after this one was stopped; with this one again if the other is refused now.
     async fn followed_by(self, loaded: Loaded, options: Options) -> Result<Running, Refusal> {
         let options = Options { migrate: false, ..options };
+        let accepted = self.loaded.config.accepted.clone();
         let places = Places::named_in(&loaded.config)?;
         let (loaded, places, mut flows) = match try_prepare(&loaded.config, &places, options, Record::Yes).await {
             Ok(flows) => {
@@ -292,6 +304,7 @@ impl Running {
                 (self.loaded, self.places, flows)
             }
         };
+        self.findings.follow(&accepted, &loaded.config.accepted);
         for flow in &mut flows {
             let before = self.flows.iter().find(|before| before.lanes[0].id() == flow.lanes[0].id());
             if let Some(before) = before {
@@ -299,7 +312,7 @@ impl Running {
                 (flow.metrics, flow.refusals) = (before.metrics.clone(), before.refusals.clone());
             }
         }
-        Ok(Running::start(loaded, places, flows, &self.registry))
+        Ok(Running::start(loaded, places, flows, self.findings, &self.registry))
     }
 
     /// Stops in two phases.

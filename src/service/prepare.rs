@@ -11,6 +11,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::Notify;
 use tracing::{info, warn};
 
+use super::accept::NotAccepted;
 use super::pauses;
 use crate::care::setup::CaretakerSetup;
 use crate::care::sweep::{Standings, SweeperSetup};
@@ -19,7 +20,7 @@ use crate::flow::bisect::Refusals;
 use crate::flow::flush::{Lane, Statements};
 use crate::flow::lease::Shares;
 use crate::flow::pause::Pause;
-use crate::flow::read::{self, Limits};
+use crate::flow::read::Limits;
 use crate::flow::reclaim::Patience;
 use crate::flow::rows::NoZone;
 use crate::flow::setup::WorkerSetup;
@@ -28,7 +29,7 @@ use crate::lanes::{self, Identity, Record, Unregistered};
 use crate::model::names;
 use crate::model::pipeline::{Delivery, Mode, Pipeline, Shard};
 use crate::postgres::{Database, schema};
-use crate::retry::{Fault, Incident, Verdict, advised, judge};
+use crate::retry::{Fault, Incident, Verdict, advised};
 use crate::target::{self, Unfit, Writing};
 use crate::telemetry::contract::Metrics;
 use crate::telemetry::recorder::Labels;
@@ -43,8 +44,6 @@ pub struct Options {
     pub migrate: bool,
     /// With `until_empty`: how long to wait for a server, or for anything to be settled, before giving up.
     pub timeout: Duration,
-    /// Start although Valkey may evict the stream.
-    pub accept_eviction: bool,
 }
 
 /// Why the daemon did not start.
@@ -83,12 +82,6 @@ pub enum Refusal {
     /// The ledger tells of another configuration.
     #[error("{0}")]
     Unregistered(#[from] Unregistered),
-    /// Valkey would throw the stream away to make room.
-    #[error(
-        "Valkey evicts any key when its memory is full (maxmemory-policy {0}), undelivered entries included: set \
-         noeviction or a volatile-* policy, or start with --accept-eviction"
-    )]
-    Evicting(String),
     /// Valkey would have no connections left for anybody else.
     #[error(
         "{streams} streams that are read each by itself take {needed} connections to Valkey, and it allows {allowed} in all (maxclients), of which one \
@@ -102,6 +95,9 @@ pub enum Refusal {
         /// What all primaries allow together.
         allowed: usize,
     },
+    /// Data may be lost, and the configuration does not accept that, or no longer, or for too long.
+    #[error("{0}")]
+    NotAccepted(#[from] NotAccepted),
     /// A server's place is not configured.
     #[error("{0}")]
     Config(#[from] Problems),
@@ -162,14 +158,6 @@ impl Flow {
 
 /// Makes sure that the database is what the daemon needs; waits for one that is out of reach.
 pub(super) async fn prepare(config: &Config, places: &Places, options: Options) -> Result<Vec<Flow>, Refusal> {
-    match evicts_anything(&places.valkey).await {
-        Ok(Some(policy)) if !options.accept_eviction => return Err(Refusal::Evicting(policy)),
-        Err(fault) if options.until_empty && judge(&fault, 1).verdict == Verdict::Halt => {
-            return Err(Refusal::Fault(fault));
-        }
-        // Out of reach: the workers will meet it, and tell.
-        Ok(_) | Err(_) => {}
-    }
     let (mut incident, began) = (Incident::default(), Instant::now());
     loop {
         let fault = match try_prepare(config, places, options, Record::Yes).await {
@@ -186,18 +174,6 @@ pub(super) async fn prepare(config: &Config, places: &Places, options: Options) 
         }
         tokio::time::sleep(response.wait).await;
     }
-}
-
-/// Whether a primary may evict any key when its memory is full: every one of them is asked, for each has a policy of its own. One that is not
-/// allowed to say counts as one that does not.
-async fn evicts_anything(valkey: &valkey::Endpoint) -> Result<Option<String>, Fault> {
-    for home in valkey.homes().await? {
-        let link = Link::open(&valkey.at(&home), "tidegate:start").await?;
-        if let Some(policy) = read::evicts_anything(&link).await.unwrap_or_default() {
-            return Ok(Some(policy));
-        }
-    }
-    Ok(None)
 }
 
 /// One for reading and one for all else.

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use tokio::time::MissedTickBehavior;
 use tracing::info;
 
+use super::accept::Findings;
 use super::prepare::Flow;
 use crate::model::names;
-use crate::presence::{self, Presence, RENEWED_EVERY, State};
+use crate::presence::{self, Finding, Presence, RENEWED_EVERY, State};
 use crate::retry::{Fault, Verdict, judge};
 use crate::valkey::{self, Link, Links};
 
@@ -29,12 +30,22 @@ fn renewed_every(flow: &Flow) -> Duration {
     RENEWED_EVERY.max(RENEWED_EVERY_OF_MANY * flow.lanes.len() as u32)
 }
 
+/// What was said, as far as it is said anew at once when it changes.
+#[derive(Clone)]
+struct Said {
+    state: State,
+    findings: Vec<Finding>,
+    at: Instant,
+}
+
 /// What this process says.
 pub(super) struct Herald {
     process: String,
     workers: usize,
+    /// What keeps a daemon from starting, and is there.
+    findings: Findings,
     /// Of each flow: what was said last, and when.
-    said: Vec<Option<(State, Instant)>>,
+    said: Vec<Option<Said>>,
     /// Kept from one look to the next; new ones after a fault.
     links: Links,
     /// Whether it was told that the user may not write.
@@ -42,11 +53,12 @@ pub(super) struct Herald {
 }
 
 impl Herald {
-    pub(super) fn new(valkey: &valkey::Endpoint, flows: &[Flow], workers: usize) -> Herald {
+    pub(super) fn new(valkey: &valkey::Endpoint, flows: &[Flow], workers: usize, findings: &Findings) -> Herald {
         let process = format!("{}-{}", names::host(), std::process::id());
         Herald {
             process,
             workers,
+            findings: findings.clone(),
             said: vec![None; flows.len()],
             links: Links::to(valkey, "tidegate:presence"),
             refused: false,
@@ -65,13 +77,18 @@ impl Herald {
             }
             for (n, flow) in flows.iter().enumerate() {
                 let presence = self.presence(flow);
-                let is_known = self.said[n]
-                    .is_some_and(|(state, at)| state == presence.state && at.elapsed() < renewed_every(flow));
+                let is_known = self.said[n].as_ref().is_some_and(|said| {
+                    (said.state, &said.findings) == (presence.state, &presence.findings)
+                        && said.at.elapsed() < renewed_every(flow)
+                });
                 if is_known {
                     continue;
                 }
                 match self.say(flow, &presence).await {
-                    Ok(()) => self.said[n] = Some((presence.state, Instant::now())),
+                    Ok(()) => {
+                        let Presence { state, findings, .. } = presence;
+                        self.said[n] = Some(Said { state, findings, at: Instant::now() });
+                    }
                     Err(fault) => {
                         self.failed(&fault);
                         break;
@@ -165,6 +182,7 @@ impl Herald {
             buried: counted.buried,
             recognised: counted.recognised,
             lost: counted.lost_unflushed,
+            findings: self.findings.now(),
             said_ms_ago: 0,
         }
     }

@@ -1,12 +1,13 @@
 //! Rooms: looks at intervals how much of Valkey's memory is left for each flow, and tells it in the metrics.
 //!
-//! Takes where Valkey is and the flows; gives the gauges about memory. It cannot fail: what is not known, or what this user may not ask, is told as unknown.
+//! Takes where Valkey is and the flows; gives the gauges about memory, and to the findings what each primary evicts. It cannot fail: what is not known, or what this user may not ask, is told as unknown.
 //! What it asks is bounded: of many streams it looks at some, and of keys at a sample.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
+use super::accept::Findings;
 use super::prepare::Flow;
 use crate::care::room::{self, Extent, Filled, Kind, Memory};
 use crate::model::pipeline::Pipeline;
@@ -25,9 +26,11 @@ const EXTENT: Extent = Extent { newest: 500, keys: 1_000, measured: 20 };
 type Added = BTreeMap<String, (Instant, u64)>;
 
 /// Looks for as long as it is polled.
-pub(super) async fn watch(valkey: &Endpoint, flows: &[Flow]) -> Infallible {
+pub(super) async fn watch(valkey: &Endpoint, flows: &[Flow], findings: &Findings) -> Infallible {
     let mut watch = Watch {
+        valkey: valkey.clone(),
         links: Links::to(valkey, "tidegate:room"),
+        findings: findings.clone(),
         pipelines: flows.iter().map(|flow| Pipeline::clone(&flow.pipeline)).collect(),
         added: Added::new(),
         evicted: BTreeMap::new(),
@@ -43,7 +46,10 @@ pub(super) async fn watch(valkey: &Endpoint, flows: &[Flow]) -> Infallible {
 
 /// What is kept from one look to the next.
 struct Watch {
+    valkey: Endpoint,
     links: Links,
+    /// Told of each primary's eviction policy.
+    findings: Findings,
     pipelines: Vec<Pipeline>,
     added: Added,
     /// How many keys each primary had evicted.
@@ -86,7 +92,22 @@ impl Watch {
             of_flow.push((home.clone(), is_known.then(|| filled.iter().map(|shard| shard.blind).sum())));
             primaries.entry(home).and_modify(|seen| seen.filled.extend(filled));
         }
+        if let Ok(policies) = self.policies(&primaries).await {
+            self.findings.saw_policies(policies.iter().map(String::as_str));
+        }
         Ok(of_flow.into_iter().map(|(home, blind)| self.state(&primaries[&home], blind)).collect())
+    }
+
+    /// What each primary evicts: in a cluster also those that have none of the streams, for slots move.
+    async fn policies(&mut self, primaries: &BTreeMap<Home, Seen>) -> Result<Vec<String>, Fault> {
+        let mut policies: Vec<String> = primaries.values().map(|seen| seen.memory.policy.clone()).collect();
+        if self.valkey.is_cluster() {
+            for home in self.valkey.homes().await?.iter().filter(|home| !primaries.contains_key(home)) {
+                let link = self.links.at(home).await?;
+                policies.push(room::memory(link.commands()).await?.policy);
+            }
+        }
+        Ok(policies)
     }
 
     async fn primary(&mut self, connection: &Connection, home: &Home) -> Result<Seen, Fault> {

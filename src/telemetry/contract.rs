@@ -416,6 +416,9 @@ pub const METRICS: &[Metric] = &[
         "bytes of the ledger with its index, all pipelines of the database together, as PostgreSQL told it last"),
     process("tidegate.oldest_step.age", "s", NONE, |process| vec![("", process.oldest_step.as_secs_f64())],
         "how long the actor that is longest at one step has been at it, 0 while all rest; far above the time-outs it is stuck"),
+    process("tidegate.findings", "{finding}", &["accepted"], |process| {
+            ["in_force", "expired", "no"].into_iter().zip(process.findings.map(|count| count as f64)).collect() },
+        "findings of the doctor that keep `run` from starting and are there while this process runs, by whether `[[doctor.accept]]` accepts them: `in_force`, `expired`, or `no`"),
     Metric { name: "tidegate.reloads", unit: "{reload}", labels: &["outcome"], source: Source::Happenings(|process| {
             vec![("followed", process.reloads_followed), ("refused", process.reloads_refused)] }), sentence:
         "times that the configuration was read again, by outcome" },
@@ -485,6 +488,21 @@ pub const EVENTS: &[Event] = &[
         "somebody has paused, resumed, redriven, discarded, reopened or audited something in the console",
     ),
     event("console_refused", "attempts", "a wrong token was sent to the console; once in 10 s at the most"),
+    event(
+        "accepted",
+        "finding, until, reason, found",
+        "at the start, and where a reload changes it: the configuration accepts a finding of the doctor with which `run` would not start; found: whether it is there",
+    ),
+    event(
+        "acceptance_expired",
+        "finding, until, reason, evidence",
+        "once: the time for which a finding was accepted is over, and it is still there; the daemon goes on, and will not start again",
+    ),
+    event(
+        "not_accepted",
+        "finding, evidence",
+        "once: a finding with which `run` would not start has come while the daemon runs; it goes on, and will not start again",
+    ),
     event("stopped", "phase", "the end: `settled`, or `left pending`"),
 ];
 

@@ -30,6 +30,7 @@ struct Inner {
     reloads_refused: AtomicU64,
     /// PostgreSQL's account of the ledger; `u64::MAX` while it is not known.
     ledger_bytes: AtomicU64,
+    findings: [AtomicU64; 3],
 }
 
 #[derive(Debug)]
@@ -89,6 +90,8 @@ pub struct Process {
     pub reloads_followed: u64,
     /// Reloads that were refused.
     pub reloads_refused: u64,
+    /// Findings of the doctor that keep a daemon from starting, and are there: accepted, no longer accepted, and not accepted.
+    pub findings: [u64; 3],
 }
 
 impl Default for Registry {
@@ -108,6 +111,7 @@ impl Default for Registry {
             reloads_followed: AtomicU64::new(0),
             reloads_refused: AtomicU64::new(0),
             ledger_bytes: AtomicU64::new(u64::MAX),
+            findings: Default::default(),
         }))
     }
 }
@@ -151,6 +155,11 @@ impl Registry {
         self.0.ledger_bytes.store(bytes, Ordering::Relaxed);
     }
 
+    /// So many findings of the doctor keep a daemon from starting, and are there: accepted, no longer accepted, and not accepted.
+    pub fn told_findings(&self, counts: [u64; 3]) {
+        self.0.findings.iter().zip(counts).for_each(|(told, count)| told.store(count, Ordering::Relaxed));
+    }
+
     /// The pipelines, sorted by name.
     pub fn groups(&self) -> Arc<Vec<Group>> {
         let (now, mut state) = (Instant::now(), self.lock());
@@ -182,6 +191,7 @@ impl Registry {
             oldest_step: longest(&state.shards, Instant::now()).map_or(Duration::ZERO, |(_, lasted)| lasted),
             reloads_followed: self.0.reloads_followed.load(Ordering::Relaxed),
             reloads_refused: self.0.reloads_refused.load(Ordering::Relaxed),
+            findings: self.0.findings.each_ref().map(|told| told.load(Ordering::Relaxed)),
         }
     }
 

@@ -26,6 +26,11 @@ pub async fn most_clients(connection: &Connection) -> Result<usize, Fault> {
     info_field(text, "maxclients").and_then(|most| most.parse().ok()).ok_or_else(|| unexpected("INFO"))
 }
 
+/// Whether a server with this `maxmemory-policy` may evict any key when its memory is full, streams and all.
+pub fn evicts_any_key(policy: &str) -> bool {
+    policy.starts_with("allkeys-")
+}
+
 /// The server's time, in milliseconds since 1970.
 pub async fn time_ms(connection: &Connection) -> Result<u64, Fault> {
     let time = connection.call(Command::new("TIME")).await?;

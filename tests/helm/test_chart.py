@@ -177,6 +177,9 @@ def test_a_changed_configuration_or_url_changes_the_pods():
     ({"config": {"trim": {"retention": 3600}}}, "retention"),
     ({"config": {"valkey": {"url": "valkey://user:hunter2@host"}}}, "url"),
     ({"config": {"pipelines": {"1st": {}}}}, "1st"),
+    ({"config": {"doctor": {"accept": [{"finding": "D1", "until": "2027-01-31"}]}}}, "reason"),
+    ({"config": {"doctor": {"accept": [{"finding": "D9", "until": "2027-01-31", "reason": "x"}]}}}, "finding"),
+    ({"config": {"doctor": {"accept": [{"finding": "D1", "until": "soon", "reason": "x"}]}}}, "until"),
     ({"urls": {"postgres": "mysql://p", "valkey": "valkey://v"}}, "postgres"),
     ({"image": {"digest": "latest"}}, "digest"),
 ])

@@ -2,6 +2,7 @@
 
 use tidegate_lab::{admin, distance, harness, proxy, sink};
 
+mod accepting;
 mod audit;
 mod brought;
 mod browser;

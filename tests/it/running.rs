@@ -41,22 +41,6 @@ async fn a_wrong_password_is_refused_with_the_remedy_and_never_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_valkey_that_may_evict_the_stream_is_refused_unless_that_is_accepted() {
-    let lab = Lab::new().await;
-    let mut client = lab.client().await;
-    client.call(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).await;
-    client.add("a", 1).await;
-    let (code, _, stderr) = output(&mut lab.program(&["run"])).await;
-    assert_eq!(code, 78);
-    assert!(stderr.contains("allkeys-lru") && stderr.contains("--accept-eviction"), "{stderr}");
-    let accepting = ["run", "--until-empty", "--accept-eviction"];
-    assert_eq!(output(&mut lab.program(&accepting)).await.0, 0);
-    client.call(&["CONFIG", "SET", "maxmemory-policy", "volatile-lru"]).await;
-    lab.settle_everything().await;
-    assert_eq!(lab.value("a").await, Some(1));
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_hangup_reads_the_configuration_again_and_an_invalid_one_changes_nothing() {
     let lab = Lab::new().await;
     let folder = tempfile::tempdir().expect("a folder");

@@ -123,6 +123,14 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 {{- end }}
+{{- else if and $keys (eq $section "doctor") }}
+{{- range $acceptance := $keys.accept }}
+
+[[doctor.accept]]
+{{- range $key, $value := $acceptance }}
+{{ $key }} = {{ include "tidegate.tomlValue" $value }}
+{{- end }}
+{{- end }}
 {{- else if $keys }}
 
 [{{ $section }}]

@@ -23,7 +23,7 @@ pub const CHECKS: [Check; 27] = [
         "D1",
         "eviction",
         "with a maxmemory-policy of allkeys-* Valkey may evict the stream itself when its memory is full: set noeviction or a volatile-* policy",
-        "undelivered entries are lost with the stream; `tidegate run` refuses to start",
+        "undelivered entries are lost with the stream; `tidegate run` refuses to start, unless [[doctor.accept]] of the configuration accepts it for a while",
     ),
     check(
         "D2",
@@ -119,7 +119,7 @@ pub const CHECKS: [Check; 27] = [
         "D17",
         "one configuration",
         "the pipeline is registered with other columns, fields or another table than this configuration has: give all daemons the same one",
-        "a second daemon is refused, or halts",
+        "`tidegate run` refuses to start beside a daemon that has the other configuration; where it takes over, the other one halts",
     ),
     check(
         "D18",

@@ -1,14 +1,17 @@
 //! `tidegate doctor`: everything that can be wrong around Tidegate, with evidence and the exact remedy.
 //!
 //! Takes the configuration and asks both servers; prints a finding for each check that has something to say. Changes nothing. Exit 4 when
-//! something loses data or stops flushing (with --strict also for warnings), 69 when a server cannot be asked.
+//! something loses data or stops flushing and is not accepted (with --strict also for warnings, and for what is accepted), 69 when a server cannot be asked.
 
+pub mod accepted;
 pub mod checks;
 mod postgres;
 mod valkey;
 
+use jiff::Timestamp;
 use serde::Serialize;
 
+use self::accepted::AcceptedAs;
 use self::checks::{CHECKS, Check};
 use super::columns::{Page, Tone, plural, printable};
 use super::context::{Report, chosen};
@@ -65,13 +68,15 @@ pub struct Finding {
     pub evidence: String,
     /// What to do; null where there is nothing to do.
     pub fix: Option<String>,
+    /// How the configuration accepts it; null where it does not.
+    pub accepted: Option<AcceptedAs>,
 }
 
 /// Every finding.
 #[derive(Debug, Serialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Diagnosis {
-    /// The worst of all.
+    /// The worst of all; an error that is accepted counts as a warning.
     pub worst: Severity,
     /// The findings, in the order of the checks.
     pub findings: Vec<Finding>,
@@ -102,7 +107,7 @@ impl Findings {
             Some(server) => format!("{server}: {evidence}"),
             None => evidence,
         };
-        self.all.push(Finding { id: check.id, title: check.title, severity, pipeline, evidence, fix });
+        self.all.push(Finding { id: check.id, title: check.title, severity, pipeline, evidence, fix, accepted: None });
     }
 
     /// All is well.
@@ -144,7 +149,7 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
     let pipelines = chosen(&config, &opts.pipelines)?;
     let mut servers = Servers::of(&config, "tidegate:doctor")?;
     let findings = examine(&config, &pipelines, &mut servers).await;
-    let worst = findings.iter().map(|finding| finding.severity).filter(|s| *s != Severity::Unknown).max();
+    let worst = findings.iter().map(Finding::counts_as).filter(|s| *s != Severity::Unknown).max();
     let worst = worst.unwrap_or(Severity::Ok);
     let away = [&findings[..]].concat().iter().any(|finding| finding.severity == Severity::Unknown);
     let diagnosis = Diagnosis { worst, findings, shows_all: opts.all };
@@ -164,21 +169,28 @@ async fn examine(config: &Config, pipelines: &[&Pipeline], servers: &mut Servers
     postgres::examine(config, pipelines, servers, &look, &mut findings).await;
     let place = |id: &str| CHECKS.iter().position(|check| check.id == id);
     findings.all.sort_by_key(|finding| place(finding.id));
+    accepted::mark(&mut findings.all, &config.accepted, Timestamp::now());
     findings.all
 }
 
 impl Report for Diagnosis {
     fn show(&self, page: &mut Page) {
-        let of =
-            |severity: Severity| self.findings.iter().filter(|finding| finding.severity == severity).count() as u64;
+        let of = |severity: Severity| {
+            let counted = self.findings.iter().filter(|finding| finding.severity == severity && !finding.is_accepted());
+            counted.count() as u64
+        };
         let (errors, warnings, unknown) = (of(Severity::Error), of(Severity::Warning), of(Severity::Unknown));
         let mut words = vec![plural(errors, "error", "errors"), plural(warnings, "warning", "warnings")];
+        let accepted = self.findings.iter().filter(|finding| finding.is_accepted()).count() as u64;
+        if accepted > 0 {
+            words.push(plural(accepted, "accepted error", "accepted errors"));
+        }
         if unknown > 0 {
             words.push(format!("{} not made", plural(unknown, "check", "checks")));
         }
         let tone = match self.worst {
             Severity::Error => Tone::Bad,
-            _ if warnings + unknown > 0 => Tone::Warn,
+            _ if warnings + accepted + unknown > 0 => Tone::Warn,
             _ => Tone::Good,
         };
         page.toned(tone, words.join(", "));
@@ -188,6 +200,7 @@ impl Report for Diagnosis {
                 Severity::Ok => (Tone::Good, "ok"),
                 Severity::Info => (Tone::Good, "info"),
                 Severity::Warning => (Tone::Warn, "warning"),
+                Severity::Error if finding.is_accepted() => (Tone::Warn, "error"),
                 Severity::Error => (Tone::Bad, "error"),
                 Severity::Unknown => (Tone::Warn, "not made"),
             };
@@ -196,6 +209,9 @@ impl Report for Diagnosis {
                 tone,
                 format!("{:<4} {word:<8} {}:{pipeline} {}", finding.id, finding.title, printable(&finding.evidence)),
             );
+            if let Some(accepted) = finding.accepted.as_ref().filter(|_| finding.severity != Severity::Ok) {
+                page.line(format!("              {}", printable(&accepted.sentence())));
+            }
             if let Some(fix) = &finding.fix {
                 page.line(format!("              fix: {fix}"));
             }
@@ -206,6 +222,21 @@ impl Report for Diagnosis {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{ACCEPTABLE, NEVER_ACCEPTED};
+
+    #[test]
+    fn what_can_be_accepted_and_what_never_can_is_what_the_daemon_refuses() {
+        let refused: Vec<&str> = CHECKS
+            .iter()
+            .filter(|check| check.consequence.contains("`tidegate run` refuses"))
+            .map(|check| check.id)
+            .collect();
+        let mut told = [&ACCEPTABLE[..], &NEVER_ACCEPTED].concat();
+        told.sort_by_key(|id| CHECKS.iter().position(|check| check.id == *id));
+        assert_eq!(refused, told);
+        let explained = |id: &str| check_named(id).is_some_and(|check| check.consequence.contains("[[doctor.accept]]"));
+        assert!(ACCEPTABLE.into_iter().all(explained) && !NEVER_ACCEPTED.into_iter().any(explained));
+    }
 
     #[test]
     fn checks_are_numbered_without_a_gap_and_each_says_what_to_do() {

@@ -98,7 +98,7 @@ async fn server(connection: &Connection, findings: &mut Findings) -> Result<(), 
     let number = |name: &str| field(name).parse::<u64>().unwrap_or(0);
 
     let policy = field("maxmemory_policy");
-    if policy.starts_with("allkeys-") {
+    if info::evicts_any_key(policy) {
         findings.of_server(
             "D1",
             Severity::Error,

@@ -7,11 +7,11 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::model::pipeline::Pipeline;
-use crate::ops::columns::{count, lasting, lasting_ms, plural};
+use crate::ops::columns::{count, lasting, lasting_ms, plural, printable};
 use crate::ops::observe::postgres::Books;
 use crate::ops::observe::valkey::Stream;
 use crate::ops::observe::{Look, Seen};
-use crate::presence::{Presence, State};
+use crate::presence::{Accepted, Finding, Presence, State};
 use crate::retry::{Fault, judge};
 
 /// What is too much.
@@ -103,6 +103,7 @@ pub fn reasons(look: &Look, limits: &Limits) -> Vec<Reason> {
         }
         letters(look, pipeline, seen, &mut reasons);
     }
+    reasons.extend(findings(look).iter().map(of_finding));
     reasons.sort_by_key(|reason| std::cmp::Reverse(reason.severity));
     // The same fault of several shards, or of several processes, is said once.
     let mut said = Vec::new();
@@ -112,6 +113,42 @@ pub fn reasons(look: &Look, limits: &Limits) -> Vec<Reason> {
         is_new
     });
     reasons
+}
+
+/// What keeps a daemon from starting and is there, as the daemons tell. Each is told once.
+pub fn findings(look: &Look) -> Vec<Finding> {
+    let streams = look.pipelines.iter().flat_map(|(_, seen)| seen).filter_map(|seen| seen.stream.as_ref().ok());
+    let told = streams.flat_map(|stream| stream.processes.iter().flatten()).flat_map(|process| &process.findings);
+    let mut findings: Vec<Finding> = Vec::new();
+    for finding in told {
+        if !findings.contains(finding) {
+            findings.push(finding.clone());
+        }
+    }
+    findings
+}
+
+fn of_finding(Finding { finding, evidence, accepted, until, reason }: &Finding) -> Reason {
+    // Whoever may write to Valkey may have said it.
+    let [finding, evidence] = [finding, evidence].map(|text| printable(text));
+    let [until, why] = [until, reason].map(|text| printable(text.as_deref().unwrap_or("?")));
+    match accepted {
+        Accepted::InForce => {
+            let words = format!("{finding} is accepted until {until} ({why}): {evidence}");
+            let next = "correct it before then, as `tidegate doctor` says: no daemon starts with it afterwards";
+            Reason::new(Severity::Notice, "accepted", words, next)
+        }
+        Accepted::Expired => {
+            let words = format!("{finding} was accepted until {until} ({why}), and that is over: {evidence}");
+            let next = "correct it, as `tidegate doctor` says, or write a later until in [[doctor.accept]]; until then no daemon starts";
+            Reason::new(Severity::Degraded, "acceptance_expired", words, next)
+        }
+        Accepted::No => {
+            let words = format!("{finding} is not accepted: {evidence}");
+            let next = "correct it, as `tidegate doctor` says; until then no daemon starts";
+            Reason::new(Severity::Degraded, "not_accepted", words, next)
+        }
+    }
 }
 
 fn away(severity: Severity, code: &'static str, fault: &Fault) -> Reason {

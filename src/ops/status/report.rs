@@ -4,13 +4,13 @@
 
 use serde::Serialize;
 
-use super::reasons::{Limits, Reason, Severity, reasons};
+use super::reasons::{Limits, Reason, Severity, findings, reasons};
 use crate::model::pipeline::Delivery;
 use crate::ops::columns::{Page, Tone, bytes, count, count_or, cut, lasting, lasting_ms, plural};
 use crate::ops::context::Report;
 use crate::ops::observe::valkey::{Consumer, Stream};
 use crate::ops::observe::{Look, Seen};
-use crate::presence::{Presence, State};
+use crate::presence::{Finding, Presence, State};
 use crate::retry::Fault;
 
 /// How many streams and consumers a page shows before it says how many more there are.
@@ -30,6 +30,8 @@ pub struct Status {
     pub postgres: Server,
     /// The ledger's size on disk in bytes, indexes included; null where it is not known.
     pub ledger_bytes: Option<u64>,
+    /// What keeps `tidegate run` from starting, and is there while daemons run, as they tell; see `doctor.accept` in docs/configuration.md.
+    pub findings: Vec<Finding>,
     /// Every pipeline, in the order of the configuration.
     pub pipelines: Vec<PipelineStatus>,
 }
@@ -286,7 +288,7 @@ impl Status {
         let (valkey, postgres) = (Server::of(now.valkey_fault()), Server::of(now.books.as_ref().err()));
         let verdict = verdict(&reasons, &pipelines, now);
         let ledger_bytes = now.books.as_ref().ok().and_then(|books| books.ledger_bytes);
-        Status { verdict, reasons, valkey, postgres, ledger_bytes, pipelines }
+        Status { verdict, reasons, valkey, postgres, ledger_bytes, findings: findings(now), pipelines }
     }
 }
 

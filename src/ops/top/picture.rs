@@ -299,6 +299,7 @@ mod tests {
                 sentence: "DEGRADED: not flushing; 7 entries behind".into(),
             },
             reasons: vec![reason],
+            findings: Vec::new(),
             valkey: server.clone(),
             postgres: server,
             ledger_bytes: Some(1 << 20),
