@@ -53,6 +53,7 @@ mod replay;
 mod repository;
 mod running;
 mod runway;
+mod secrets;
 mod security;
 mod sentinel;
 mod settings;
