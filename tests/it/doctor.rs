@@ -19,13 +19,31 @@ use crate::harness::{Daemon, Lab, database, output};
 
 /// Which tests show a check.
 const SHOWN_BY: &[(&str, &[&str])] = &[
-    ("D1", &["what_valkey_may_evict_and_lose_is_found_and_each_command_corrects_it", "one_primary_of_several_is_found_by_its_address"]),
+    (
+        "D1",
+        &[
+            "what_valkey_may_evict_and_lose_is_found_and_each_command_corrects_it",
+            "one_primary_of_several_is_found_by_its_address",
+        ],
+    ),
     ("D2", &["what_valkey_may_evict_and_lose_is_found_and_each_command_corrects_it"]),
     ("D3", &["a_primary_whose_writes_need_no_replica_is_found_and_one_that_refuses_writes_without"]),
     ("D4", &["the_default_user_is_found_and_the_documented_one_may_ask_enough"]),
     ("D5", &["connections_beyond_the_loopback_are_found_where_nothing_requires_encryption"]),
-    ("D6", &["a_server_is_judged_by_its_version", "what_is_older_than_what_is_tested_is_told_and_a_redis_that_is_tested_is_no_warning"]),
-    ("D7", &["a_group_that_is_missing_or_was_moved_past_the_oldest_entries_is_found", "a_group_that_was_moved_past_the_newest_of_many_entries_is_found"]),
+    (
+        "D6",
+        &[
+            "a_server_is_judged_by_its_version",
+            "what_is_older_than_what_is_tested_is_told_and_a_redis_that_is_tested_is_no_warning",
+        ],
+    ),
+    (
+        "D7",
+        &[
+            "a_group_that_is_missing_or_was_moved_past_the_oldest_entries_is_found",
+            "a_group_that_was_moved_past_the_newest_of_many_entries_is_found",
+        ],
+    ),
     ("D8", &["what_a_consumer_that_has_gone_holds_is_found_until_a_daemon_takes_it"]),
     ("D9", &["an_entry_is_old_when_its_workers_death_does_not_explain_it"]),
     ("D10", &["what_was_cut_unread_is_found_and_a_number_that_valkey_cannot_tell_is_no_warning"]),
@@ -33,14 +51,27 @@ const SHOWN_BY: &[(&str, &[&str])] = &[
     ("D12", &["in_a_cluster_a_stream_without_a_hash_tag_is_found_and_each_stream_is_asked_where_it_is"]),
     ("D13", &["entries_that_cannot_be_applied_or_come_from_plain_producers_are_found"]),
     ("D14", &["a_ledger_without_its_constraint_is_found", "a_workers_role_that_lacks_a_right_is_found"]),
-    ("D15", &["an_autovacuum_that_is_off_or_held_up_is_found", "values_near_the_end_of_their_type_are_found", "entries_that_the_ledger_can_no_longer_judge_are_found"]),
+    (
+        "D15",
+        &[
+            "an_autovacuum_that_is_off_or_held_up_is_found",
+            "values_near_the_end_of_their_type_are_found",
+            "entries_that_the_ledger_can_no_longer_judge_are_found",
+        ],
+    ),
     ("D16", &["clocks_that_differ_are_told_whichever_it_is_and_a_slow_answer_is_none"]),
     ("D17", &["another_configuration_than_the_registered_one_is_found"]),
     ("D18", &["a_pooler_is_found"]),
     ("D19", &["a_table_that_does_not_fit_or_refuses_rows_is_found"]),
     ("D20", &["a_table_that_does_not_fit_or_refuses_rows_is_found"]),
     ("D21", &["a_foreign_group_that_holds_back_trimming_is_found"]),
-    ("D22", &["a_primary_that_waits_for_no_standby_is_found_and_so_is_its_standby", "a_commit_that_waits_for_nobody_and_a_database_that_is_read_only_are_found"]),
+    (
+        "D22",
+        &[
+            "a_primary_that_waits_for_no_standby_is_found_and_so_is_its_standby",
+            "a_commit_that_waits_for_nobody_and_a_database_that_is_read_only_are_found",
+        ],
+    ),
     ("D23", &["open_letters_and_pauses_are_found_until_they_are_dealt_with"]),
     ("D24", &["open_letters_and_pauses_are_found_until_they_are_dealt_with"]),
     ("D25", &["a_memory_that_is_nearly_full_is_found_unless_something_may_be_evicted"]),

@@ -1,6 +1,6 @@
 //! Tests against real servers: each has its own Valkey and its own database, and waits for signals, never for time.
 
-use tidegate_lab::{admin, distance, harness, proxy, sink};
+use tidegate_lab::{admin, distance, harness, proxy, rights, sink};
 
 mod audit;
 mod brought;

@@ -86,8 +86,12 @@ async fn everything(admin: &Admin) -> Vec<String> {
     for garbage in [
         format!("GET /metrics HTTP/9.9\r\nAuthorization: {right}\r\n\r\n"),
         format!("nonsense {TOKEN}\r\n\r\n"),
-        format!("POST /api/pause HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {right}\r\nContent-Length: minus\r\n\r\n"),
-        format!("GET /api/status HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {right}\u{1}\r\nConnection: close\r\n\r\n"),
+        format!(
+            "POST /api/pause HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {right}\r\nContent-Length: minus\r\n\r\n"
+        ),
+        format!(
+            "GET /api/status HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: {right}\u{1}\r\nConnection: close\r\n\r\n"
+        ),
     ] {
         let mut stream = TcpStream::connect(&admin.address).await.expect("connected");
         stream.write_all(garbage.as_bytes()).await.expect("sent");

@@ -49,7 +49,9 @@ mod tests {
 
     #[test]
     fn every_spelling_of_the_loopback_is_near_and_nothing_else() {
-        for near in ["localhost", "LOCALHOST", "db.localhost", "127.0.0.1", "127.3.2.1", "::1", "[::1]", "::ffff:127.0.0.1"] {
+        for near in
+            ["localhost", "LOCALHOST", "db.localhost", "127.0.0.1", "127.3.2.1", "::1", "[::1]", "::ffff:127.0.0.1"]
+        {
             assert!(is_loopback(near), "{near}");
         }
         for far in ["", "db", "localhost.example.com", "10.0.0.1", "192.0.2.1", "fe80::1", "0.0.0.0", "128.0.0.1"] {
@@ -59,9 +61,7 @@ mod tests {
 
     #[test]
     fn a_socket_and_each_mode_that_requires_encryption_leave_nothing_in_the_open() {
-        let open = |url: &str| {
-            host_in_the_open(&PgConnectOptions::from_str(url).expect("a url")).map(str::to_owned)
-        };
+        let open = |url: &str| host_in_the_open(&PgConnectOptions::from_str(url).expect("a url")).map(str::to_owned);
         for mode in ["require", "verify-ca", "verify-full"] {
             assert_eq!(open(&format!("postgres://u:p@db/app?sslmode={mode}")), None);
             assert_eq!(open(&format!("postgres://u:p@db/app?ssl-mode={mode}")), None);

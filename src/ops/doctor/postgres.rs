@@ -255,7 +255,9 @@ async fn registered(config: &Config, pipeline: &Pipeline, servers: &Servers, fin
                 "give all daemons the same configuration; after a table was renamed: `tidegate migrate --retarget`";
             findings.of(pipeline, "D17", Severity::Error, evidence, fix);
         }
-        None if rows.is_empty() => findings.well("D17", format!("{name} is not registered yet: the first daemon does that")),
+        None if rows.is_empty() => {
+            findings.well("D17", format!("{name} is not registered yet: the first daemon does that"))
+        }
         None => findings.well("D17", format!("{name} is registered as it is configured")),
     }
 }

@@ -149,7 +149,9 @@ fn version(valkey: &str, redis: &str, uses_more: bool, findings: &mut Findings) 
     } else if is_valkey {
         findings.well("D6", evidence);
     } else if uses_more {
-        let evidence = format!("{evidence}, and managed counters, cached rows, clusters and sentinels are tested with Valkey alone");
+        let evidence = format!(
+            "{evidence}, and managed counters, cached rows, clusters and sentinels are tested with Valkey alone"
+        );
         findings.of_server("D6", Severity::Warning, evidence, format!("use Valkey {VALKEY_FROM} or newer"));
     } else {
         findings.of_server("D6", Severity::Info, evidence, "nothing: docs/redis.md says what is tested with it");

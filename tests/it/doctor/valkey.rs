@@ -8,7 +8,7 @@ use tidegate::ops::sandbox::{Postgres, Valkey};
 use super::{assert_well, doctor, examine, fix, of};
 use crate::cluster::cluster;
 use crate::harness::{Client, Lab, database, eventually, output};
-use crate::permissions::{as_user, blocks};
+use crate::rights::{as_user, blocks};
 
 /// What INFO says.
 async fn info(client: &mut Client, name: &str) -> Option<String> {
@@ -44,7 +44,8 @@ async fn a_primary_whose_writes_need_no_replica_is_found_and_one_that_refuses_wr
     let mut client = lab.client().await;
     assert_well(&doctor(&lab).await, "D3");
     let of_primary = format!("127.0.0.1 {}", lab.valkey.port());
-    let replica = Valkey::start(&["--replicaof", &of_primary, "--repl-diskless-sync-delay", "0"]).await.expect("starts");
+    let replica =
+        Valkey::start(&["--replicaof", &of_primary, "--repl-diskless-sync-delay", "0"]).await.expect("starts");
     client.call(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"]).await;
     let is_up = async || info(&mut Client::connect(replica.port()).await, "master_link_status").await;
     eventually("the replica", Some("up".to_owned()), is_up).await;
@@ -65,7 +66,9 @@ async fn a_primary_whose_writes_need_no_replica_is_found_and_one_that_refuses_wr
     drop(replica);
     eventually("no replica", Some("0".to_owned()), near).await;
     let told = fix(&doctor(&lab).await, "D3", "error", "every write is refused");
-    assert!(matches!(client.call(&["SET", "a", "1"]).await, crate::harness::Resp::Error(e) if e.starts_with("NOREPLICAS")));
+    assert!(
+        matches!(client.call(&["SET", "a", "1"]).await, crate::harness::Resp::Error(e) if e.starts_with("NOREPLICAS"))
+    );
     order(&mut client, told.split(": ").nth(1).expect("a command")).await;
     assert_well(&doctor(&lab).await, "D3");
 }
@@ -159,7 +162,8 @@ async fn a_server_is_judged_by_its_version() {
     let lab = Lab::new().await;
     let mut client = lab.client().await;
     let found = doctor(&lab).await;
-    let of_valkey: Vec<_> = of(&found, "D6").into_iter().filter(|f| !f["evidence"].to_string().contains("PostgreSQL")).collect();
+    let of_valkey: Vec<_> =
+        of(&found, "D6").into_iter().filter(|f| !f["evidence"].to_string().contains("PostgreSQL")).collect();
     let evidence = of_valkey[0]["evidence"].as_str().expect("text");
     match info(&mut client, "valkey_version").await {
         Some(version) => {
@@ -175,8 +179,12 @@ async fn a_server_is_judged_by_its_version() {
             assert_eq!(fix(&found, "D6", "warning", "are tested with Valkey alone"), "use Valkey 8.0 or newer");
         }
     }
-    let version = format!("PostgreSQL {}.", lab.number("select current_setting('server_version_num')::bigint / 10000").await);
-    assert!(of(&found, "D6").iter().any(|f| f["severity"] == "ok" && f["evidence"].to_string().contains(&version)), "{found}");
+    let version =
+        format!("PostgreSQL {}.", lab.number("select current_setting('server_version_num')::bigint / 10000").await);
+    assert!(
+        of(&found, "D6").iter().any(|f| f["severity"] == "ok" && f["evidence"].to_string().contains(&version)),
+        "{found}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
