@@ -190,7 +190,13 @@ pub const CHECKS: [Check; 27] = [
         "entries could not be applied: see `tidegate dead list`, correct the cause, and redrive them",
         "their deltas are not in the table",
     ),
-    check("D24", "pauses", "an operator has paused a pipeline: `tidegate resume` ends it", "entries wait in Valkey"),
+    check(
+        "D24",
+        Warning,
+        "pauses",
+        "an operator has paused a pipeline: `tidegate resume` ends it",
+        "entries wait in Valkey",
+    ),
     check(
         "D25",
         Warning,

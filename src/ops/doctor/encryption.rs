@@ -12,8 +12,8 @@ use super::{Findings, Severity};
 use crate::config::Config;
 
 pub(super) fn examine(config: &Config, findings: &mut Findings) {
-    let valkey = config.valkey.address().ok().map(|address| address.hosts_in_the_open());
-    for host in valkey.unwrap_or_default().iter().filter(|host| !is_loopback(host)).take(1) {
+    let hosts = config.valkey.address().map(|address| address.hosts_in_the_open()).unwrap_or_default();
+    if let Some(host) = hosts.iter().find(|host| !is_loopback(host)) {
         found("valkey.url", host, "write valkeys:// in valkey.url", findings);
     }
     let postgres = config.postgres.url.as_ref().and_then(|url| PgConnectOptions::from_str(url.expose_secret()).ok());
