@@ -43,6 +43,9 @@ pub(super) async fn examine(
                 }
             };
             of_stream(config, pipeline, seen, stream, findings);
+            if let Err(fault) = others(config, servers, pipeline, seen, stream, findings).await {
+                findings.unknown("D21", &fault);
+            }
             if let Err(fault) = group(config, servers, pipeline, seen, stream, findings).await {
                 findings.unknown("D7", &fault);
             }
@@ -119,23 +122,50 @@ fn of_stream(config: &Config, pipeline: &Pipeline, seen: &Seen, stream: &Stream,
     if let Some(cut) = stream.cut_unread() {
         let evidence =
             format!("{} of {name} cut from the stream before the group had read them", plural(cut, "entry", "entries"));
-        let fix = "let nobody but Tidegate trim the stream (no MAXLEN or MINID in XADD, no XTRIM); `tidegate audit --full` finds the counters that are concerned";
+        let mut fix = "let nobody but Tidegate trim the stream (no MAXLEN or MINID in XADD, no XTRIM); `tidegate audit --full` finds the counters that are concerned".to_owned();
+        // Valkey goes on counting what is gone. A position that was read meanwhile is set back by this, and what comes again is recognised.
+        if let (Some(group), Some(added)) = (&stream.group, stream.added) {
+            let read = added.saturating_sub(group.lag.unwrap_or(0).saturating_sub(cut));
+            fix.push_str(&format!(
+                "; when that is done: XGROUP SETID {name} {} {} ENTRIESREAD {read}",
+                pipeline.group(),
+                group.last_delivered
+            ));
+        }
         findings.of(pipeline, "D10", Severity::Warning, evidence, fix);
     } else if stream.first_undelivered.is_some() && stream.group.as_ref().is_some_and(|group| group.lag.is_none()) {
         let evidence = format!("Valkey cannot tell how many entries of {name} the group has not read");
         findings.of(pipeline, "D10", Severity::Info, evidence, "nothing: Tidegate counts them itself");
     }
+}
+
+/// Other groups that hold back trimming: whose next entry should have left the stream.
+async fn others(
+    config: &Config,
+    servers: &mut Servers,
+    pipeline: &Pipeline,
+    seen: &Seen,
+    stream: &Stream,
+    findings: &mut Findings,
+) -> Result<(), Fault> {
+    let name = &seen.shard.stream;
     let ours: Vec<String> = config.pipelines.iter().map(Pipeline::group).collect();
     let retention = config.trim.retention.as_millis() as u64;
     for group in stream.groups.iter().filter(|group| !ours.contains(&group.name)) {
-        let behind =
-            stream.now_ms.saturating_sub(group.last_delivered.ms.max(stream.first.map_or(0, |first| first.ms)));
-        if behind > retention && group.last_delivered < stream.last_generated {
-            let evidence = format!("group {} of {name} has read nothing for {}", group.name, lasting_ms(behind));
+        if group.last_delivered >= stream.last_generated {
+            continue;
+        }
+        let link = servers.link(name).await?;
+        let Some(next) = id_of(&link, NEXT, name, group.last_delivered, 1).await? else { continue };
+        let behind = stream.now_ms.saturating_sub(next.ms);
+        if behind > retention {
+            let evidence =
+                format!("group {} of {name} has not read what was added {} ago", group.name, lasting_ms(behind));
             let fix = format!("if nobody uses it any more: `tidegate group repair --group {}`", group.name);
             findings.of(pipeline, "D21", Severity::Warning, evidence, fix);
         }
     }
+    Ok(())
 }
 
 /// Whether what lies before the group's position is in the ledger: if not, somebody moved the group past it.
@@ -171,7 +201,8 @@ async fn group(
     let position = group.oldest_pending.and_then(|id| id.number().checked_sub(1).map(EntryId::from_number));
     let position = position.unwrap_or(group.last_delivered).min(group.last_delivered);
     let mut session = Session::open(&servers.valkey.of_stream(name), "tidegate:doctor").await?;
-    let Some(newest) = newest(&session.link, name, position).await? else { return Ok(()) };
+    let newest = id_of(&session.link, NEWEST, name, position, COMPARED).await?;
+    let Some(newest) = newest else { return Ok(()) };
     // A group is as likely moved past the oldest entries as past the newest.
     let (mut next, mut is_whole) = (EntryId::MIN, true);
     for from in [EntryId::MIN, newest] {
@@ -223,10 +254,14 @@ const NEWEST: &str = "
 local found = redis.call('XREVRANGE', KEYS[1], ARGV[1], '-', 'COUNT', ARGV[2])
 return found[#found] and found[#found][1] or ''";
 
-/// The first of the last entries up to an id that are compared; none if there are none.
-async fn newest(link: &Link, stream: &str, position: EntryId) -> Result<Option<EntryId>, Fault> {
-    let eval = Command::new("EVAL").arg(NEWEST).arg(1).arg(stream).arg(position).arg(COMPARED);
-    let reply = link.commands().call(eval).await?;
+/// Answers the last of the first so many entries behind an id.
+const NEXT: &str = "
+local found = redis.call('XRANGE', KEYS[1], '(' .. ARGV[1], '+', 'COUNT', ARGV[2])
+return found[#found] and found[#found][1] or ''";
+
+/// The id that a script answers; none if there is none. What entries hold is never sent.
+async fn id_of(link: &Link, script: &str, stream: &str, from: EntryId, count: usize) -> Result<Option<EntryId>, Fault> {
+    let reply = link.commands().call(Command::new("EVAL").arg(script).arg(1).arg(stream).arg(from).arg(count)).await?;
     Ok(reply.as_text().ok_or_else(|| unexpected("EVAL"))?.parse().ok())
 }
 

@@ -107,7 +107,7 @@ async fn what_makes_updates_dear_is_found() {
     )
     .await;
     let found = doctor(&lab).await;
-    for words in ["the index by_value looks at value", "fills its pages", "left alone by autovacuum"] {
+    for words in ["the index public.by_value looks at value", "fills its pages", "left alone by autovacuum"] {
         lab.execute(&fix(&found, "D27", "info", words)).await;
     }
     assert_well(&doctor(&lab).await, "D27");
