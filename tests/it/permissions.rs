@@ -117,7 +117,7 @@ async fn run_with_the_documented_rights(delivery: &str) {
 async fn a_table_that_is_made_later_is_written_with_the_documented_rights() {
     let lab = lab_with_rights("group").await;
     let mut application = lab.sql().await;
-    create(&mut application, &Sql::documented().later_tables.replace("role app", "current_role")).await;
+    create(&mut application, &Sql::documented().later_tables.replace("role app", "role current_role")).await;
     lab.execute(
         "create table public.visits (id text primary key, value bigint not null, updated_at timestamptz);
          insert into public.visits (id, value) values ('a', 5)",

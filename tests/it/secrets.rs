@@ -48,8 +48,14 @@ const PATHS: [&str; 28] = [
 ];
 
 /// Bodies of changes: some make sense, some do not.
-const BODIES: [&str; 5] =
-    ["", "not json", "[]", r#"{"pipeline": "counters", "all": true, "dry_run": true}"#, r#"{"pipeline": "nobody"}"#];
+const BODIES: [&str; 6] = [
+    "",
+    "not json",
+    "[]",
+    r#"{"pipeline": "counters"}"#,
+    r#"{"all": true, "dry_run": true}"#,
+    r#"{"pipeline": "nobody", "everything": 7}"#,
+];
 
 /// Asks for everything in every way, and gives all that was answered.
 async fn everything(admin: &Admin) -> Vec<String> {
@@ -148,8 +154,8 @@ async fn no_secret_is_told(access: &str, in_files: bool, role: &str) {
     lab.await_value("a", 1).await;
     let told = everything(&admin).await;
     // It was understood, and something was answered that could hold a secret.
-    assert!(told.iter().any(|text| text.starts_with("GET /api/config") && text.contains("***")), "{told:#?}");
-    assert!(told.iter().any(|text| text.starts_with("POST /api/pause") && text.contains("status: 200")), "{told:#?}");
+    assert!(told.iter().any(|text| text.starts_with("GET /api/config") && text.contains("***")), "no configuration");
+    assert!(told.iter().any(|text| text.starts_with("POST /api/pause") && text.contains("status: 200")), "no change");
     assert_silent(&told, "while all is well");
     let resume = [("Authorization", &*format!("Bearer {TOKEN}")), ("Content-Type", "application/json")];
     let resumed = admin.request("POST", "/api/resume", &resume, r#"{"pipeline": "counters"}"#).await;
