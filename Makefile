@@ -140,7 +140,9 @@ suite: cargo servers
 # start no program, or none on servers of the lab
 NOT_AS_USERS = repository:: documents:: measuring:: releases:: browser:: real_parts::
 # make users and roles of their own, or judge them
-NOT_AS_USERS += permissions::
+NOT_AS_USERS += permissions:: secrets::
+# judge what an administrator sees
+NOT_AS_USERS += doctor::
 
 .PHONY: rights-test
 rights-test: cargo servers

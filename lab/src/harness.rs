@@ -72,6 +72,13 @@ pub async fn database(migrated: bool) -> String {
     postgres.url(&database)
 }
 
+/// A Valkey with these arguments. Where programs run with the documented rights it knows the users, after a restart, too.
+pub async fn valkey(arguments: &[&str]) -> Valkey {
+    let users = if rights::are_least() { rights::of_new_server() } else { Vec::new() };
+    let arguments: Vec<&str> = arguments.iter().copied().chain(users.iter().map(String::as_str)).collect();
+    Valkey::start(&arguments).await.expect("Valkey starts")
+}
+
 /// Polls until a condition holds: the one place of the tests that waits by the clock, and fails at its limit.
 pub async fn eventually<T: std::fmt::Debug + PartialEq>(what: &str, expected: T, mut look: impl AsyncFnMut() -> T) {
     let deadline = tokio::time::Instant::now() + *LIMIT;
@@ -111,9 +118,7 @@ pub struct Lab {
 
 impl Lab {
     pub async fn new() -> Lab {
-        let users = if rights::are_least() { rights::of_new_server() } else { Vec::new() };
-        let arguments: Vec<&str> = users.iter().map(String::as_str).collect();
-        Lab { valkey: Valkey::start(&arguments).await.expect("Valkey starts"), database: database(true).await }
+        Lab { valkey: valkey(&[]).await, database: database(true).await }
     }
 
     /// A client that knows nothing of Tidegate.

@@ -19,6 +19,7 @@ async fn create_users(lab: &Lab, delivery: &str) {
             && (delivery == "managed" || !is_of_managed)
             && (delivery == "console" || !line.contains("SETUSER tidegate ~counter:* +memory|usage"))
             && (delivery == "managed" || !line.contains("SETUSER tidegate +scan"))
+            && !line.contains("SETUSER tidegate +get +set +rpush")
             && !line.contains("+cluster|")
     };
     for line in blocks("acl").into_iter().filter(is_needed) {
