@@ -143,6 +143,8 @@ NOT_AS_USERS = repository:: documents:: measuring:: releases:: browser:: real_pa
 NOT_AS_USERS += permissions:: secrets::
 # judge what an administrator sees
 NOT_AS_USERS += doctor::
+# takes a right from the default user, whom no program is then
+NOT_AS_USERS += who_may_not_hear_which_streams
 
 .PHONY: rights-test
 rights-test: cargo servers

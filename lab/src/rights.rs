@@ -1,8 +1,8 @@
 //! Rights: the users and roles of docs/permissions.md, made on a lab's servers by the lines of that document, and programs that run as them.
 //!
 //! With `TIDEGATE_TEST_RIGHTS` set, [`Lab::program_by_default`](crate::harness::Lab::program_by_default) starts each verb as the user and the role
-//! that the document has for it, while the test itself stays the administrator. Names of streams, counters and tables are those of the tests, as the
-//! document asks: `~flush:*` also stands for the other streams of the tests, `public.counters` for all their tables.
+//! that the document has for it, while the test itself stays the administrator. Streams and counters of the tests are called as in the document; what it says of
+//! `public.counters` holds for all tables of the tests, as it asks.
 
 use std::time::Duration;
 
@@ -17,11 +17,6 @@ const LEAST: &str = "TIDEGATE_TEST_RIGHTS";
 const PATIENCE: Duration = Duration::from_secs(2);
 /// So often a statement is tried that meets another one on the same row of a catalog.
 const TRIES: usize = 20;
-
-/// What streams of the tests are called beside `flush:*`.
-const STREAMS: &[&str] = &[];
-/// What counters of the tests are called beside `counter:*`.
-const COUNTERS: &[&str] = &[];
 
 /// Whether programs run with the documented rights and no others.
 pub fn are_least() -> bool {
@@ -106,12 +101,9 @@ pub fn of_verb(arguments: &[&str]) -> (Option<&'static str>, Option<&'static str
     }
 }
 
-/// The lines that make the users, with the names of the tests. The worker may do what any delivery and any mode needs.
+/// The lines that make the users. The worker may do what any delivery and any mode needs.
 fn lines() -> Vec<Vec<String>> {
-    let names = |names: &[&str]| names.iter().map(|name| format!(" ~{name}")).collect::<String>();
-    let (streams, counters) = (format!("~flush:*{}", names(STREAMS)), format!("~counter:*{}", names(COUNTERS)));
-    let line = |line: &str| line.replace("~flush:*", &streams).replace("~counter:*", &counters);
-    blocks("acl").into_iter().map(|text| line(text).split(' ').map(str::to_owned).collect()).collect()
+    blocks("acl").into_iter().map(|line| line.split(' ').map(str::to_owned).collect()).collect()
 }
 
 /// What a server is started with, so that it knows the users after a restart, too.
