@@ -12,6 +12,7 @@ help:
 	@echo "make demo      the main job on private throw-away servers, a worker killed again and again"
 	@echo "make test      everything that this repository promises of itself"
 	@echo "make suite     the tests against real servers alone"
+	@echo "make rights-test  the tests again, each program as the user and the role that docs/permissions.md has for it"
 	@echo "make redis-test  the main job on Redis 7 and 8 in the place of Valkey (REDIS)"
 	@echo "make telemetry-test  a real OpenTelemetry collector and a real Prometheus take what a daemon tells"
 	@echo "make console-test  the console in a real Chromium, by keyboard, narrow, in light and dark; skipped without one (SHOTS)"
@@ -134,8 +135,23 @@ suite: cargo servers
 	@$(WITH_SERVERS) $(WITH_PEERS) cargo test --locked --test it
 	@$(WITH_SERVERS) TIDEGATE_TEST_DELIVERY=exclusive cargo test --locked --test it -- $(ALONE_TOO)
 
+# The tests again, where each program that they start is the user and the role that docs/permissions.md has for its verb, and the test alone the
+# administrator (lab/src/rights.rs). Left out are tests that
+# start no program, or none on servers of the lab
+NOT_AS_USERS = repository:: documents:: measuring:: releases:: browser:: real_parts::
+# make users and roles of their own, or judge them
+NOT_AS_USERS += permissions:: secrets::
+# judge what an administrator sees
+NOT_AS_USERS += doctor::
+# takes a right from the default user, whom no program is then
+NOT_AS_USERS += who_may_not_hear_which_streams
+
+.PHONY: rights-test
+rights-test: cargo servers
+	@$(WITH_SERVERS) TIDEGATE_TEST_RIGHTS=1 cargo test --locked --test it -- $(addprefix --skip ,$(NOT_AS_USERS))
+
 # The main job on Redis in the place of Valkey: crashes, outages, producers, both ways to read, dead letters, trimming, replays, shards.
-REDIS_TESTS = crash:: outage:: producing:: reclaim:: exclusive:: poison:: trimming:: replay:: shards:: refusals:: pages::on_redis
+REDIS_TESTS = crash:: outage:: producing:: reclaim:: exclusive:: poison:: trimming:: replay:: shards:: refusals:: pages::on_redis doctor::valkey::a_server_is_judged
 
 # Redis 7.0 does not know a consumer of the group before it is given an entry (7.2 does), so who reads alone does not wait for it.
 NOT_ON_redis7 = daemons_of_both_ways

@@ -18,6 +18,8 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::sync::{OnceCell, mpsc};
 
+use crate::rights;
+
 /// The limit for anything that a test waits for; a test that is meant to fail need not wait for so long.
 static LIMIT: LazyLock<Duration> = LazyLock::new(|| {
     let seconds = std::env::var("TIDEGATE_TEST_LIMIT").ok().and_then(|limit| limit.parse().ok());
@@ -55,7 +57,8 @@ async fn shared_postgres() -> &'static Postgres {
 }
 
 pub async fn migrate(url: &str) {
-    let env = [("DATABASE_URL".to_owned(), url.to_owned())].into();
+    let url = if rights::are_least() { rights::of_migrator(url).await } else { url.to_owned() };
+    let env = [("DATABASE_URL".to_owned(), url)].into();
     let loaded = tidegate::config::load(&Sources { env, ..Sources::default() }, Needs::POSTGRES).expect("valid");
     schema::apply(&loaded.config.postgres.address().expect("set")).await.expect("migrated");
 }
@@ -88,6 +91,13 @@ pub async fn database(migrated: bool) -> String {
     let template = migrated.then(|| name("migrated"));
     postgres.create_database(&name(&database), template.as_ref()).await.expect("created");
     postgres.url(&database)
+}
+
+/// A Valkey with these arguments. Where programs run with the documented rights it knows the users, after a restart, too.
+pub async fn valkey(arguments: &[&str]) -> Valkey {
+    let users = if rights::are_least() { rights::of_new_server() } else { Vec::new() };
+    let arguments: Vec<&str> = arguments.iter().copied().chain(users.iter().map(String::as_str)).collect();
+    Valkey::start(&arguments).await.expect("Valkey starts")
 }
 
 /// Polls until a condition holds: the one place of the tests that waits by the clock, and fails at its limit.
@@ -129,7 +139,7 @@ pub struct Lab {
 
 impl Lab {
     pub async fn new() -> Lab {
-        Lab { valkey: Valkey::start(&[]).await.expect("Valkey starts"), database: database(true).await }
+        Lab { valkey: valkey(&[]).await, database: database(true).await }
     }
 
     /// A client that knows nothing of Tidegate.
@@ -142,11 +152,18 @@ impl Lab {
         self.database.rsplit(':').next().and_then(|rest| rest.split('/').next()?.parse().ok()).expect("a port")
     }
 
-    /// The program with its defaults, on this lab's servers.
+    /// The program with its defaults, on this lab's servers; as the administrator, or as the user and the role that the documents have for the verb
+    /// ([`rights`]).
     pub fn program_by_default(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program());
         command.args(arguments).env_clear().kill_on_drop(true).stdin(Stdio::null());
         command.env("VALKEY_URL", self.valkey.url()).env("DATABASE_URL", &self.database);
+        if rights::are_least() {
+            rights::make(self.valkey.port(), &self.database);
+            let (user, role) = rights::of_verb(arguments);
+            user.map(|user| command.env("VALKEY_URL", rights::as_user(&self.valkey.url(), user)));
+            role.map(|role| command.env("DATABASE_URL", rights::as_role(&self.database, role)));
+        }
         command.env("TIDEGATE__LOG__FORMAT", "json").env("TIDEGATE__ADMIN__LISTEN", "127.0.0.1:0");
         if let Some(control) = std::env::var_os(BROKEN) {
             command.env(BROKEN, control);
@@ -206,11 +223,13 @@ impl Lab {
 
     /// This program through proxies, where ports are given.
     pub fn start_through(&self, mut command: Command, valkey: Option<u16>, postgres: Option<u16>) -> Daemon {
-        if let Some(port) = valkey {
-            command.env("VALKEY_URL", format!("valkey://127.0.0.1:{port}"));
-        }
-        if let Some(port) = postgres {
-            command.env("DATABASE_URL", self.database.replace(&self.postgres_port().to_string(), &port.to_string()));
+        for (name, of_server, port) in
+            [("VALKEY_URL", self.valkey.port(), valkey), ("DATABASE_URL", self.postgres_port(), postgres)]
+        {
+            let Some(port) = port else { continue };
+            let url = command.as_std().get_envs().find_map(|(of, url)| url.filter(|_| of == name)?.to_str());
+            let url = url.expect("it leads to a server").replace(&of_server.to_string(), &port.to_string());
+            command.env(name, url);
         }
         Daemon::start(command)
     }

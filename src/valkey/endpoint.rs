@@ -107,6 +107,12 @@ impl Endpoint {
         Endpoint { goal: home.0.clone().map_or(Goal::Any, Goal::Node), ..self.clone() }
     }
 
+    /// The hosts that the url names, where it does not ask for TLS; none where it does.
+    pub fn hosts_in_the_open(&self) -> Vec<String> {
+        let address = self.address().ok().filter(|address| !address.tls);
+        address.map(|address| address.nodes.iter().map(|node| node.host.clone()).collect()).unwrap_or_default()
+    }
+
     /// Whether the url names a cluster. A url that cannot be read names none.
     pub fn is_cluster(&self) -> bool {
         self.address().is_ok_and(|address| address.is_cluster())

@@ -18,7 +18,7 @@ use tidegate_lab::writers::{Writer, both_go_on, lab, program, rows};
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
 
 use crate::harness::{Client, Daemon, Lab, Resp, eventually, output};
-use crate::permissions::{as_user, blocks};
+use crate::rights::{as_user, blocks};
 
 static CLUSTER: Mutex<Option<Cluster>> = Mutex::const_new(None);
 

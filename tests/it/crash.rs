@@ -2,7 +2,7 @@
 
 use rustix::process::Signal;
 
-use crate::harness::{Client, Daemon, GROUP, Lab, Resp, STREAM, eventually, within_limit};
+use crate::harness::{Client, Daemon, GROUP, Lab, Resp, STREAM, eventually, valkey, within_limit};
 use crate::proxy::{Proxy, Then, Way};
 
 async fn postgres_proxy(lab: &Lab) -> Proxy {
@@ -173,7 +173,7 @@ async fn a_worker_stopped_inside_its_transaction_does_not_hold_up_its_peers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_acknowledgement_never_reaches_another_server() {
     let lab = Lab::new().await;
-    let other = tidegate::ops::sandbox::Valkey::start(&[]).await.expect("Valkey starts");
+    let other = valkey(&[]).await;
     let (valkey, postgres) = (Proxy::start(lab.valkey.port()).await, postgres_proxy(&lab).await);
     let mut daemon = lab.daemon_through(Some(valkey.port()), Some(postgres.port()));
     daemon.wait_for("created the consumer group").await;

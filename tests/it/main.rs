@@ -1,6 +1,6 @@
 //! Tests against real servers: each has its own Valkey and its own database, and waits for signals, never for time.
 
-use tidegate_lab::{admin, distance, harness, proxy, sink};
+use tidegate_lab::{admin, distance, harness, proxy, rights, sink};
 
 mod accepting;
 mod audit;
@@ -54,6 +54,7 @@ mod replay;
 mod repository;
 mod running;
 mod runway;
+mod secrets;
 mod security;
 mod sentinel;
 mod settings;

@@ -13,13 +13,15 @@ use tidegate::client::{Count, CounterOptions, Counters, NotAdded, Taken, Why};
 use tidegate::config::{Needs, Sources};
 use tidegate::functions;
 use tidegate::model::pipeline::{Identifier, Mode, Pipeline};
-use tidegate::ops::sandbox::{Postgres, Valkey};
+use tidegate::ops::sandbox::Postgres;
 use tidegate::retry::Fault;
 use tidegate::valkey::{Connection, Endpoint};
 use tidegate_lab::accounts::Accounts;
 use tokio::process::Command;
 
-use crate::harness::{Client, Daemon, GROUP, Lab, Resp, STREAM, copy, eventually, migrate, output, within_limit};
+use crate::harness::{
+    Client, Daemon, GROUP, Lab, Resp, STREAM, copy, eventually, migrate, output, valkey, within_limit,
+};
 use crate::proxy::{Proxy, Then, Way};
 
 pub(crate) const STATE: &str = "tidegate:state:{flush:counters}:flush:counters:counters";
@@ -234,7 +236,7 @@ async fn first_call(lab: &Lab, function: &str) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_arrives_late_on_a_dead_connection_is_the_same_operation() {
     let logs_all = ["--slowlog-log-slower-than", "0", "--slowlog-max-len", "100000"];
-    let lab = Lab { valkey: Valkey::start(&logs_all).await.expect("Valkey starts"), ..Lab::new().await };
+    let lab = Lab { valkey: valkey(&logs_all).await, ..Lab::new().await };
     let _daemon = daemon(&lab);
     is_managed(&lab).await;
     let proxy = Proxy::start(lab.valkey.port()).await;
@@ -603,10 +605,7 @@ async fn after_valkey_lost_its_tail_its_values_are_dropped() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_valkey_refuses_whole_and_drains_by_itself() {
-    let lab = Lab {
-        valkey: Valkey::start(&["--maxmemory-policy", "volatile-lru"]).await.expect("Valkey starts"),
-        ..Lab::new().await
-    };
+    let lab = Lab { valkey: valkey(&["--maxmemory-policy", "volatile-lru"]).await, ..Lab::new().await };
     let proxy = Proxy::start(lab.postgres_port()).await;
     let through = lab.database.replace(&lab.postgres_port().to_string(), &proxy.port().to_string());
     let mut command = program(&lab, &["run"]);
@@ -743,10 +742,7 @@ fn chaos() -> Duration {
 #[tokio::test(flavor = "multi_thread")]
 async fn under_eviction_kills_cuts_and_deletions_no_row_and_no_shown_value_is_wrong() {
     const COUNTERS: usize = 20_000;
-    let lab = Lab {
-        valkey: Valkey::start(&["--maxmemory-policy", "volatile-lru"]).await.expect("Valkey starts"),
-        ..Lab::new().await
-    };
+    let lab = Lab { valkey: valkey(&["--maxmemory-policy", "volatile-lru"]).await, ..Lab::new().await };
     lab.execute(&format!(
         "insert into public.counters select 'c' || n, n % 100, now() from generate_series(0, {}) n",
         COUNTERS - 1

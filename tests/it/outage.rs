@@ -1,6 +1,6 @@
 //! Servers that fail, come back, forget, or change under the daemon's feet.
 
-use crate::harness::{Client, Daemon, GROUP, Lab, Resp, STREAM, eventually, within_limit};
+use crate::harness::{Client, Daemon, GROUP, Lab, Resp, STREAM, eventually, valkey, within_limit};
 use crate::proxy::{Proxy, Then, Way};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,9 +165,7 @@ async fn a_key_of_another_type_in_the_streams_place_halts_reading_and_loses_noth
 #[tokio::test(flavor = "multi_thread")]
 async fn a_valkey_that_was_killed_and_came_back_with_its_data_counts_on() {
     let mut lab = Lab::new().await;
-    lab.valkey = tidegate::ops::sandbox::Valkey::start(&["--appendonly", "yes", "--appendfsync", "always"])
-        .await
-        .expect("Valkey starts");
+    lab.valkey = valkey(&["--appendonly", "yes", "--appendfsync", "always"]).await;
     let mut daemon = lab.daemon();
     lab.client().await.add_many("a", 100).await;
     lab.await_value("a", 100).await;

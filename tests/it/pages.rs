@@ -38,6 +38,7 @@ const TYPED: &[(&str, &str)] = &[
     ("docs/cluster.md", "pages"),
     ("docs/configuration.md", "pages"),
     ("docs/deploy.md", "pages"),
+    ("docs/doctor.md", "pages"),
     ("docs/functions.md", "functions"),
     ("docs/migrating.md", "pages"),
     ("docs/outage.md", "walkthrough"),
@@ -139,6 +140,7 @@ async fn the_first_five_minutes_of_the_readme_do_what_they_say() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_configuration_is_checked_as_the_page_says() {
     follow(&mut newcomer().await, "docs/configuration.md").await;
+    follow(&mut experienced().await, "docs/doctor.md").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

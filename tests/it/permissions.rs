@@ -9,15 +9,7 @@ use tidegate::valkey::Endpoint;
 
 use crate::admin::Admin;
 use crate::harness::{Daemon, Lab, Resp, STREAM, database, eventually, output};
-
-const DOCUMENT: &str = include_str!("../../docs/permissions.md");
-
-/// The fenced blocks of this language, in order.
-pub(crate) fn blocks(language: &str) -> Vec<&'static str> {
-    let fence = format!("```{language}\n");
-    let blocks = DOCUMENT.split(fence.as_str()).skip(1);
-    blocks.map(|rest| rest.split("```").next().unwrap_or_default().trim()).collect()
-}
+use crate::rights::{Sql, as_role, as_user, blocks, create};
 
 /// Creates the users of Valkey; the worker with the rights that this delivery needs.
 async fn create_users(lab: &Lab, delivery: &str) {
@@ -27,6 +19,7 @@ async fn create_users(lab: &Lab, delivery: &str) {
             && (delivery == "managed" || !is_of_managed)
             && (delivery == "console" || !line.contains("SETUSER tidegate ~counter:* +memory|usage"))
             && (delivery == "managed" || !line.contains("SETUSER tidegate +scan"))
+            && !line.contains("SETUSER tidegate +get +set +rpush")
             && !line.contains("+cluster|")
     };
     for line in blocks("acl").into_iter().filter(is_needed) {
@@ -35,31 +28,9 @@ async fn create_users(lab: &Lab, delivery: &str) {
     }
 }
 
-/// The url of the same server for another user.
-pub(crate) fn as_user(url: &str, user: &str) -> String {
-    url.replace("://", &format!("://{user}:secret@"))
-}
-
-/// The url of this database for another role.
-fn as_role(url: &str, role: &str) -> String {
-    let (_, place) = url.split_once('@').expect("a user in the url");
-    format!("postgres://{role}:secret@{place}")
-}
-
 async fn execute(url: &str, sql: &str) {
     let mut connection = PgConnection::connect(url).await.expect("connected");
     sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut connection).await.expect(sql);
-}
-
-/// Runs a block, but for the roles that another test of this server has created.
-async fn create_role(url: &str, sql: &str) {
-    let mut connection = PgConnection::connect(url).await.expect("connected");
-    for statement in sql.split(';').map(str::trim).filter(|statement| !statement.is_empty()) {
-        let done = sqlx::raw_sql(AssertSqlSafe(statement.to_owned())).execute(&mut connection).await;
-        let exists =
-            matches!(&done, Err(sqlx::Error::Database(e)) if matches!(e.code().as_deref(), Some("42710" | "23505")));
-        assert!(exists || done.is_ok(), "{statement}: {done:?}");
-    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,21 +47,17 @@ async fn who_reads_alone_runs_with_the_documented_rights_and_no_other() {
 async fn lab_with_rights(delivery: &str) -> Lab {
     let lab = Lab { database: database(false).await, ..Lab::new().await };
     create_users(&lab, delivery).await;
-    let sql = blocks("sql");
-    let [migrator, grants, worker, operator_grants, operator, redrive_grants, console_grants] = sql[..] else {
-        panic!("seven blocks of SQL: {sql:?}")
-    };
-    let name = lab.database.rsplit('/').next().and_then(|rest| rest.split('?').next()).expect("a name");
-    create_role(&lab.database, worker).await;
-    create_role(&lab.database, operator).await;
-    create_role(&lab.database, &migrator.replace("database app", &format!("database {name}"))).await;
-
+    let sql = Sql::documented();
+    let mut administrator = lab.sql().await;
+    for statements in [sql.worker, sql.operator, &sql.migrator_of(&lab.database)] {
+        create(&mut administrator, statements).await;
+    }
     let mut migrate = lab.program(&["migrate"]);
     migrate.env("DATABASE_URL", as_role(&lab.database, "tidegate_migrator"));
     let (code, _, stderr) = output(&mut migrate).await;
     assert_eq!(code, 0, "{stderr}");
-    let of_console = (delivery == "console").then_some(console_grants);
-    for grants in [grants, operator_grants, redrive_grants].into_iter().chain(of_console) {
+    let of_console = (delivery == "console").then_some(sql.console_grants);
+    for grants in [sql.worker_grants, sql.operator_grants, sql.redrive_grants].into_iter().chain(of_console) {
         execute(&as_role(&lab.database, "tidegate_migrator"), grants).await;
     }
     lab
@@ -145,6 +112,29 @@ async fn run_with_the_documented_rights(delivery: &str) {
     let refused = |line: &str| line.contains("NOPERM") || line.contains("permission denied");
     let lines = daemon.all_lines();
     assert!(!lines.iter().any(|line| refused(line)), "{lines:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_made_later_is_written_with_the_documented_rights() {
+    let lab = lab_with_rights("group").await;
+    let mut application = lab.sql().await;
+    create(&mut application, &Sql::documented().later_tables.replace("role app", "role current_role")).await;
+    lab.execute(
+        "create table public.visits (id text primary key, value bigint not null, updated_at timestamptz);
+         insert into public.visits (id, value) values ('a', 5)",
+    )
+    .await;
+    for delta in [1, -6] {
+        lab.client().await.add("a", delta).await;
+        let mut command = lab.program(&["run", "--until-empty"]);
+        command.env("VALKEY_URL", as_user(&lab.valkey.url(), "tidegate"));
+        command.env("DATABASE_URL", as_role(&lab.database, "tidegate_worker"));
+        command.env("TIDEGATE__PIPELINES__COUNTERS__TABLE", "public.visits");
+        command.env("TIDEGATE__PIPELINES__COUNTERS__WRITE", "delete_zero");
+        let (code, _, stderr) = output(&mut command).await;
+        assert_eq!(code, 0, "{stderr}");
+    }
+    assert_eq!(lab.number("select count(*) from public.visits").await, 0, "a row in which nothing is left is deleted");
 }
 
 /// Everything that somebody looks at, and repairs, as the documented users.

@@ -1,9 +1,8 @@
 //! What the dead leave behind: found at once where the server knows, by silence elsewhere, and whatever closes connections.
 
-use tidegate::ops::sandbox::Valkey;
 use tokio::process::Command;
 
-use crate::harness::{Client, Daemon, GROUP, Lab, Resp, STREAM, eventually, within_limit};
+use crate::harness::{Client, Daemon, GROUP, Lab, Resp, STREAM, eventually, valkey, within_limit};
 use crate::proxy::{Proxy, Then, Way};
 
 /// Longer than any test waits: who is found dead in spite of it was not found by silence.
@@ -113,7 +112,7 @@ async fn a_daemon_drains_a_server_that_is_full_of_other_clients_data() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_server_gives_the_same_numbers_to_other_connections_and_nobody_is_harmed() {
     let mut lab = Lab::new().await;
-    lab.valkey = Valkey::start(&["--appendonly", "yes", "--appendfsync", "always"]).await.expect("Valkey starts");
+    lab.valkey = valkey(&["--appendonly", "yes", "--appendfsync", "always"]).await;
     let daemons = [lab.daemon(), lab.daemon()];
     for round in 1..=4 {
         lab.client().await.add_many("a", 100).await;

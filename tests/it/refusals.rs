@@ -1,10 +1,10 @@
 //! Servers that are there and refuse: busy, loading, full, read-only. Nothing is buried for it, and everything lands when they serve again.
 
 use tidegate::model::pipeline::Identifier;
-use tidegate::ops::sandbox::{Postgres, Valkey};
+use tidegate::ops::sandbox::Postgres;
 
 use crate::admin::Admin;
-use crate::harness::{Client, Daemon, Lab, Resp, eventually, migrate};
+use crate::harness::{Client, Daemon, Lab, Resp, eventually, migrate, valkey};
 
 /// How often a daemon met a fault with this code.
 async fn met(admin: &Admin, code: &str) -> bool {
@@ -40,8 +40,7 @@ async fn assert_called_nobody(lab: &Lab, daemon: &mut Daemon) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_valkey_that_is_busy_with_a_script_is_waited_for() {
-    let lab =
-        Lab { valkey: Valkey::start(&["--lua-time-limit", "50"]).await.expect("Valkey starts"), ..Lab::new().await };
+    let lab = Lab { valkey: valkey(&["--lua-time-limit", "50"]).await, ..Lab::new().await };
     let (mut daemon, admin) = started(&lab).await;
     lab.client().await.add("a", 1).await;
     lab.await_value("a", 1).await;
@@ -59,7 +58,7 @@ async fn a_valkey_that_is_busy_with_a_script_is_waited_for() {
 async fn a_valkey_that_is_loading_its_data_is_waited_for() {
     // Told while it loads, and so slowly that there is a while to be told.
     let slowly = ["--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024"];
-    let mut lab = Lab { valkey: Valkey::start(&slowly).await.expect("Valkey starts"), ..Lab::new().await };
+    let mut lab = Lab { valkey: valkey(&slowly).await, ..Lab::new().await };
     let mut client = lab.client().await;
     for n in 0..3_000 {
         client.call(&["SET", &format!("other:{n}"), "data"]).await;
@@ -76,7 +75,7 @@ async fn a_valkey_that_is_loading_its_data_is_waited_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_valkey_that_cannot_write_to_its_disk_is_waited_for() {
-    let valkey = Valkey::start(&["--save", "1 1", "--dbfilename", "blocked"]).await.expect("Valkey starts");
+    let valkey = valkey(&["--save", "1 1", "--dbfilename", "blocked"]).await;
     let lab = Lab { valkey, ..Lab::new().await };
     let blocked = lab.valkey.folder().join("blocked");
     // A file cannot take the place of a folder that holds something.

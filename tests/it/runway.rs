@@ -11,11 +11,10 @@ use tidegate::care::room::{self, Extent};
 use tidegate::client::postgres::Database;
 use tidegate::client::{CounterOptions, Counters, NotAdded};
 use tidegate::model::pipeline::Pipeline;
-use tidegate::ops::sandbox::Valkey;
 use tidegate::retry::Fault;
 use tidegate::valkey::Connection;
 
-use crate::harness::{Daemon, Lab, STREAM, eventually, output, within_limit};
+use crate::harness::{Daemon, Lab, STREAM, eventually, output, valkey, within_limit};
 use crate::managed::{address, counters_at, is_managed, leave_memory, nothing_is_dirty, options, program};
 use crate::proxy::Proxy;
 
@@ -59,10 +58,7 @@ async fn fill(counters: Counters<Database>, load: Load, quick: Arc<AtomicBool>, 
 
 /// How many increments `tidegate memory` says will be accepted yet, and how many are.
 async fn told_and_true(load: Load) -> (f64, f64) {
-    let lab = Lab {
-        valkey: Valkey::start(&["--maxmemory-policy", "volatile-lru"]).await.expect("Valkey starts"),
-        ..Lab::new().await
-    };
+    let lab = Lab { valkey: valkey(&["--maxmemory-policy", "volatile-lru"]).await, ..Lab::new().await };
     lab.execute(&format!(
         "insert into public.counters select 'c' || n, 1, now() from generate_series(0, {}) n",
         load.counters - 1

@@ -10,7 +10,7 @@ use tidegate_lab::tls::Certificate;
 use tidegate_lab::writers::{Writer, both_go_on, lab, program, rows};
 
 use crate::harness::{Client, Daemon, Lab, Resp, eventually, free_port, output};
-use crate::permissions::{as_user, blocks};
+use crate::rights::{as_user, blocks};
 
 /// A primary, a replica, and three sentinels of whom two must agree.
 struct Watched {

@@ -5,7 +5,9 @@
 
 pub mod accepted;
 pub mod checks;
+mod encryption;
 mod postgres;
+mod streams;
 mod valkey;
 
 use jiff::Timestamp;
@@ -102,6 +104,7 @@ impl Findings {
         fix: Option<String>,
     ) {
         let Some(check) = check_named(id) else { return };
+        debug_assert!(severity <= check.worst || severity == Severity::Unknown, "{id} says that it is never so bad");
         let pipeline = pipeline.map(|pipeline| pipeline.name.clone());
         let evidence = match &self.at {
             Some(server) => format!("{server}: {evidence}"),
@@ -113,6 +116,15 @@ impl Findings {
     /// All is well.
     fn well(&mut self, id: &str, evidence: impl Into<String>) {
         self.put(id, None, Severity::Ok, evidence.into(), None);
+    }
+
+    /// All is well with those of these checks of which nothing was put.
+    fn rest(&mut self, checks: &[(&str, &str)]) {
+        for (id, evidence) in checks {
+            if !self.all.iter().any(|finding| finding.id == *id) {
+                self.well(id, *evidence);
+            }
+        }
     }
 
     /// About a server.
@@ -151,7 +163,7 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
     let findings = examine(&config, &pipelines, &mut servers).await;
     let worst = findings.iter().map(Finding::counts_as).filter(|s| *s != Severity::Unknown).max();
     let worst = worst.unwrap_or(Severity::Ok);
-    let away = [&findings[..]].concat().iter().any(|finding| finding.severity == Severity::Unknown);
+    let away = findings.iter().any(|finding| finding.severity == Severity::Unknown);
     let diagnosis = Diagnosis { worst, findings, shows_all: opts.all };
     context.print(&diagnosis)?;
     Ok(match worst {
@@ -165,7 +177,11 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
 async fn examine(config: &Config, pipelines: &[&Pipeline], servers: &mut Servers) -> Vec<Finding> {
     let mut findings = Findings::default();
     let look = Look::take(servers, pipelines, config.reclaim.dead_after).await;
-    valkey::examine(config, pipelines, servers, &look, &mut findings).await;
+    encryption::examine(config, &mut findings);
+    match valkey::examine(config, pipelines, servers, &mut findings).await {
+        Ok(()) => streams::examine(config, pipelines, servers, &look, &mut findings).await,
+        Err(fault) => findings.unknown("D1", &fault),
+    }
     postgres::examine(config, pipelines, servers, &look, &mut findings).await;
     let place = |id: &str| CHECKS.iter().position(|check| check.id == id);
     findings.all.sort_by_key(|finding| place(finding.id));

@@ -41,7 +41,6 @@ pub(super) async fn examine(
     if let Err(fault) = ledger(servers, findings).await {
         findings.unknown("D14", &fault);
     }
-    margin(config, findings);
     for pipeline in pipelines {
         if let Err(fault) = table(servers, pipeline, findings).await {
             findings.unknown("D19", &fault);
@@ -54,7 +53,10 @@ pub(super) async fn examine(
             .flat_map(|lane| lane.letters.values())
             .sum();
         if open > 0 {
-            let fix = format!("tidegate dead list --pipeline {}", pipeline.name);
+            let name = &pipeline.name;
+            let fix = format!(
+                "see why with `tidegate dead list --pipeline {name}`, correct that, then `tidegate dead redrive --pipeline {name}`, or discard them"
+            );
             findings.of(
                 pipeline,
                 "D23",
@@ -68,27 +70,41 @@ pub(super) async fn examine(
             findings.of(pipeline, "D24", Severity::Warning, evidence, format!("tidegate resume {}", pipeline.name));
         }
     }
+    findings.rest(&[
+        ("D20", "nothing about the tables refuses or changes rows"),
+        ("D23", "no dead letter is open"),
+        ("D24", "no pipeline is paused"),
+        ("D27", "updates of rows are as cheap as they can be"),
+    ]);
 }
 
+/// Standbys: not those who copy the data once, and not subscribers of a publication. Where a role may not see what a connection does it
+/// is taken for one.
+const STANDBYS: &str = "(select count(*) from pg_stat_replication r where r.state is distinct from 'backup'
+      and not exists (select from pg_replication_slots s where s.active_pid = r.pid and s.slot_type = 'logical'))";
+
+/// What makes a database writable again where a setting forbids writing, which forbids changing the setting, too.
+const MAKE_WRITABLE: &str = "(select 'set default_transaction_read_only = off; ' || case source
+          when 'database' then format('alter database %I reset default_transaction_read_only', current_database())
+          when 'user' then format('alter role %I reset default_transaction_read_only', current_user)
+          when 'database user' then
+              format('alter role %I in database %I reset default_transaction_read_only', current_user, current_database())
+          else 'alter system set default_transaction_read_only = off; select pg_reload_conf()' end
+      from pg_settings where name = 'default_transaction_read_only')";
+
 async fn server(servers: &Servers, findings: &mut Findings) -> Result<(), Fault> {
-    let row = servers
-        .database
-        .run(async |c| {
-            sqlx::query(
-                "select current_setting('server_version_num')::int, current_setting('server_version'),
-                        pg_is_in_recovery() or current_setting('transaction_read_only') = 'on',
-                        (select count(*) from pg_stat_replication), current_setting('synchronous_standby_names'),
-                        current_setting('idle_session_timeout', true)",
-            )
-            .fetch_one(c)
-            .await
-        })
-        .await?;
+    let query = format!(
+        "select current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery(),
+                current_setting('transaction_read_only') = 'on', {STANDBYS}, current_setting('synchronous_standby_names'),
+                current_setting('idle_session_timeout', true), {MAKE_WRITABLE}"
+    );
+    let row = servers.database.run(async |c| sqlx::query(AssertSqlSafe(query)).fetch_one(c).await).await?;
     let get = |error: sqlx::Error| Fault::PostgresProtocol(error.to_string());
     let (number, version): (i32, String) = (row.try_get(0).map_err(get)?, row.try_get(1).map_err(get)?);
-    let is_read_only: bool = row.try_get(2).map_err(get)?;
-    let (standbys, names): (i64, String) = (row.try_get(3).map_err(get)?, row.try_get(4).map_err(get)?);
-    let idle: Option<String> = row.try_get(5).map_err(get)?;
+    let (is_standby, is_read_only): (bool, bool) = (row.try_get(2).map_err(get)?, row.try_get(3).map_err(get)?);
+    let (standbys, names): (i64, String) = (row.try_get(4).map_err(get)?, row.try_get(5).map_err(get)?);
+    let idle: Option<String> = row.try_get(6).map_err(get)?;
+    let make_writable: String = row.try_get(7).map_err(get)?;
     if number < TESTED_FROM {
         findings.of_server(
             "D6",
@@ -99,28 +115,14 @@ async fn server(servers: &Servers, findings: &mut Findings) -> Result<(), Fault>
     } else {
         findings.well("D6", format!("PostgreSQL {version}"));
     }
-    if is_read_only {
-        let fix = "name the primary in postgres.url, or add target_session_attrs=read-write";
-        findings.of_server(
-            "D22",
-            Severity::Error,
-            "this PostgreSQL takes no writes: it is a standby, or read-only",
-            fix,
-        );
-    } else if standbys > 0 && names.is_empty() {
-        let evidence = format!(
-            "{} connected, and synchronous_standby_names is empty",
-            plural(standbys as u64, "standby is", "standbys are")
-        );
-        findings.of_server(
-            "D22",
-            Severity::Warning,
-            evidence,
-            "alter system set synchronous_standby_names = 'ANY 1 (*)', and reload; from then on commits wait while no standby is there",
-        );
+    if is_standby {
+        let evidence = "this PostgreSQL takes no writes: it is a standby";
+        findings.of_server("D22", Severity::Error, evidence, "name the primary in postgres.url");
+    } else if is_read_only {
+        let evidence = "this PostgreSQL takes no writes: default_transaction_read_only is on";
+        findings.of_server("D22", Severity::Error, evidence, make_writable);
     } else {
-        let waits = if names.is_empty() { "there are no standbys" } else { "a commit waits for a standby" };
-        findings.well("D22", waits);
+        standby(standbys, &names, findings);
     }
     if idle.as_deref().is_some_and(|idle| idle != "0" && !idle.is_empty()) {
         let evidence = format!("idle_session_timeout is {}", idle.unwrap_or_default());
@@ -139,6 +141,28 @@ async fn server(servers: &Servers, findings: &mut Findings) -> Result<(), Fault>
         findings.well("D18", "no pooler stands between");
     }
     Ok(())
+}
+
+fn standby(standbys: i64, names: &str, findings: &mut Findings) {
+    match (standbys, names) {
+        (0, "") => findings.well("D22", "there are no standbys"),
+        (0, names) => findings.of_server(
+            "D22",
+            Severity::Error,
+            format!("every commit waits for a standby (synchronous_standby_names is {names}), and none is connected"),
+            "bring the standby back; or, to go on without it: alter system set synchronous_standby_names = ''; select pg_reload_conf()",
+        ),
+        (standbys, "") => findings.of_server(
+            "D22",
+            Severity::Warning,
+            format!(
+                "{} connected, and synchronous_standby_names is empty",
+                plural(standbys as u64, "standby is", "standbys are")
+            ),
+            "alter system set synchronous_standby_names = 'ANY 1 (*)'; select pg_reload_conf(); from then on commits wait while no standby is there",
+        ),
+        _ => findings.well("D22", "a commit waits for a standby, and one is connected"),
+    }
 }
 
 async fn ledger(servers: &Servers, findings: &mut Findings) -> Result<(), Fault> {
@@ -207,18 +231,6 @@ async fn ledger(servers: &Servers, findings: &mut Findings) -> Result<(), Fault>
     Ok(())
 }
 
-fn margin(config: &Config, findings: &mut Findings) {
-    if config.compact.margin < config.reclaim.dead_after {
-        let evidence = "compact.margin is shorter than reclaim.dead_after";
-        findings.of_server(
-            "D15",
-            Severity::Warning,
-            evidence,
-            "raise compact.margin above the longest time a worker can be suspended",
-        );
-    }
-}
-
 /// Whether this configuration is the one that the ledger knows.
 async fn registered(config: &Config, pipeline: &Pipeline, servers: &Servers, findings: &mut Findings) {
     let (source, name) = (&config.valkey.source, &pipeline.name);
@@ -242,6 +254,9 @@ async fn registered(config: &Config, pipeline: &Pipeline, servers: &Servers, fin
             let fix =
                 "give all daemons the same configuration; after a table was renamed: `tidegate migrate --retarget`";
             findings.of(pipeline, "D17", Severity::Error, evidence, fix);
+        }
+        None if rows.is_empty() => {
+            findings.well("D17", format!("{name} is not registered yet: the first daemon does that"))
         }
         None => findings.well("D17", format!("{name} is registered as it is configured")),
     }
@@ -298,10 +313,10 @@ async fn headroom(
             .await
         })
         .await?;
-    let end = match kind.as_deref() {
-        Some("smallint") => f64::from(i16::MAX),
-        Some("integer") => f64::from(i32::MAX),
-        Some("bigint") => i64::MAX as f64,
+    let (end, wider) = match kind.as_deref() {
+        Some("smallint") => (f64::from(i16::MAX), "bigint"),
+        Some("integer") => (f64::from(i32::MAX), "bigint"),
+        Some("bigint") => (i64::MAX as f64, "numeric"),
         _ => return Ok(()),
     };
     // Every name is validated and quoted. A sample: a table of millions of rows is not read for this.
@@ -314,7 +329,7 @@ async fn headroom(
         servers.database.run(async |c| sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(c).await).await?;
     if largest.is_some_and(|largest| largest > end * HEADROOM) {
         let evidence = format!("values of {} are near the end of {}", column, kind.unwrap_or_default());
-        let fix = format!("alter table {} alter column {} type bigint, or numeric", table, column);
+        let fix = format!("alter table {} alter column {} type {wider}", table.quoted(), column.quoted());
         findings.of(pipeline, "D15", Severity::Warning, evidence, fix);
     }
     Ok(())

@@ -1,96 +1,72 @@
-//! Valkey: what the doctor asks of it, and of the streams.
+//! Valkey: what the doctor asks of each of its servers.
 //!
-//! Takes a link and what was seen; puts findings. What may not be asked is a finding of its own and no failure.
+//! Takes a link to each primary; puts findings. What may not be asked is a finding of its own and no failure.
 
 use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
-use super::{Findings, Severity};
-use crate::care::session::Session;
-use crate::care::trim;
-use crate::client::OP_FIELD;
-use crate::config::Config;
-use crate::flow::rows::Plan;
-use crate::flow::{judge, ledger, strangers};
-use crate::lanes::{self, Identity};
-use crate::model::entry::{Canonical, EntryId, write_canonical};
-use crate::model::pipeline::Pipeline;
-use crate::ops::columns::{bytes, lasting_ms, plural};
-use crate::ops::observe::valkey::Stream;
-use crate::ops::observe::{Look, Seen, Servers};
-use crate::retry::Fault;
-use crate::valkey::{Command, Connection, info, unexpected};
+use secrecy::ExposeSecret;
 
-/// The oldest version that is tested.
-const TESTED_FROM: &str = "8.0";
+use super::{Findings, Severity};
+use crate::config::Config;
+use crate::model::pipeline::Pipeline;
+use crate::ops::columns::{bytes, plural};
+use crate::ops::observe::Servers;
+use crate::retry::Fault;
+use crate::valkey::{Command, Connection, Reply, info, unexpected};
+
+/// The oldest version of Valkey that is tested.
+const VALKEY_FROM: &str = "8.0";
+/// The oldest version of Redis that is tested.
+const REDIS_FROM: &str = "7.0";
 /// How far clocks may differ.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(2);
-/// How many of a stream's last entries are looked at.
-const SAMPLE: usize = 100;
-/// How many of the entries before the group's position are compared with the ledger.
-const COMPARED: usize = 2_000;
 /// An idle time-out of a server below this is met by connections that are kept busy every 3 s at the least.
 const SHORTEST_IDLE: u64 = 10;
 /// Where a user is not allowed to read settings.
 const MAY_NOT_ASK: &str = "run the doctor as a user with the right config|get (docs/permissions.md)";
 /// How full the memory may be.
 const FULL: f64 = 0.85;
-/// How old an unsettled entry may be.
-const MAX_AGE: Duration = Duration::from_secs(60);
 
+/// Asks every primary, as the daemon does at its start. Whether that could be done.
 pub(super) async fn examine(
     config: &Config,
     pipelines: &[&Pipeline],
     servers: &mut Servers,
-    look: &Look,
     findings: &mut Findings,
-) {
-    let first = pipelines.first().map(|pipeline| pipeline.stream.clone()).unwrap_or_default();
-    let link = match servers.link(&first).await {
-        Ok(link) => link,
-        Err(fault) => return findings.unknown("D1", &fault),
-    };
-    every_primary(servers, findings).await;
-    encryption(config, findings);
-    if let Err(fault) = clock(link.commands(), servers, findings).await {
-        findings.unknown("D16", &fault);
-    }
-    for (pipeline, seen) in &look.pipelines {
-        for seen in seen {
-            if let Ok(stream) = &seen.stream {
-                of_stream(config, pipeline, seen, stream, findings);
-                if let Err(fault) = group(config, servers, pipeline, seen, stream, findings).await {
-                    findings.unknown("D7", &fault);
-                }
-                if let Err(fault) = producers(servers, pipeline, seen, stream, findings).await {
-                    findings.unknown("D13", &fault);
-                }
-            }
-        }
-    }
-}
-
-/// Asks every primary, as the daemon does at its start.
-async fn every_primary(servers: &mut Servers, findings: &mut Findings) {
-    let homes = match servers.valkey.homes().await {
-        Ok(homes) => homes,
-        Err(fault) => return findings.unknown("D1", &fault),
-    };
+) -> Result<(), Fault> {
+    let uses_more = uses_more_than_the_main_job(config, pipelines, servers);
+    let postgres = clock_of_postgres(servers).await;
+    let homes = servers.valkey.homes().await?;
     for home in &homes {
         findings.at = (homes.len() > 1).then(|| home.to_string());
         let asked = match servers.link_at(home).await {
-            Ok(link) => server(link.commands(), findings).await,
+            Ok(link) => server(link.commands(), uses_more, findings).await.map(|()| link),
             Err(fault) => Err(fault),
         };
-        if let Err(fault) = asked {
-            findings.unknown("D1", &fault);
+        match asked {
+            Ok(link) => match clock_of_valkey(link.commands()).await {
+                Ok(valkey) => clocks(valkey, postgres, findings),
+                Err(fault) => findings.unknown("D16", &fault),
+            },
+            // What is left of one primary that is away says it all.
+            Err(fault) if homes.len() == 1 => return Err(fault),
+            Err(fault) => findings.unknown("D1", &fault),
         }
     }
     findings.at = None;
+    Ok(())
+}
+
+/// Whether these pipelines need more of a server than what is tried with Redis (docs/redis.md).
+fn uses_more_than_the_main_job(config: &Config, pipelines: &[&Pipeline], servers: &Servers) -> bool {
+    let scheme = servers.valkey.url().expose_secret().split("://").next().unwrap_or_default();
+    let is_one_server = !scheme.ends_with("-cluster") && !scheme.ends_with("-sentinel");
+    !is_one_server || !config.cache.touched_every.is_zero() || pipelines.iter().any(|pipeline| pipeline.is_managed())
 }
 
 /// What INFO and CONFIG tell.
-async fn server(connection: &Connection, findings: &mut Findings) -> Result<(), Fault> {
+async fn server(connection: &Connection, uses_more: bool, findings: &mut Findings) -> Result<(), Fault> {
     let reply = connection.call(Command::new("INFO").arg("everything")).await?;
     let text = reply.as_text().ok_or_else(|| unexpected("INFO"))?;
     let info: HashMap<&str, &str> = text.lines().filter_map(|line| line.trim().split_once(':')).collect();
@@ -109,7 +85,8 @@ async fn server(connection: &Connection, findings: &mut Findings) -> Result<(), 
         findings.well("D1", format!("maxmemory-policy is {policy}"));
     }
     persistence(connection, field("aof_enabled") == "1", findings).await;
-    replication(connection, number("connected_slaves"), findings).await;
+    // Told only where writes need replicas.
+    replication(number("connected_slaves"), field("min_slaves_good_slaves").parse().ok(), findings);
     let user = connection.call(Command::new("ACL").arg("WHOAMI")).await.ok();
     match user.as_ref().and_then(|reply| reply.as_text()) {
         Some("default") => findings.of_server(
@@ -122,14 +99,7 @@ async fn server(connection: &Connection, findings: &mut Findings) -> Result<(), 
         // Who may not ask has not all rights.
         None => findings.well("D4", "the user may not ask who it is: it has not all rights"),
     }
-    let version = if field("valkey_version").is_empty() { field("redis_version") } else { field("valkey_version") };
-    if is_older(version, TESTED_FROM) || field("valkey_version").is_empty() {
-        let what = if field("valkey_version").is_empty() { "this is Redis" } else { "this is Valkey" };
-        let fix = format!("use Valkey {TESTED_FROM} or newer");
-        findings.of_server("D6", Severity::Warning, format!("{what} {version}"), fix);
-    } else {
-        findings.well("D6", format!("Valkey {version}"));
-    }
+    version(field("valkey_version"), field("redis_version"), uses_more, findings);
     match connection.call(Command::new("CONFIG").arg("GET").arg("timeout")).await.map(setting) {
         Ok(Some(seconds)) if seconds.parse().is_ok_and(|seconds: u64| (1..SHORTEST_IDLE).contains(&seconds)) => {
             findings.of_server(
@@ -145,22 +115,47 @@ async fn server(connection: &Connection, findings: &mut Findings) -> Result<(), 
         }
         Err(fault) => findings.unknown("D11", &fault),
     }
-    if number("cluster_enabled") == 1 {
-        findings.well("D12", "this is a cluster: streams of several shards have hash tags");
-    }
-    let (used, most) = (number("used_memory"), number("maxmemory"));
-    if most > 0 && used as f64 > most as f64 * FULL {
-        findings.of_server(
+    memory(number("used_memory"), number("maxmemory"), policy, findings);
+    Ok(())
+}
+
+fn memory(used: u64, most: u64, policy: &str, findings: &mut Findings) {
+    let of = if most == 0 { "no limit".into() } else { bytes(most) };
+    let is_full = most > 0 && used as f64 > most as f64 * FULL;
+    match (is_full, policy) {
+        (true, "noeviction") => findings.of_server(
             "D25",
             Severity::Warning,
-            format!("{} of {} are used", bytes(used), bytes(most)),
+            format!("{} of {of} are used, and nothing is evicted", bytes(used)),
             "raise maxmemory, or lower trim.retention",
-        );
-    } else {
-        let of = if most == 0 { "no limit".into() } else { bytes(most) };
-        findings.well("D25", format!("{} of {of} are used", bytes(used)));
+        ),
+        (true, policy) => findings.of_server(
+            "D25",
+            Severity::Info,
+            format!("{} of {of} are used, and {policy} makes room", bytes(used)),
+            "nothing as long as `tidegate memory` tells of enough that may be evicted",
+        ),
+        (false, _) => findings.well("D25", format!("{} of {of} are used", bytes(used))),
     }
-    Ok(())
+}
+
+fn version(valkey: &str, redis: &str, uses_more: bool, findings: &mut Findings) {
+    let is_valkey = !valkey.is_empty();
+    let (version, from) = if is_valkey { (valkey, VALKEY_FROM) } else { (redis, REDIS_FROM) };
+    let evidence = format!("this is {} {version}", if is_valkey { "Valkey" } else { "Redis" });
+    if is_older(version, from) {
+        let fix = format!("use Valkey {VALKEY_FROM} or newer");
+        findings.of_server("D6", Severity::Warning, evidence, fix);
+    } else if is_valkey {
+        findings.well("D6", evidence);
+    } else if uses_more {
+        let evidence = format!(
+            "{evidence}, and managed counters, cached rows, clusters and sentinels are tested with Valkey alone"
+        );
+        findings.of_server("D6", Severity::Warning, evidence, format!("use Valkey {VALKEY_FROM} or newer"));
+    } else {
+        findings.of_server("D6", Severity::Info, evidence, "nothing: docs/redis.md says what is tested with it");
+    }
 }
 
 async fn persistence(connection: &Connection, is_on: bool, findings: &mut Findings) {
@@ -190,25 +185,35 @@ async fn persistence(connection: &Connection, is_on: bool, findings: &mut Findin
     }
 }
 
-async fn replication(connection: &Connection, replicas: u64, findings: &mut Findings) {
-    if replicas == 0 {
-        return findings.well("D3", "there are no replicas");
-    }
-    let told = connection.call(Command::new("CONFIG").arg("GET").arg("min-replicas-to-write")).await;
-    match told.map(setting) {
-        Ok(Some(least)) if least == "0" => findings.of_server(
+/// `near` is how many replicas are near enough for a write; none where writes need none.
+fn replication(replicas: u64, near: Option<u64>, findings: &mut Findings) {
+    match (replicas, near) {
+        (_, Some(0)) => findings.of_server(
+            "D3",
+            Severity::Error,
+            format!("{}, and none is near enough for min-replicas-to-write: every write is refused", connected(replicas)),
+            "bring the replicas back; or, to go on without them: CONFIG SET min-replicas-to-write 0",
+        ),
+        (0, _) => findings.well("D3", "there are no replicas"),
+        (_, None) => findings.of_server(
             "D3",
             Severity::Warning,
-            format!("{} connected, and min-replicas-to-write is 0", plural(replicas, "replica is", "replicas are")),
-            "CONFIG SET min-replicas-to-write 1 and min-replicas-max-lag 10",
+            format!("{}, and no write needs one: min-replicas-to-write, or min-replicas-max-lag, is 0", connected(replicas)),
+            "CONFIG SET min-replicas-to-write 1 min-replicas-max-lag 10, and the same in valkey.conf; from then on writes are refused while no replica is there",
         ),
-        Ok(_) => findings.well("D3", format!("{} and a write needs some", plural(replicas, "replica", "replicas"))),
-        Err(fault) => findings.unknown("D3", &fault),
+        (_, Some(near)) => findings.well("D3", format!("{}, {near} near enough for a write", connected(replicas))),
+    }
+}
+
+fn connected(replicas: u64) -> String {
+    match replicas {
+        0 => "no replica is connected".into(),
+        replicas => format!("{} connected", plural(replicas, "replica is", "replicas are")),
     }
 }
 
 /// The value in a reply to CONFIG GET of one name.
-fn setting(reply: crate::valkey::Reply) -> Option<String> {
+fn setting(reply: Reply) -> Option<String> {
     let mut pairs = reply.into_map()?;
     pairs.next().and_then(|(_, value)| value.as_text().map(str::to_owned))
 }
@@ -218,223 +223,44 @@ fn is_older(version: &str, than: &str) -> bool {
     numbers(version) < numbers(than)
 }
 
-fn encryption(config: &Config, findings: &mut Findings) {
-    use secrecy::ExposeSecret;
-    let host =
-        |url: &str| url::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default();
-    let is_near =
-        |host: &str| matches!(host, "" | "localhost" | "127.0.0.1" | "[::1]" | "::1") || host.starts_with('/');
-    let mut open = Vec::new();
-    if let Some(url) = config.valkey.url.as_ref().map(|url| url.expose_secret()) {
-        let is_encrypted = url.starts_with("valkeys") || url.starts_with("rediss");
-        if !is_encrypted && !is_near(&host(url)) {
-            open.push(("valkey.url", "write valkeys:// in valkey.url"));
-        }
-    }
-    if let Some(url) = config.postgres.url.as_ref().map(|url| url.expose_secret()) {
-        let is_encrypted =
-            ["sslmode=require", "sslmode=verify-ca", "sslmode=verify-full"].iter().any(|mode| url.contains(mode));
-        if !is_encrypted && !is_near(&host(url)) {
-            open.push(("postgres.url", "add sslmode=verify-full to postgres.url"));
-        }
-    }
-    for (key, fix) in &open {
-        findings.of_server(
-            "D5",
-            Severity::Warning,
-            format!("{key} leads to another machine without encryption being required"),
-            *fix,
-        );
-    }
-    if open.is_empty() {
-        findings.well("D5", "connections to other machines are encrypted, or there are none");
-    }
+/// This machine's clock, in milliseconds since 1970.
+fn here_ms() -> i128 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as i128
 }
 
-async fn clock(connection: &Connection, servers: &Servers, findings: &mut Findings) -> Result<(), Fault> {
-    let here = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as i128;
-    let valkey = i128::from(info::time_ms(connection).await?) - here();
+/// How far a clock is from this machine's, which was looked at before it was asked and behind it, in milliseconds. How long the answer took
+/// is held against nobody.
+fn apart(before: i128, told: i128, after: i128) -> i128 {
+    told - told.clamp(before, after.max(before))
+}
+
+async fn clock_of_valkey(connection: &Connection) -> Result<i128, Fault> {
+    let before = here_ms();
+    let told = i128::from(info::time_ms(connection).await?);
+    Ok(apart(before, told, here_ms()))
+}
+
+/// None where PostgreSQL cannot be asked: its own checks say so.
+async fn clock_of_postgres(servers: &Servers) -> Option<i128> {
     let query = "select (extract(epoch from clock_timestamp()) * 1000)::bigint";
-    let postgres: Option<i64> = servers.database.run(async |c| sqlx::query_scalar(query).fetch_one(c).await).await.ok();
-    let postgres = postgres.map(|postgres| i128::from(postgres) - here());
+    // A connection first: opening one is none of the time that the answer takes.
+    servers.database.run(async |c| sqlx::query("select").execute(c).await).await.ok()?;
+    let before = here_ms();
+    let told: i64 = servers.database.run(async |c| sqlx::query_scalar(query).fetch_one(c).await).await.ok()?;
+    Some(apart(before, told.into(), here_ms()))
+}
+
+fn clocks(valkey: i128, postgres: Option<i128>, findings: &mut Findings) {
     let far = |difference: i128| difference.unsigned_abs() > CLOCKS_DIFFER.as_millis();
-    let between = postgres.map(|postgres| postgres - valkey).unwrap_or(0);
-    if far(valkey) || far(between) {
+    if far(valkey) || postgres.is_some_and(|postgres| far(postgres) || far(postgres - valkey)) {
         let postgres = postgres.map(|ms| format!(", PostgreSQL's by {ms} ms")).unwrap_or_default();
         let evidence = format!("Valkey's clock differs from this machine's by {valkey} ms{postgres}");
-        findings.of_server(
-            "D16",
-            Severity::Warning,
-            evidence,
-            "run a time service (chrony, systemd-timesyncd) on all three",
-        );
+        let fix = "run a time service (chrony, systemd-timesyncd) on all three";
+        findings.of_server("D16", Severity::Warning, evidence, fix);
     } else {
-        findings.well("D16", "the clocks agree within 2 s");
+        let whose = if postgres.is_some() { "the clocks" } else { "Valkey's clock and this machine's" };
+        findings.well("D16", format!("{whose} agree within 2 s"));
     }
-    Ok(())
-}
-
-fn of_stream(config: &Config, pipeline: &Pipeline, seen: &Seen, stream: &Stream, findings: &mut Findings) {
-    let name = &seen.shard.stream;
-    let dead: Vec<_> = stream.consumers.iter().filter(|consumer| !consumer.alive && consumer.entries > 0).collect();
-    if !dead.is_empty() {
-        let entries: u64 = dead.iter().map(|consumer| consumer.entries).sum();
-        let evidence = format!(
-            "{} of {name} held by {} whose connection has gone",
-            plural(entries, "entry", "entries"),
-            plural(dead.len() as u64, "consumer", "consumers")
-        );
-        findings.of(
-            pipeline,
-            "D8",
-            Severity::Warning,
-            evidence,
-            "keep a daemon running: it takes them over; see `tidegate pending`",
-        );
-    }
-    let age = Duration::from_millis(stream.age_ms());
-    if stream.backlog() > 0 && age > MAX_AGE {
-        let evidence = format!("the oldest unsettled entry of {name} was added {} ago", lasting_ms(stream.age_ms()));
-        findings.of(pipeline, "D9", Severity::Warning, evidence, "see `tidegate status` for why");
-    }
-    if stream.undelivered.exactly().is_none() {
-        let evidence = format!("Valkey cannot tell how many entries of {name} the group has not read");
-        findings.of(pipeline, "D10", Severity::Info, evidence, "nothing: Tidegate counts them itself");
-    }
-    let ours: Vec<String> = config.pipelines.iter().map(Pipeline::group).collect();
-    let retention = config.trim.retention.as_millis() as u64;
-    for group in stream.groups.iter().filter(|group| !ours.contains(&group.name)) {
-        let behind =
-            stream.now_ms.saturating_sub(group.last_delivered.ms.max(stream.first.map_or(0, |first| first.ms)));
-        if behind > retention && group.last_delivered < stream.last_generated {
-            let evidence = format!("group {} of {name} has read nothing for {}", group.name, lasting_ms(behind));
-            let fix = format!("if nobody uses it any more: `tidegate group repair --group {}`", group.name);
-            findings.of(pipeline, "D21", Severity::Warning, evidence, fix);
-        }
-    }
-}
-
-/// Whether what lies before the group's position is in the ledger: if not, somebody moved the group past it.
-async fn group(
-    config: &Config,
-    servers: &mut Servers,
-    pipeline: &Pipeline,
-    seen: &Seen,
-    stream: &Stream,
-    findings: &mut Findings,
-) -> Result<(), Fault> {
-    let name = &seen.shard.stream;
-    let Some(group) = &stream.group else {
-        if stream.length.is_some_and(|length| length > 0) {
-            let evidence = format!("stream {name} has entries, and no group {}", pipeline.group());
-            findings.of(
-                pipeline,
-                "D7",
-                Severity::Warning,
-                evidence,
-                "start `tidegate run`: it creates the group at the stream's start",
-            );
-        }
-        return Ok(());
-    };
-    let source = &config.valkey.source;
-    let identity = Identity::of(source, &seen.shard);
-    let lane = match servers.database.run(async |c| lanes::find(c, &identity).await).await {
-        Ok(lane) => lane,
-        // PostgreSQL's own checks say so.
-        Err(_) => return Ok(()),
-    };
-    let last = group.oldest_pending.and_then(|id| id.number().checked_sub(1).map(EntryId::from_number));
-    let last = last.unwrap_or(group.last_delivered).min(group.last_delivered);
-    let mut session = Session::open(&servers.valkey, "tidegate:doctor").await?;
-    let page = trim::page(&mut session, name, EntryId::MIN, last, COMPARED).await?;
-    let (Some(first), Some(last)) = (page.entries().first(), page.entries().last()) else { return Ok(()) };
-    let rows = match lane {
-        Some(lane) => servers.database.run(async |c| ledger::rows_within(c, lane, first.id, last.id).await).await?,
-        None => Vec::new(),
-    };
-    let found = judge::examine(&page, &rows);
-    if let Some(&index) = found.new.first() {
-        let from = page.entries()[index].id;
-        let evidence = format!(
-            "{} of {name} lie before the group's position and are not in the ledger, from {from} on (was the group created at $, or were entries acknowledged by hand?)",
-            plural(found.new.len() as u64, "entry", "entries")
-        );
-        let fix = format!("tidegate replay --pipeline {} --since {from} --yes", pipeline.name);
-        findings.of(pipeline, "D7", Severity::Error, evidence, fix);
-    } else if !found.unjudgeable.is_empty() {
-        let evidence = format!(
-            "of {} in {name} the ledger no longer has the digests",
-            plural(found.unjudgeable.len() as u64, "entry", "entries")
-        );
-        findings.of(pipeline, "D15", Severity::Warning, evidence, "raise compact.margin above trim.retention");
-    } else {
-        findings.well("D7", format!("{}: what lies before the group's position is in the ledger", pipeline.name));
-    }
-    Ok(())
-}
-
-/// Looks at the last entries of a stream.
-async fn producers(
-    servers: &mut Servers,
-    pipeline: &Pipeline,
-    seen: &Seen,
-    stream: &Stream,
-    findings: &mut Findings,
-) -> Result<(), Fault> {
-    let name = &seen.shard.stream;
-    if stream.length.unwrap_or(0) == 0 {
-        return Ok(());
-    }
-    // A zone that is not known keeps the daemon from starting, which says so.
-    let Ok(plan) = Plan::of(pipeline) else { return Ok(()) };
-    let link = servers.link(name).await?;
-    let (bounds, mut sampled, mut with_op, mut plain, mut bad) =
-        (crate::valkey::resp::Bounds { entry: 64 << 10, kept: 1 << 10 }, 0u64, 0u64, 0u64, None);
-    let (mut wire, _) = link.open_wire("tidegate:doctor", bounds).await?;
-    wire.send(&Command::new("XREVRANGE").arg(name).arg("+").arg("-").arg("COUNT").arg(SAMPLE));
-    let read = wire.run(Duration::ZERO, |delivered| {
-        if let crate::valkey::Delivered::Whole(id, strings) = delivered {
-            let mut bytes = Vec::new();
-            write_canonical(&mut bytes, id, strings);
-            let entry = Canonical(&bytes);
-            sampled += 1;
-            with_op += u64::from(entry.fields().any(|(name, _)| name == OP_FIELD.as_bytes()));
-            plain += u64::from(pipeline.is_managed() && !strangers::is_marked(entry));
-            if let Some(death) = plan.refusal_of(entry) {
-                bad.get_or_insert((id, death.detail));
-            }
-        }
-        std::ops::ControlFlow::Continue(())
-    });
-    read.await?;
-    if let Some((id, why)) = &bad {
-        let evidence = format!("entry {id} of {name} cannot be applied: {why}");
-        findings.of(
-            pipeline,
-            "D13",
-            Severity::Warning,
-            evidence,
-            "correct the producer, or the fields that the pipeline names",
-        );
-    }
-    if plain > 0 {
-        let evidence = format!(
-            "{plain} of the last {sampled} entries of {name} came from plain producers, whose INCRBY may begin at zero again"
-        );
-        let fix = "have all producers of a managed pipeline call the functions (docs/functions.md)";
-        findings.of(pipeline, "D13", Severity::Warning, evidence, fix);
-    }
-    if with_op < sampled {
-        let evidence =
-            format!("{} of the last {sampled} entries of {name} have no field {OP_FIELD}", sampled - with_op);
-        let fix = format!("have producers add a field {OP_FIELD}, unique for each increment");
-        findings.of(pipeline, "D13", Severity::Info, evidence, fix);
-    } else if bad.is_none() && plain == 0 {
-        findings
-            .well("D13", format!("the last {sampled} entries of {name} can be applied and have a field {OP_FIELD}"));
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -445,5 +271,35 @@ mod tests {
     fn versions_are_compared_by_their_numbers() {
         assert!(is_older("7.2.4", "8.0") && is_older("8.0", "8.0.1"));
         assert!(!is_older("8.0.1", "8.0") && !is_older("10.0.0", "8.0") && !is_older("9.1.0", "8.0"));
+    }
+
+    fn found(put: impl FnOnce(&mut Findings)) -> Severity {
+        let mut findings = Findings::default();
+        put(&mut findings);
+        findings.all[0].severity
+    }
+
+    #[test]
+    fn clocks_that_differ_are_told_whichever_it_is_and_a_slow_answer_is_none() {
+        assert_eq!(apart(1_000, 9_000, 60_000), 0, "the answer took a minute");
+        assert_eq!((apart(1_000, 400, 1_010), apart(1_000, 1_500, 1_010)), (-600, 490));
+        assert_eq!(apart(1_000, 1_000, 990), 0, "this machine's clock was set back meanwhile");
+        let severity = |valkey, postgres| found(|findings| clocks(valkey, postgres, findings));
+        for well in [(0, None), (2_000, None), (-1_000, Some(1_000)), (0, Some(-2_000))] {
+            assert_eq!(severity(well.0, well.1), Severity::Ok, "{well:?}");
+        }
+        for bad in [(2_001, None), (-2_001, Some(0)), (0, Some(3_000)), (-1_100, Some(1_100)), (3_000, Some(3_000))] {
+            assert_eq!(severity(bad.0, bad.1), Severity::Warning, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_older_than_what_is_tested_is_told_and_a_redis_that_is_tested_is_no_warning() {
+        let severity = |valkey, redis, uses_more| found(|findings| version(valkey, redis, uses_more, findings));
+        assert_eq!(severity("8.0.1", "7.2.4", true), Severity::Ok);
+        assert_eq!(severity("7.2.9", "7.2.4", false), Severity::Warning);
+        assert_eq!(severity("", "8.2.0", false), Severity::Info);
+        assert_eq!(severity("", "8.2.0", true), Severity::Warning);
+        assert_eq!(severity("", "6.2.14", false), Severity::Warning);
     }
 }

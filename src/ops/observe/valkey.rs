@@ -57,6 +57,8 @@ pub struct Group {
     pub pending: u64,
     /// The lowest of them.
     pub oldest_pending: Option<EntryId>,
+    /// How many entries were added that it has not read, those that are gone by now too, as the server counts; none where it cannot tell.
+    pub lag: Option<u64>,
 }
 
 /// Any group of the stream.
@@ -127,6 +129,18 @@ impl Stream {
     pub fn oldest(&self) -> Option<EntryId> {
         let pending = self.group.as_ref().and_then(|group| group.oldest_pending);
         [pending, self.first_undelivered].into_iter().flatten().min()
+    }
+
+    /// How many entries are gone that the group had not read; none where there are none, or that cannot be told.
+    pub fn cut_unread(&self) -> Option<u64> {
+        let lag = self.group.as_ref()?.lag?;
+        let there = match self.first_undelivered {
+            None => 0,
+            next if next == self.first => self.length?,
+            // Nothing was cut behind its position; of what was deleted there the server gives no number.
+            Some(_) => return None,
+        };
+        lag.checked_sub(there).filter(|cut| *cut > 0)
     }
 
     /// How long ago it was added, by the server's clock, in milliseconds; 0 if there is none.
@@ -224,7 +238,8 @@ fn parse(reply: Reply) -> Option<Stream> {
     stream.first_undelivered = id(6);
     stream.group = own.first().and_then(Reply::as_text).and_then(|text| text.parse().ok()).and_then(|last_delivered| {
         let oldest_pending = own.get(3).and_then(Reply::as_text).and_then(|text| text.parse().ok());
-        Some(Group { last_delivered, pending: number(own.get(1)?)?, oldest_pending })
+        let lag = own.get(2).and_then(number);
+        Some(Group { last_delivered, pending: number(own.get(1)?)?, oldest_pending, lag })
     });
     stream.undelivered = match (&stream.group, stream.first_undelivered, own.get(2).and_then(number)) {
         // Without a group all of the stream is before it.
