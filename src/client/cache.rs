@@ -20,7 +20,7 @@ use super::counters::{look_again, token};
 use super::flight::Flights;
 use super::lease::Lease;
 use super::stats::{CacheStats, Counts};
-use super::ttl::{Age, Ttl};
+use super::ttl::{Age, LONGEST, Ttl, usable};
 use crate::functions::{Answer, Call, Function, Status};
 use crate::retry::Fault;
 #[cfg(feature = "near")]
@@ -128,7 +128,7 @@ pub(super) enum Cached<T> {
 }
 
 /// A value with any time to live may be loaded again.
-const ANY: Duration = Duration::from_secs(100 * 365 * 86_400);
+const ANY: Duration = Duration::from_secs(10 * LONGEST.as_secs());
 
 /// What asking for the leave to load comes to.
 enum Leave {
@@ -165,7 +165,12 @@ impl<T: Stored + Send + Sync + 'static> Cache<T> {
             shared: Arc::new(Shared {
                 connector: Arc::new(Connector::new(address, "tidegate-cache")),
                 name: name.to_owned(),
-                options,
+                options: CacheOptions {
+                    ttl: options.ttl.usable(),
+                    lease: usable(options.lease),
+                    fence: usable(options.fence),
+                    ..options
+                },
                 flights: Flights::default(),
                 counts: Counts::default(),
             }),
@@ -399,7 +404,7 @@ impl<T: Stored + Send + Sync + 'static> Cache<T> {
         let fence = self.fence(&[id]).await?;
         let outcome = {
             let mut writing = std::pin::pin!(write());
-            let every = self.shared.options.fence / RENEWALS;
+            let every = usable(self.shared.options.fence / RENEWALS);
             loop {
                 tokio::select! {
                     outcome = &mut writing => break outcome,
@@ -646,7 +651,8 @@ impl<T: Stored + Send + Sync + 'static> Fence<T> {
             let call = Call::new(Function::Fence, [self.cache.key(id), self.cache.lease(id)]).arg(&self.token);
             self.cache.call(call.arg(self.cache.shared.options.fence.as_millis()))
         });
-        futures_util::future::try_join_all(calls).await.map(drop)
+        // Where one of them cannot be set, the others are all the same.
+        join_all(calls).await.into_iter().try_for_each(|answer| answer.map(drop))
     }
 
     /// Ends it, after COMMIT or ROLLBACK. For a fence about one row, that row may be given and is put in place if no other writer was met (`None` inside:

@@ -17,6 +17,7 @@ use super::hydrate::{Breaker, Granted};
 use super::lanes::{self, Lanes};
 use super::produce::{NotAdded, is_text};
 use super::truth::Truth;
+use super::ttl::{LONGEST, usable};
 use crate::functions::{Answer, Call, Function, Status, had_begun};
 use crate::model::entry::EntryId;
 use crate::model::pipeline::{Pipeline, ShardKeys};
@@ -185,7 +186,14 @@ impl<T: Truth> Counters<T> {
             keys: (0..pipeline.shards.max(1)).map(|shard| pipeline.keys_of(shard)).collect(),
             pipeline: pipeline.clone(),
             truth,
-            options,
+            options: CounterOptions {
+                lease: usable(options.lease),
+                patience: options.patience.min(LONGEST),
+                breaker: options.breaker.min(LONGEST),
+                ttl: usable(options.ttl),
+                retry_for: options.retry_for.min(LONGEST),
+                ..options
+            },
             breaker: Breaker::default(),
             lanes: Lanes::new(options.lanes),
             flights: Flights::default(),

@@ -14,6 +14,7 @@ use super::counters::{Count, Shared, Why, look_again, token};
 use super::lease::Lease;
 use super::lineage_of;
 use super::truth::{Truth, TruthError, View};
+use super::ttl::share;
 use crate::functions::{Answer, Call, Function, Status};
 use crate::model::entry::EntryId;
 use crate::model::pipeline::ShardKeys;
@@ -278,7 +279,7 @@ impl<T: Truth> Shared<T> {
 
     fn install(&self, keys: &ShardKeys, id: &str, granted: &Granted, base: i64, judged: i64) -> Call {
         let of_counter = [&keys.counter(id), &keys.lease(id), &keys.stream, &keys.index, &keys.state];
-        let jitter = 1.0 + self.options.jitter.clamp(0.0, 1.0) * rand::random_range(-1.0..=1.0);
+        let jitter = 1.0 + share(self.options.jitter) * rand::random_range(-1.0..=1.0);
         let ttl_ms = self.options.ttl.mul_f64(jitter).as_millis().max(1);
         let call = Call::new(Function::Install, of_counter).arg(id).arg(granted.token).arg(base);
         call.arg(judged).arg(ttl_ms).arg(&keys.group)

@@ -267,6 +267,51 @@ async fn cache_goes_on_where_valkey_is_full() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn times_of_any_length_are_borne() {
+    let lab = Lab::new().await;
+    let _daemon = daemon(&lab);
+    is_managed(&lab).await;
+    let max = Duration::MAX;
+    for (time, jitter) in [(max, f64::NAN), (Duration::ZERO, -1.0), (max, f64::INFINITY)] {
+        let what = format!("{time:?}, {jitter}");
+        let ttl = Ttl { fresh: time, jitter, sliding: false, missing: time, early: Duration::ZERO, stale_for: time };
+        for ttl in [ttl, Ttl { early: time, ..ttl }, Ttl { sliding: true, ..ttl }] {
+            let cache_options = CacheOptions { ttl, lease: time, fence: time, ..CacheOptions::default() };
+            let cache: Cache<String> = Cache::new(&address(&lab.valkey.url()), "users", cache_options);
+            let near_options = NearOptions { ttl_cap: time, heartbeat: time, verify: jitter, ..NearOptions::default() };
+            let near = NearCache::new(&address(&lab.valkey.url()), cache.clone(), near_options);
+            for n in 0..3 {
+                let row = async || Ok(Some(format!("row {n}")));
+                assert!(within_limit(&what, cache.get("7", row)).await.expect("a row").is_some(), "{what}");
+                assert!(within_limit(&what, near.get("7", row)).await.expect("a row").is_some(), "{what}");
+                assert!(within_limit(&what, cache.get("8", async || Ok(None))).await.expect("an answer").is_none());
+                let write = cache.write("7", async || Ok(((), Some(Some("new".to_owned())))));
+                within_limit(&what, write).await.expect("written");
+                let revalidating = cache.get_revalidating("7", || async { Ok(Some("newer".to_owned())) });
+                assert!(within_limit(&what, revalidating).await.expect("a row").is_some());
+            }
+            cache.invalidate(&["7", "8"]).await.expect("asked");
+        }
+        let of_counters = CounterOptions {
+            lease: time,
+            patience: time,
+            breaker: time,
+            ttl: time,
+            jitter,
+            retry_for: time,
+            lanes: usize::MAX,
+        };
+        let counters = counters_at(&lab.valkey.url(), &lab.database, of_counters).await;
+        for id in ["a", "b"] {
+            within_limit(&what, counters.add(id, 1)).await.expect("accepted");
+            within_limit(&what, counters.incr(id, 1)).await.expect("accepted");
+            within_limit(&what, counters.get_many(&[id, "c"])).await;
+        }
+    }
+    lab.await_value("a", 6).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_caches_of_one_name_with_other_times_break_no_read() {
     let server = server().await;
     let short = cache(&server, of(Ttl::fixed(Duration::from_secs(100))));
