@@ -580,7 +580,8 @@ async fn many_counters_whose_flush_is_behind_are_waited_for_together() {
     let _daemon = Daemon::start(command);
     is_managed(&lab).await;
     let patience = Duration::from_secs(1);
-    let counters = counters_at(&lab.valkey.url(), &through, CounterOptions { patience, ..options() }).await;
+    let counters =
+        counters_at(&lab.valkey.url(), &through, CounterOptions { patience, lease: FOREVER, ..options() }).await;
     proxy.cut();
     let ids: Vec<String> = (0..60).map(|n| format!("c{n}")).collect();
     let names: Vec<&str> = ids.iter().map(String::as_str).collect();
