@@ -6,8 +6,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::spread::{Known, Spread};
 use crate::client::invalidate::scan;
 use crate::functions::gate;
+use crate::model::entry::EntryId;
 use crate::model::pipeline::{Pipeline, ShardKeys};
 use crate::retry::Fault;
 use crate::valkey::{Command, Connection, Reply, info, unexpected};
@@ -51,8 +53,32 @@ pub struct Memory {
     pub keys: u64,
 }
 
-/// What was seen of one shard.
+/// How far a shard has come.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Mark {
+    /// Entries that were ever added to its stream.
+    pub added: u64,
+    /// Counters that cannot be evicted; none where they are not managed.
+    pub dirty: u64,
+    /// Every entry below it is settled.
+    pub frontier: Option<EntryId>,
+}
+
+/// What was added to a shard between two marks.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Growth {
+    /// How far it has come by now.
+    pub now: Mark,
+    /// Entries that were added.
+    pub entries: u64,
+    /// And in a second.
+    pub per_second: f64,
+    /// How many counters they made dirty; none where that cannot be told, for some were made clean meanwhile.
+    pub made_dirty: Option<u64>,
+}
+
+/// What was seen of one shard.
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Filled {
     /// Entries in its stream.
     pub entries: u64,
@@ -66,8 +92,8 @@ pub struct Filled {
     pub entry_bytes: f64,
     /// Entries that are added a second.
     pub rate: f64,
-    /// How many counters these entries are spread over, as far as the newest ones tell; 0 where they are not managed.
-    pub spread: f64,
+    /// How these entries are spread over counters; over none where they are not managed.
+    pub spread: Spread,
     /// What the value of a counter takes that is touched next, those that are absent included.
     pub value_bytes: f64,
     /// What one more field of its index takes.
@@ -115,17 +141,36 @@ pub async fn memory(connection: &Connection) -> Result<Memory, Fault> {
     })
 }
 
-/// How many entries were ever added to a shard's stream.
-pub async fn added_to(connection: &Connection, keys: &ShardKeys) -> Result<u64, Fault> {
-    Ok(info::stream(connection, &keys.stream).await?.and_then(|stream| stream.added).unwrap_or(0))
+/// How far a shard has come by now.
+pub async fn mark(connection: &Connection, pipeline: &Pipeline, keys: &ShardKeys) -> Result<Mark, Fault> {
+    let added = info::stream(connection, &keys.stream).await?.and_then(|stream| stream.added).unwrap_or(0);
+    if !pipeline.is_managed() {
+        return Ok(Mark { added, ..Mark::default() });
+    }
+    let standing = gate::standing(connection, keys).await?;
+    Ok(Mark { added, dirty: standing.dirty, frontier: standing.frontier })
 }
 
-/// Looks at a shard to which so many entries are added a second.
+impl Mark {
+    /// What was added since an earlier mark, which is so many seconds old.
+    pub fn since(self, before: Mark, seconds: f64) -> Growth {
+        let entries = self.added.saturating_sub(before.added);
+        let is_unsettled = self.frontier.is_some() && self.frontier == before.frontier;
+        Growth {
+            now: self,
+            entries,
+            per_second: entries as f64 / seconds.max(0.001),
+            made_dirty: self.dirty.checked_sub(before.dirty).filter(|_| is_unsettled),
+        }
+    }
+}
+
+/// Looks at a shard, of which it is known how it grows.
 pub async fn filled(
     connection: &Connection,
     pipeline: &Pipeline,
     keys: &ShardKeys,
-    rate: f64,
+    growth: Growth,
     extent: Extent,
 ) -> Result<Filled, Fault> {
     let Some(stream) = info::stream(connection, &keys.stream).await? else { return Ok(Filled::default()) };
@@ -133,17 +178,17 @@ pub async fn filled(
     let mut seen = Filled {
         entries: stream.length,
         stream_bytes,
-        rate,
+        dirty: growth.now.dirty,
+        rate: growth.per_second,
         entry_bytes: ENTRY_BYTES,
         field_bytes: INDEX_FIELD_BYTES,
         ..Filled::default()
     };
     if pipeline.is_managed() {
-        seen.dirty = gate::standing(connection, keys).await?.dirty;
         seen.blind = blind(connection, keys, seen.dirty, extent.measured).await?;
     }
     // One to which nothing is added fills nothing.
-    if rate == 0.0 {
+    if seen.rate == 0.0 {
         return Ok(seen);
     }
     // Where counters do not matter a few entries tell what one takes.
@@ -154,7 +199,10 @@ pub async fn filled(
         return Ok(seen);
     }
     let (mut bytes, mut looked) = (0, 0);
-    for id in newest.ids.keys().take(extent.measured) {
+    // What is touched next, and was not before, is like what is touched seldom.
+    let seldom = newest.ids.values().min().copied();
+    let seldom = newest.ids.iter().filter(|(_, times)| Some(**times) == seldom).map(|(id, _)| id);
+    for id in seldom.take(extent.measured) {
         bytes += usage(connection, keys.counter(&String::from_utf8_lossy(id)).as_bytes()).await?.unwrap_or(0);
         looked += 1;
     }
@@ -163,7 +211,13 @@ pub async fn filled(
     {
         seen.field_bytes = bytes as f64 / seen.dirty as f64;
     }
-    seen.spread = spread(newest.ids.values().sum(), newest.ids.len());
+    let group = info::group(connection, &keys.stream, &keys.group).await?;
+    seen.spread = Spread::of(&Known {
+        occurrences: newest.ids.into_values().collect(),
+        dirty: seen.dirty,
+        unsettled: group.and_then(|group| Some(group.pending + group.undelivered?)),
+        latest: growth.made_dirty.map(|made_dirty| (growth.entries, made_dirty)),
+    });
     seen.value_bytes = bytes as f64 / f64::from(looked.max(1));
     Ok(seen)
 }
@@ -347,7 +401,7 @@ impl Filled {
             dirty: of(self.dirty),
             blind: of(self.blind),
             rate: self.rate * shards,
-            spread: self.spread * shards,
+            spread: self.spread.times(shards),
             ..self
         }
     }
@@ -355,9 +409,7 @@ impl Filled {
     /// The bytes that are filled so many seconds from now.
     fn after(&self, seconds: f64) -> f64 {
         let added = self.rate * seconds;
-        let others = (self.spread - self.dirty as f64).max(0.0);
-        let touched = if others > 0.0 { others * (1.0 - (-added / self.spread).exp()) } else { 0.0 };
-        added * self.entry_bytes + touched * (self.value_bytes + self.field_bytes)
+        added * self.entry_bytes + self.spread.becomes_dirty(added) * (self.value_bytes + self.field_bytes)
     }
 }
 
@@ -378,37 +430,46 @@ pub fn runway(left: f64, shards: &[Filled]) -> Option<f64> {
     Some(low)
 }
 
-/// Over how many counters entries are spread, if `distinct` of `count` were: as many as would give that by equal chances.
-fn spread(count: usize, distinct: usize) -> f64 {
-    if distinct == 0 {
-        return 0.0;
-    }
-    let (mut low, mut high) = (distinct as f64, 1e9);
-    for _ in 0..80 {
-        let middle = (low + high) / 2.0;
-        let expected = middle * (1.0 - (-(count as f64) / middle).exp());
-        if expected < distinct as f64 { low = middle } else { high = middle }
-    }
-    low
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_runway_is_longer_where_the_same_counters_are_touched_again() {
-        let shard =
-            Filled { entry_bytes: 44.0, rate: 1_000.0, value_bytes: 74.0, field_bytes: 96.0, ..Filled::default() };
-        let hot = runway(1e8, &[Filled { spread: 10.0, ..shard }]).expect("an end");
-        let cold = runway(1e8, &[Filled { spread: 1e6, ..shard }]).expect("an end");
+        let of = |occurrences| Filled {
+            entry_bytes: 44.0,
+            rate: 1_000.0,
+            value_bytes: 74.0,
+            field_bytes: 96.0,
+            spread: Spread::of(&Known { occurrences, ..Known::default() }),
+            ..Filled::default()
+        };
+        let hot = runway(1e8, &[of(vec![1_000; 10])]).expect("an end");
+        let cold = runway(1e8, &[of(vec![1; 10_000])]).expect("an end");
         assert!((hot - 1e8 / 44_000.0).abs() < 1.0, "{hot}");
         assert!(cold < hot * 0.4, "{cold} {hot}");
-        assert_eq!(runway(1e8, &[Filled { rate: 0.0, ..shard }]), None);
-        // Half of them are dirty already: half as many become so, and as seldom.
-        let half = Filled { spread: 1e6, dirty: 500_000, ..shard };
-        let (all, rest) = (Filled { dirty: 0, ..half }.after(1.0) - 44_000.0, half.after(1.0) - 44_000.0);
-        assert!((rest / all - 0.5).abs() < 0.01, "{rest} of {all}");
+        assert_eq!(runway(1e8, &[Filled { rate: 0.0, ..of(vec![1; 10_000]) }]), None);
+    }
+
+    #[test]
+    fn how_many_counters_became_dirty_is_known_while_nothing_is_settled() {
+        let mark = |added, dirty, frontier: Option<u64>| Mark {
+            added,
+            dirty,
+            frontier: frontier.map(|ms| EntryId { ms, seq: 0 }),
+        };
+        let growth = mark(150, 30, Some(5)).since(mark(50, 10, Some(5)), 2.0);
+        assert_eq!((growth.entries, growth.per_second, growth.made_dirty), (100, 50.0, Some(20)));
+        let unknown = [
+            (mark(150, 30, Some(6)), mark(50, 10, Some(5))),
+            (mark(150, 5, Some(5)), mark(50, 10, Some(5))),
+            (mark(150, 30, None), mark(50, 10, None)),
+        ];
+        for (now, before) in unknown {
+            assert_eq!(now.since(before, 2.0).made_dirty, None, "{now:?}");
+        }
+        // Its stream was made anew.
+        assert_eq!(mark(7, 0, None).since(mark(50, 0, None), 1.0).entries, 0);
     }
 
     #[test]
@@ -437,13 +498,6 @@ mod tests {
         assert_eq!(left(&memory, &kinds), 20_000_000.0 + 19_880_000.0);
         let none = Memory { policy: "noeviction".into(), ..memory };
         assert_eq!(left(&none, &kinds), 20_000_000.0);
-    }
-
-    #[test]
-    fn the_spread_of_a_sample_is_estimated() {
-        assert!((spread(2_000, 2_000 - 2) - 1e6).abs() < 4e5, "{}", spread(2_000, 1_998));
-        assert!((spread(2_000, 100) - 100.0).abs() < 1.0);
-        assert_eq!(spread(0, 0), 0.0);
     }
 
     #[test]

@@ -12,13 +12,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::future::join;
+use futures_util::future::{join, join_all};
 
 use super::codec::Stored;
 use super::connector::Connector;
 use super::counters::{look_again, token};
 use super::flight::Flights;
-use super::ttl::{Age, Ttl};
+use super::lease::Lease;
+use super::stats::{CacheStats, Counts};
+use super::ttl::{Age, LONGEST, Ttl, usable};
 use crate::functions::{Answer, Call, Function, Status};
 use crate::retry::Fault;
 #[cfg(feature = "near")]
@@ -104,10 +106,11 @@ pub(super) type Row<T> = Option<Arc<T>>;
 
 #[derive(Debug)]
 struct Shared<T> {
-    connector: Connector,
+    connector: Arc<Connector>,
     name: String,
     options: CacheOptions,
     flights: Flights<Result<Row<T>, NotLoaded>>,
+    counts: Counts,
 }
 
 /// What Valkey has of a row.
@@ -125,11 +128,11 @@ pub(super) enum Cached<T> {
 }
 
 /// A value with any time to live may be loaded again.
-const ANY: Duration = Duration::from_secs(100 * 365 * 86_400);
+const ANY: Duration = Duration::from_secs(10 * LONGEST.as_secs());
 
 /// What asking for the leave to load comes to.
 enum Leave {
-    Granted(u64),
+    Granted(Granted),
     Busy,
     /// A writer is at work: the row is loaded and not put in place.
     Fenced,
@@ -138,13 +141,40 @@ enum Leave {
     Present,
 }
 
+impl Leave {
+    fn granted(self) -> Option<Granted> {
+        match self {
+            Leave::Granted(granted) => Some(granted),
+            _ => None,
+        }
+    }
+}
+
+/// The leave to load a row, given back where whoever has it is dropped.
+struct Granted {
+    token: u64,
+    lease: Lease,
+}
+
 impl<T: Stored + Send + Sync + 'static> Cache<T> {
     /// A cache whose keys are `cache:NAME:{ID}`: the braces keep a row and its lease in one slot of a cluster.
     ///
     /// It does not connect yet: an application starts without its cache.
     pub fn new(address: &Endpoint, name: &str, options: CacheOptions) -> Cache<T> {
-        let connector = Connector::new(address, "tidegate-cache");
-        Cache { shared: Arc::new(Shared { connector, name: name.to_owned(), options, flights: Flights::default() }) }
+        Cache {
+            shared: Arc::new(Shared {
+                connector: Arc::new(Connector::new(address, "tidegate-cache")),
+                name: name.to_owned(),
+                options: CacheOptions {
+                    ttl: options.ttl.usable(),
+                    lease: usable(options.lease),
+                    fence: usable(options.fence),
+                    ..options
+                },
+                flights: Flights::default(),
+                counts: Counts::default(),
+            }),
+        }
     }
 
     /// Uses this connection from now on, until it is lost.
@@ -156,6 +186,11 @@ impl<T: Stored + Send + Sync + 'static> Cache<T> {
     /// How long its rows live, and how large they may be.
     pub fn options(&self) -> CacheOptions {
         self.shared.options
+    }
+
+    /// What it, and all its clones, have done so far.
+    pub fn stats(&self) -> CacheStats {
+        self.shared.counts.stats()
     }
 
     /// What the keys of its rows begin with.
@@ -188,21 +223,64 @@ impl<T: Stored + Send + Sync + 'static> Cache<T> {
         cached: Cached<T>,
         load: impl AsyncFnOnce() -> Result<Option<T>, AppError>,
     ) -> Result<Row<T>, NotLoaded> {
-        let early = self.reload_below(&cached);
+        let counts = &self.shared.counts;
+        let below = self.reload_below(&cached);
         match cached {
-            Cached::Row(row, Age::Fresh, _) => Ok(row),
-            Cached::Row(row, age, _) => {
-                let early = if age == Age::Early { self.early() } else { early };
-                match self.ask(id, early).await {
+            Cached::Row(row, Age::Fresh, _) => {
+                counts.hits.add(1);
+                Ok(row)
+            }
+            Cached::Row(row, Age::Early, _) => {
+                counts.hits.add(1);
+                match self.ask(id, self.early()).await {
                     // The others are served meanwhile; and so is this one, where the row cannot be loaded.
-                    Leave::Granted(token) => Ok(self.load_with(id, token, load).await.0.unwrap_or(row)),
+                    Leave::Granted(granted) => {
+                        counts.early.add(1);
+                        Ok(self.load_with(id, granted, load).await.0.unwrap_or(row))
+                    }
                     _ => Ok(row),
                 }
             }
-            Cached::Absent | Cached::Foreign | Cached::Unknown => {
-                self.shared.flights.join(id, async || self.fetch(id, early, load).await).await
+            Cached::Row(row, Age::Stale, _) => {
+                if let Leave::Granted(granted) = self.ask(id, below).await
+                    && let (Ok(loaded), _) = self.load_with(id, granted, load).await
+                {
+                    counts.misses.add(1);
+                    return Ok(loaded);
+                }
+                counts.stale.add(1);
+                Ok(row)
             }
+            Cached::Absent | Cached::Foreign | Cached::Unknown => self.beyond(id, &cached, load).await,
         }
+    }
+
+    /// The row that Valkey does not have: of all in this process who want it, one asks.
+    async fn beyond(
+        &self,
+        id: &str,
+        cached: &Cached<T>,
+        load: impl AsyncFnOnce() -> Result<Option<T>, AppError>,
+    ) -> Result<Row<T>, NotLoaded> {
+        let Shared { flights, counts, .. } = &*self.shared;
+        let count = if matches!(cached, Cached::Unknown) { &counts.bypassed } else { &counts.misses };
+        count.add(1);
+        let (below, mut leads) = (self.reload_below(cached), false);
+        let work = async || {
+            leads = true;
+            self.fetch(id, below, load).await
+        };
+        // Behind somebody who takes longer than a lease nobody waits: neither in this process nor in another one.
+        let row = flights.join(id, self.patience(), work).await;
+        if !leads {
+            counts.joined.add(1);
+        }
+        row
+    }
+
+    /// How long is waited for somebody else's load: a loader that died keeps its lease until it runs out.
+    fn patience(&self) -> Duration {
+        self.shared.options.lease * 5 / 4
     }
 
     /// A value with less time to live than this may be loaded again by who found it so.
@@ -222,26 +300,31 @@ impl<T: Stored + Send + Sync + 'static> Cache<T> {
     where
         F: Future<Output = Result<Option<T>, AppError>> + Send + 'static,
     {
-        let cached = self.look(id).await;
-        let below = self.reload_below(&cached);
-        match cached {
-            Cached::Row(row, Age::Fresh, _) => Ok(row),
-            Cached::Row(row, age, _) => {
-                let early = if age == Age::Early { self.early() } else { self.shared.options.ttl.stale_for };
-                if let Leave::Granted(token) = self.ask(id, early).await {
-                    let (cache, id) = (self.clone(), id.to_owned());
-                    // Whether it succeeds is seen by the next reader.
-                    tokio::spawn(async move { cache.load_with(&id, token, async || load().await).await });
-                }
-                Ok(row)
-            }
-            Cached::Absent | Cached::Foreign | Cached::Unknown => {
-                self.shared.flights.join(id, async || self.fetch(id, below, async || load().await).await).await
-            }
+        let counts = &self.shared.counts;
+        let (row, age) = match self.look(id).await {
+            Cached::Row(row, age, _) => (row, age),
+            cached => return self.beyond(id, &cached, async || load().await).await,
+        };
+        let below = match age {
+            Age::Fresh => Duration::ZERO,
+            Age::Early => self.early(),
+            Age::Stale => self.shared.options.ttl.stale_for,
+        };
+        let count = if age == Age::Stale { &counts.stale } else { &counts.hits };
+        count.add(1);
+        if age != Age::Fresh
+            && let Leave::Granted(granted) = self.ask(id, below).await
+        {
+            counts.early.add(usize::from(age == Age::Early));
+            let (cache, id) = (self.clone(), id.to_owned());
+            // Whether it succeeds is seen by the next reader.
+            tokio::spawn(async move { cache.load_with(&id, granted, async || load().await).await });
         }
+        Ok(row)
     }
 
-    /// The rows of many, in their order. Those that are not there are loaded in one go, by ids: `load` gives a row, or none, for each.
+    /// The rows of many, in their order. Those that are not there are loaded in one go, by ids: `load` gives a row, or none, for each, in their order.
+    /// Where it fails, rows past their end are served if there is one for each.
     ///
     /// # Errors
     /// [`NotLoaded`].
@@ -250,41 +333,62 @@ impl<T: Stored + Send + Sync + 'static> Cache<T> {
         ids: &[&str],
         load: impl AsyncFnOnce(&[&str]) -> Result<Vec<Option<T>>, AppError>,
     ) -> Result<Vec<Option<Arc<T>>>, NotLoaded> {
-        let looked = futures_util::future::join_all(ids.iter().map(|id| self.look(id))).await;
-        let mut rows: Vec<Option<Row<T>>> = Vec::new();
-        let mut wanted: Vec<usize> = Vec::new();
+        let counts = &self.shared.counts;
+        let looked = join_all(ids.iter().map(|id| self.look(id))).await;
+        let (mut rows, mut stale): (Vec<Row<T>>, Vec<Option<Row<T>>>) = (Vec::new(), Vec::new());
+        let (mut wanted, mut belows): (Vec<usize>, Vec<Duration>) = (Vec::new(), Vec::new());
+        let mut unknown = 0;
         for (place, cached) in looked.into_iter().enumerate() {
             match cached {
-                Cached::Row(row, Age::Fresh | Age::Early, _) => rows.push(Some(row)),
-                _ => {
-                    rows.push(None);
+                Cached::Row(row, Age::Fresh | Age::Early, _) => rows.push(row),
+                cached => {
+                    unknown += usize::from(matches!(cached, Cached::Unknown));
                     wanted.push(place);
+                    belows.push(self.reload_below(&cached));
+                    rows.push(None);
+                    stale.push(match cached {
+                        Cached::Row(row, ..) => Some(row),
+                        _ => None,
+                    });
                 }
             }
         }
-        if !wanted.is_empty() {
-            let early = self.shared.options.ttl.stale_for;
-            let leaves = futures_util::future::join_all(wanted.iter().map(|&place| self.ask(ids[place], early))).await;
-            let names: Vec<&str> = wanted.iter().map(|&place| ids[place]).collect();
-            let loaded = load(&names).await;
-            let mut loaded = match loaded {
-                Ok(loaded) => loaded.into_iter(),
-                Err(error) => {
-                    for (id, leave) in names.iter().zip(&leaves) {
-                        self.give_back(id, leave).await;
-                    }
+        counts.hits.add(ids.len() - wanted.len());
+        if wanted.is_empty() {
+            return Ok(rows);
+        }
+        let leaves = join_all(wanted.iter().zip(belows).map(|(&place, below)| self.ask(ids[place], below))).await;
+        let names: Vec<&str> = wanted.iter().map(|&place| ids[place]).collect();
+        counts.loads.add(names.len());
+        let loaded = load(&names).await.and_then(|loaded| match loaded.len() == names.len() {
+            true => Ok(loaded),
+            false => Err(format!("the loader gave {} rows for {} ids", loaded.len(), names.len()).into()),
+        });
+        counts.bypassed.add(unknown);
+        let loaded = match loaded {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                counts.failed.add(names.len());
+                let granted = leaves.into_iter().filter_map(Leave::granted);
+                join_all(granted.map(|granted| granted.lease.give_back())).await;
+                let Some(stale) = stale.into_iter().collect::<Option<Vec<Row<T>>>>() else {
+                    counts.misses.add(names.len() - unknown);
                     return Err(NotLoaded::Loader(error.into()));
-                }
-            };
-            for (place, leave) in wanted.into_iter().zip(leaves) {
-                let row = loaded.next().flatten().map(Arc::new);
-                if let Leave::Granted(token) = leave {
-                    self.store(ids[place], token, &row).await;
-                }
-                rows[place] = Some(row);
+                };
+                counts.stale.add(names.len());
+                wanted.into_iter().zip(stale).for_each(|(place, row)| rows[place] = row);
+                return Ok(rows);
             }
-        }
-        Ok(rows.into_iter().map(Option::flatten).collect())
+        };
+        counts.misses.add(names.len() - unknown);
+        let loaded: Vec<Row<T>> = loaded.into_iter().map(|row| row.map(Arc::new)).collect();
+        let stored = names.iter().zip(leaves).zip(&loaded).map(async |((id, leave), row)| match leave {
+            Leave::Granted(granted) => drop(self.store(id, granted, row).await),
+            _ => counts.unstored.add(1),
+        });
+        join_all(stored).await;
+        wanted.into_iter().zip(loaded).for_each(|(place, row)| rows[place] = row);
+        Ok(rows)
     }
 
     /// Writes a row: `write` does the whole transaction, COMMIT included, and gives its result and the new row, where it knows it (`None` inside: the
@@ -300,7 +404,7 @@ impl<T: Stored + Send + Sync + 'static> Cache<T> {
         let fence = self.fence(&[id]).await?;
         let outcome = {
             let mut writing = std::pin::pin!(write());
-            let every = self.shared.options.fence / RENEWALS;
+            let every = usable(self.shared.options.fence / RENEWALS);
             loop {
                 tokio::select! {
                     outcome = &mut writing => break outcome,
@@ -347,7 +451,7 @@ impl<T: Stored + Send + Sync + 'static> Cache<T> {
             ids.iter().for_each(|id| self.shared.flights.forget(id));
             // In a cluster each row has a slot of its own, so each has a call of its own; they are pipelined.
             let calls = ids.iter().map(|id| self.call(Call::new(Function::Invalidate, [self.key(id), self.lease(id)])));
-            for answer in futures_util::future::join_all(calls).await {
+            for answer in join_all(calls).await {
                 count += answer?.int(0).unwrap_or(0).unsigned_abs();
             }
         }
@@ -410,13 +514,16 @@ impl<T: Stored + Send + Sync + 'static> Cache<T> {
         below: Duration,
         load: impl AsyncFnOnce() -> Result<Option<T>, AppError>,
     ) -> (Result<Row<T>, NotLoaded>, Option<Instant>) {
-        // A loader that died keeps its lease until it runs out; then this one may load.
-        let until = Instant::now() + self.shared.options.lease * 5 / 4;
+        let (until, mut waits) = (Instant::now() + self.patience(), false);
         loop {
             match self.ask(id, below).await {
-                Leave::Granted(token) => return self.load_with(id, token, load).await,
+                Leave::Granted(granted) => return self.load_with(id, granted, load).await,
                 Leave::Fenced | Leave::None => return (self.load_apart(load).await, None),
-                Leave::Busy => look_again().await,
+                Leave::Busy => {
+                    self.shared.counts.waited.add(usize::from(!waits));
+                    waits = true;
+                    look_again().await;
+                }
                 Leave::Present => {}
             }
             let asked = Instant::now();
@@ -434,7 +541,10 @@ impl<T: Stored + Send + Sync + 'static> Cache<T> {
         let call = Call::new(Function::Load, [self.key(id), self.lease(id)]).arg(token);
         let call = call.arg(self.shared.options.lease.as_millis()).arg(early.as_millis());
         match self.call(call).await.map(|answer| answer.status) {
-            Ok(Status::Miss) => Leave::Granted(token),
+            Ok(Status::Miss) => {
+                let end = Call::new(Function::Unload, [self.lease(id)]).arg(token);
+                Leave::Granted(Granted { token, lease: Lease::new(&self.shared.connector, end) })
+            }
             Ok(Status::Busy) => Leave::Busy,
             Ok(Status::Done) => Leave::Present,
             Ok(_) => Leave::Fenced,
@@ -445,34 +555,58 @@ impl<T: Stored + Send + Sync + 'static> Cache<T> {
     async fn load_with(
         &self,
         id: &str,
-        token: u64,
+        granted: Granted,
         load: impl AsyncFnOnce() -> Result<Option<T>, AppError>,
     ) -> (Result<Row<T>, NotLoaded>, Option<Instant>) {
-        match self.load_apart(load).await {
+        match self.load(load).await {
             Ok(row) => {
                 let asked = Instant::now();
-                let is_stored = self.store(id, token, &row).await;
+                let is_stored = self.store(id, granted, &row).await;
                 (Ok(row), is_stored.then_some(asked))
             }
             Err(error) => {
-                self.give_back(id, &Leave::Granted(token)).await;
+                granted.lease.give_back().await;
                 (Err(error), None)
             }
         }
     }
 
+    /// Loads a row that is not put in place.
     async fn load_apart(&self, load: impl AsyncFnOnce() -> Result<Option<T>, AppError>) -> Result<Row<T>, NotLoaded> {
-        load().await.map(|row| row.map(Arc::new)).map_err(|error| NotLoaded::Loader(error.into()))
+        let row = self.load(load).await?;
+        self.shared.counts.unstored.add(1);
+        Ok(row)
+    }
+
+    async fn load(&self, load: impl AsyncFnOnce() -> Result<Option<T>, AppError>) -> Result<Row<T>, NotLoaded> {
+        self.shared.counts.loads.add(1);
+        load().await.map(|row| row.map(Arc::new)).map_err(|error| {
+            self.shared.counts.failed.add(1);
+            NotLoaded::Loader(error.into())
+        })
     }
 
     /// Puts a row in place; whether it is there now, and nobody has written it meanwhile.
-    async fn store(&self, id: &str, token: u64, row: &Row<T>) -> bool {
-        let Some((bytes, ttl)) = self.storable(row) else {
-            self.give_back(id, &Leave::Granted(token)).await;
-            return false;
+    async fn store(&self, id: &str, granted: Granted, row: &Row<T>) -> bool {
+        let is_stored = match self.storable(row) {
+            None => {
+                granted.lease.give_back().await;
+                false
+            }
+            Some((bytes, ttl)) => {
+                let call = Call::new(Function::Store, [self.key(id), self.lease(id)]).arg(granted.token).bytes(&bytes);
+                match self.call(call.arg(ttl.as_millis())).await {
+                    Ok(answer) => {
+                        granted.lease.over();
+                        answer.status == Status::Done
+                    }
+                    // Valkey is full, or takes no row as large as this, or is away: the lease is given back, and this reader does not wait for that.
+                    Err(_) => false,
+                }
+            }
         };
-        let call = Call::new(Function::Store, [self.key(id), self.lease(id)]).arg(token).bytes(&bytes);
-        matches!(self.call(call.arg(ttl.as_millis())).await, Ok(answer) if answer.status == Status::Done)
+        self.shared.counts.unstored.add(usize::from(!is_stored));
+        is_stored
     }
 
     /// A row's bytes and TTL; none if it is not to be cached.
@@ -484,13 +618,6 @@ impl<T: Stored + Send + Sync + 'static> Cache<T> {
             None => Vec::new(),
         };
         Some((bytes, ttl.in_valkey(row.is_none(), rand::random())))
-    }
-
-    async fn give_back(&self, id: &str, leave: &Leave) {
-        if let Leave::Granted(token) = leave {
-            // If this fails the lease runs out.
-            let _ = self.call(Call::new(Function::Unload, [self.lease(id)]).arg(token)).await;
-        }
     }
 
     async fn call(&self, call: Call) -> Result<Answer, Fault> {
@@ -524,7 +651,8 @@ impl<T: Stored + Send + Sync + 'static> Fence<T> {
             let call = Call::new(Function::Fence, [self.cache.key(id), self.cache.lease(id)]).arg(&self.token);
             self.cache.call(call.arg(self.cache.shared.options.fence.as_millis()))
         });
-        futures_util::future::try_join_all(calls).await.map(drop)
+        // Where one of them cannot be set, the others are all the same.
+        join_all(calls).await.into_iter().try_for_each(|answer| answer.map(drop))
     }
 
     /// Ends it, after COMMIT or ROLLBACK. For a fence about one row, that row may be given and is put in place if no other writer was met (`None` inside:
@@ -541,6 +669,6 @@ impl<T: Stored + Send + Sync + 'static> Fence<T> {
             self.cache.call(call)
         });
         // If this fails the fence runs out.
-        futures_util::future::join_all(calls).await;
+        join_all(calls).await;
     }
 }

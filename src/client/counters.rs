@@ -17,6 +17,7 @@ use super::hydrate::{Breaker, Granted};
 use super::lanes::{self, Lanes};
 use super::produce::{NotAdded, is_text};
 use super::truth::Truth;
+use super::ttl::{LONGEST, usable};
 use crate::functions::{Answer, Call, Function, Status, had_begun};
 use crate::model::entry::EntryId;
 use crate::model::pipeline::{Pipeline, ShardKeys};
@@ -106,6 +107,9 @@ pub enum Why {
     /// Valkey could not be asked, or is full.
     #[error("Valkey cannot be asked")]
     ValkeyDown,
+    /// No counter can have this id: it holds a NUL, which no text in PostgreSQL can.
+    #[error("no counter can have an id with a NUL in it")]
+    BadId,
 }
 
 /// How a take ended.
@@ -144,7 +148,7 @@ impl<T> Clone for Counters<T> {
 
 #[derive(Debug)]
 pub(super) struct Shared<T> {
-    pub(super) connector: Connector,
+    pub(super) connector: Arc<Connector>,
     pub(super) pipeline: Pipeline,
     pub(super) truth: T,
     pub(super) options: CounterOptions,
@@ -178,11 +182,18 @@ impl<T: Truth> Counters<T> {
         options: CounterOptions,
     ) -> Result<Counters<T>, Fault> {
         let shared = Shared {
-            connector: Connector::new(address, "tidegate-counters"),
+            connector: Arc::new(Connector::new(address, "tidegate-counters")),
             keys: (0..pipeline.shards.max(1)).map(|shard| pipeline.keys_of(shard)).collect(),
             pipeline: pipeline.clone(),
             truth,
-            options,
+            options: CounterOptions {
+                lease: usable(options.lease),
+                patience: options.patience.min(LONGEST),
+                breaker: options.breaker.min(LONGEST),
+                ttl: usable(options.ttl),
+                retry_for: options.retry_for.min(LONGEST),
+                ..options
+            },
             breaker: Breaker::default(),
             lanes: Lanes::new(options.lanes),
             flights: Flights::default(),
@@ -306,10 +317,13 @@ impl<T: Truth> Counters<T> {
     /// The value. Where it is absent it is brought, and whoever asks meanwhile gets the same answer.
     pub async fn get(&self, id: &str) -> Count {
         let shared = &self.shared;
+        if !is_text(id) {
+            return Count::Unknown(Why::BadId);
+        }
         let brought = match shared.peek(id).await {
             Some(Ok(value)) => return Count::Exact(value),
             Some(Err(_)) => Err(Why::ValkeyDown),
-            None => shared.flights.join(id, async || (shared.fetch(id).await, None)).await,
+            None => shared.flights.join(id, shared.longest(), async || (shared.fetch(id).await, None)).await,
         };
         match brought {
             Ok(value) => Count::Exact(value),
@@ -325,8 +339,13 @@ impl<T: Truth> Counters<T> {
             seen.into_iter().map(|seen| seen.and_then(Result::ok).map(Count::Exact)).collect();
         // An id that is asked for twice is brought once.
         let mut absent: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-        for (place, id) in ids.iter().enumerate().filter(|(place, _)| counts[*place].is_none()) {
-            absent.entry(*id).or_default().push(place);
+        for (place, id) in ids.iter().enumerate() {
+            if !is_text(id) {
+                // PostgreSQL would refuse to be asked about it, and about all others with it.
+                counts[place] = Some(Count::Unknown(Why::BadId));
+            } else if counts[place].is_none() {
+                absent.entry(*id).or_default().push(place);
+            }
         }
         let wanted: Vec<&str> = absent.keys().copied().collect();
         let brought = shared.fetch_many(&wanted).await;
@@ -377,6 +396,11 @@ impl<T: Truth> Counters<T> {
 }
 
 impl<T: Truth> Shared<T> {
+    /// How long bringing a value takes at the most.
+    fn longest(&self) -> Duration {
+        self.options.patience + self.options.lease * 2
+    }
+
     /// The keys of a counter's shard.
     pub(super) fn keys_of(&self, id: &str) -> &ShardKeys {
         &self.keys[usize::from(shard_of(id, self.pipeline.shards))]

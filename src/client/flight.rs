@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The flights of one kind of thing.
 #[derive(Debug)]
@@ -39,24 +39,35 @@ impl<V> Default for Flights<V> {
 }
 
 impl<V: Clone> Flights<V> {
-    /// Does the work, or gets the result of whoever does it. The work says until when its result was confirmed, if it was.
-    pub async fn join(&self, key: &str, work: impl AsyncFnOnce() -> (V, Option<Instant>)) -> V {
+    /// Does the work, or gets the result of whoever does it. The work says until when its result was confirmed, if it was. Behind somebody who takes
+    /// longer than `patience` nobody waits: the next one then leads.
+    pub async fn join(&self, key: &str, patience: Duration, work: impl AsyncFnOnce() -> (V, Option<Instant>)) -> V {
         let joined = Instant::now();
-        let flight = self.flight(key);
-        let mut landed = flight.landed.lock().await;
-        if let Some((value, validity)) = &*landed
-            && validity.covers(joined)
-        {
-            return value.clone();
+        loop {
+            let flight = self.flight(key);
+            let Ok(mut landed) = tokio::time::timeout(patience, flight.landed.lock()).await else {
+                self.leave(key, &flight);
+                continue;
+            };
+            if let Some((value, validity)) = &*landed
+                && validity.covers(joined)
+            {
+                return value.clone();
+            }
+            let began = Instant::now();
+            let (value, confirmed) = work().await;
+            *landed = Some((value.clone(), Validity { began, confirmed }));
+            self.leave(key, &flight);
+            return value;
         }
-        let began = Instant::now();
-        let (value, confirmed) = work().await;
-        *landed = Some((value.clone(), Validity { began, confirmed }));
+    }
+
+    /// Whoever asks from now on does not join this flight.
+    fn leave(&self, key: &str, flight: &Arc<Flight<V>>) {
         let mut flights = self.flights();
-        if flights.get(key).is_some_and(|current| Arc::ptr_eq(current, &flight)) {
+        if flights.get(key).is_some_and(|current| Arc::ptr_eq(current, flight)) {
             flights.remove(key);
         }
-        value
     }
 
     /// Whoever asks from now on does not join a flight under way.
@@ -92,6 +103,8 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::sync::Notify;
 
+    const LONG: Duration = Duration::from_secs(60);
+
     #[tokio::test]
     async fn many_who_want_the_same_do_the_work_once() {
         let (flights, count, go) = (Flights::default(), AtomicUsize::new(0), Notify::new());
@@ -100,7 +113,7 @@ mod tests {
             go.notified().await;
             (7, Some(Instant::now()))
         };
-        let all = futures_util::future::join_all((0..50).map(|_| flights.join("a", work)));
+        let all = futures_util::future::join_all((0..50).map(|_| flights.join("a", LONG, work)));
         let (values, ()) = tokio::join!(all, async {
             tokio::task::yield_now().await;
             go.notify_one();
@@ -119,10 +132,10 @@ mod tests {
             go.notified().await;
             (turn, None)
         };
-        let first = flights.join("a", work);
+        let first = flights.join("a", LONG, work);
         let later = async {
             begun.notified().await;
-            let late = futures_util::future::join_all((0..10).map(|_| flights.join("a", work)));
+            let late = futures_util::future::join_all((0..10).map(|_| flights.join("a", LONG, work)));
             let release = async {
                 go.notify_one();
                 begun.notified().await;
@@ -137,9 +150,29 @@ mod tests {
     #[tokio::test]
     async fn a_leader_that_is_dropped_leaves_the_work_to_the_next_one() {
         let flights = Flights::default();
-        let never = flights.join("a", async || std::future::pending::<(i32, Option<Instant>)>().await);
+        let never = flights.join("a", LONG, async || std::future::pending::<(i32, Option<Instant>)>().await);
         assert!(tokio::time::timeout(std::time::Duration::from_millis(10), never).await.is_err());
-        assert_eq!(flights.join("a", async || (3, None)).await, 3);
+        assert_eq!(flights.join("a", LONG, async || (3, None)).await, 3);
         assert_eq!(flights.under_way(), 0);
+    }
+
+    #[tokio::test]
+    async fn behind_a_leader_that_never_ends_the_others_wait_for_as_long_as_they_will_and_then_share_another_one() {
+        let (flights, count) = (Flights::default(), AtomicUsize::new(0));
+        let never = flights.join("a", LONG, async || std::future::pending::<(i32, Option<Instant>)>().await);
+        let work = async || {
+            count.fetch_add(1, Ordering::Relaxed);
+            // Longer than they are apart.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            (3, Some(Instant::now()))
+        };
+        let patience = Duration::from_millis(400);
+        let others = futures_util::future::join_all((0..10).map(|_| flights.join("a", patience, work)));
+        let values = tokio::select! {
+            biased;
+            _ = never => panic!("it has no end"),
+            values = others => values,
+        };
+        assert_eq!((values, count.load(Ordering::Relaxed)), (vec![3; 10], 1));
     }
 }

@@ -8,11 +8,13 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 
 use super::counters::{Count, Shared, Why, look_again, token};
+use super::lease::Lease;
 use super::lineage_of;
 use super::truth::{Truth, TruthError, View};
+use super::ttl::share;
 use crate::functions::{Answer, Call, Function, Status};
 use crate::model::entry::EntryId;
 use crate::model::pipeline::ShardKeys;
@@ -59,16 +61,14 @@ enum Asked {
 }
 
 impl<T: Truth> Shared<T> {
-    /// Brings a value with a lease that was granted. The lease is given back where it fails.
+    /// Brings a value with a lease that was granted. The lease is given back where it fails, and where nobody waits for the value any more.
     pub(super) async fn bring(&self, id: &str, granted: Granted, until: Instant) -> Result<i64, Why> {
-        let keys = self.keys_of(id);
+        let (keys, lease) = (self.keys_of(id), self.lease(id, &granted));
         let brought = match self.wait_until_ready(id, &granted, until).await {
-            Ok(()) => self.hydrate(keys, &[(id, granted.clone())]).await.pop().unwrap_or(Err(Why::Busy)),
+            Ok(()) => self.hydrate(keys, &[(id, granted)]).await.pop().unwrap_or(Err(Why::Busy)),
             Err(why) => Err(why),
         };
-        if brought.is_err() {
-            self.release(keys, id, granted.token).await;
-        }
+        ended(lease, &brought).await;
         brought
     }
 
@@ -86,44 +86,65 @@ impl<T: Truth> Shared<T> {
         }
     }
 
-    /// The same for many: those that are ready share a snapshot of PostgreSQL, shard by shard.
+    /// The same for many: those that are ready share a snapshot of PostgreSQL, shard by shard. The others are waited for at the same time.
     pub(super) async fn fetch_many(&self, ids: &[&str]) -> Vec<Result<i64, Why>> {
         let asked = join_all(ids.iter().map(|id| self.ask(id))).await;
-        let mut outcomes: Vec<Option<Result<i64, Why>>> = Vec::new();
-        let mut ready: Vec<(usize, &ShardKeys, Granted)> = Vec::new();
+        let mut outcomes: Vec<Result<i64, Why>> = vec![Err(Why::Busy); ids.len()];
+        let (mut ready, mut waiting) = (Vec::new(), Vec::new());
         for (place, asked) in asked.into_iter().enumerate() {
-            outcomes.push(match asked {
-                Asked::Present(value) => Some(Ok(value)),
-                Asked::Failed(why) => Some(Err(why)),
-                Asked::Granted(granted) if granted.is_ready => {
-                    ready.push((place, self.keys_of(ids[place]), granted));
-                    None
-                }
-                Asked::Granted(granted) => {
-                    let until = Instant::now() + self.options.patience;
-                    Some(self.bring(ids[place], granted, until).await)
-                }
-                Asked::Busy => Some(self.fetch(ids[place]).await),
-            });
-        }
-        while let Some((_, keys, first)) = ready.first() {
-            let (keys, lineage, witness) = (*keys, first.lineage.clone(), first.witness);
-            // Leases granted a moment apart may know different witnesses: each is asked about its own.
-            let (now, later) = ready.into_iter().partition(|(_, of, granted)| {
-                of.stream == keys.stream && granted.lineage == lineage && granted.witness == witness
-            });
-            ready = later;
-            let now: Vec<(usize, &ShardKeys, Granted)> = now;
-            let leases: Vec<(&str, Granted)> =
-                now.iter().map(|(place, _, granted)| (ids[*place], granted.clone())).collect();
-            for ((place, _, granted), brought) in now.iter().zip(self.hydrate(keys, &leases).await) {
-                if brought.is_err() {
-                    self.release(keys, ids[*place], granted.token).await;
-                }
-                outcomes[*place] = Some(brought);
+            match asked {
+                Asked::Present(value) => outcomes[place] = Ok(value),
+                Asked::Failed(why) => outcomes[place] = Err(why),
+                Asked::Granted(granted) if granted.is_ready => ready.push((place, granted)),
+                Asked::Granted(granted) => waiting.push((place, Some(granted))),
+                Asked::Busy => waiting.push((place, None)),
             }
         }
-        outcomes.into_iter().map(|outcome| outcome.unwrap_or(Err(Why::Busy))).collect()
+        let until = Instant::now() + self.options.patience;
+        let waited = join_all(waiting.into_iter().map(async |(place, granted)| {
+            let brought = match granted {
+                Some(granted) => self.bring(ids[place], granted, until).await,
+                None => self.fetch(ids[place]).await,
+            };
+            (place, brought)
+        }));
+        let (together, waited) = join(self.bring_together(ids, ready), waited).await;
+        for (place, brought) in together.into_iter().chain(waited) {
+            outcomes[place] = brought;
+        }
+        outcomes
+    }
+
+    /// Brings those that are ready, each group from one snapshot.
+    async fn bring_together(&self, ids: &[&str], ready: Vec<(usize, Granted)>) -> Vec<(usize, Result<i64, Why>)> {
+        let held = |(place, granted): (usize, Granted)| (place, self.lease(ids[place], &granted), granted);
+        let mut ready: Vec<(usize, Lease, Granted)> = ready.into_iter().map(held).collect();
+        let mut outcomes = Vec::new();
+        while let Some((place, _, first)) = ready.first() {
+            let (keys, lineage, witness) = (self.keys_of(ids[*place]), first.lineage.clone(), first.witness);
+            // Leases granted a moment apart may know different witnesses: each is asked about its own.
+            let (now, later): (Vec<_>, Vec<_>) = ready.into_iter().partition(|(place, _, granted)| {
+                self.keys_of(ids[*place]).stream == keys.stream
+                    && granted.lineage == lineage
+                    && granted.witness == witness
+            });
+            ready = later;
+            let leases: Vec<(&str, Granted)> =
+                now.iter().map(|(place, _, granted)| (ids[*place], granted.clone())).collect();
+            let brought = self.hydrate(keys, &leases).await;
+            let ends = now.into_iter().zip(brought).map(async |((place, lease, _), brought)| {
+                ended(lease, &brought).await;
+                (place, brought)
+            });
+            outcomes.extend(join_all(ends).await);
+        }
+        outcomes
+    }
+
+    /// What gives the lease of a counter back.
+    fn lease(&self, id: &str, granted: &Granted) -> Lease {
+        let end = Call::new(Function::Release, [self.keys_of(id).lease(id)]).arg(granted.token);
+        Lease::new(&self.connector, end)
     }
 
     /// What PostgreSQL has of these counters, where that is better than nothing: while the flush catches up.
@@ -258,15 +279,18 @@ impl<T: Truth> Shared<T> {
 
     fn install(&self, keys: &ShardKeys, id: &str, granted: &Granted, base: i64, judged: i64) -> Call {
         let of_counter = [&keys.counter(id), &keys.lease(id), &keys.stream, &keys.index, &keys.state];
-        let jitter = 1.0 + self.options.jitter.clamp(0.0, 1.0) * rand::random_range(-1.0..=1.0);
+        let jitter = 1.0 + share(self.options.jitter) * rand::random_range(-1.0..=1.0);
         let ttl_ms = self.options.ttl.mul_f64(jitter).as_millis().max(1);
         let call = Call::new(Function::Install, of_counter).arg(id).arg(granted.token).arg(base);
         call.arg(judged).arg(ttl_ms).arg(&keys.group)
     }
+}
 
-    async fn release(&self, keys: &ShardKeys, id: &str, token: u64) {
-        // If this fails the lease runs out.
-        let _ = self.send(Call::new(Function::Release, [keys.lease(id)]).arg(token)).await;
+/// A lease on a counter whose value is in place is gone; any other one is given back.
+async fn ended(lease: Lease, brought: &Result<i64, Why>) {
+    match brought {
+        Ok(_) => lease.over(),
+        Err(_) => lease.give_back().await,
     }
 }
 

@@ -41,7 +41,7 @@ struct Lane {
 impl Lanes {
     /// As many as this at the most, at least one.
     pub(super) fn new(count: usize) -> Lanes {
-        Lanes { turns: Semaphore::new(count.max(1)), free: Mutex::default() }
+        Lanes { turns: Semaphore::new(count.clamp(1, Semaphore::MAX_PERMITS)), free: Mutex::default() }
     }
 
     /// A lane with the number of its next operation; waits while all of them are taken.

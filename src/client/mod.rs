@@ -15,11 +15,13 @@ pub mod flight;
 mod hydrate;
 pub mod invalidate;
 mod lanes;
+mod lease;
 #[cfg(feature = "near")]
 pub mod near;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 pub mod produce;
+pub mod stats;
 pub mod truth;
 pub mod ttl;
 
@@ -31,6 +33,7 @@ pub(crate) use self::lanes::hour_of as lane_hour;
 #[cfg(feature = "near")]
 pub use self::near::{NearCache, NearOptions, Tracking};
 pub use self::produce::{Added, NotAdded, OP_FIELD, Producer, TRACEPARENT_FIELD};
+pub use self::stats::CacheStats;
 pub use self::truth::{Standing, Truth, TruthError, View};
 pub use self::ttl::Ttl;
 

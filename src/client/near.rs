@@ -23,7 +23,7 @@ use tokio::task::{AbortHandle, JoinSet};
 
 use super::cache::{AppError, Cache, Cached, NotLoaded, NotWritten, Row};
 use super::codec::Stored;
-use super::ttl::Age;
+use super::ttl::{Age, usable};
 use crate::retry::{Fault, backoff};
 use crate::valkey::{Command, Connection, Endpoint, Home, Layout, Listener, Pushed};
 
@@ -190,12 +190,10 @@ impl<T: Stored + PartialEq + Send + Sync + 'static> NearCache<T> {
     /// Rows of this cache, in memory. It listens from a task of its own, on the runtime it is made on; until it does, and whenever it cannot, it holds
     /// nothing.
     pub fn new(address: &Endpoint, cache: Cache<T>, options: NearOptions) -> NearCache<T> {
+        let options = NearOptions { ttl_cap: usable(options.ttl_cap), heartbeat: usable(options.heartbeat), ..options };
         let near = Arc::new(Near {
             options,
-            rows: moka::sync::Cache::builder()
-                .max_capacity(options.entries)
-                .time_to_live(options.ttl_cap.max(Duration::from_millis(1)))
-                .build(),
+            rows: moka::sync::Cache::builder().max_capacity(options.entries).time_to_live(options.ttl_cap).build(),
             armed: Mutex::default(),
             locks: std::array::from_fn(|_| Mutex::new(())),
             hasher: RandomState::new(),
@@ -520,7 +518,7 @@ async fn hear<T: Stored + Send + Sync + 'static>(
     cache: &Cache<T>,
     near: &Near<T>,
 ) {
-    let (prefix, heartbeat) = (format!("{}{{", cache.prefix()), near.options.heartbeat.max(Duration::from_millis(1)));
+    let (prefix, heartbeat) = (format!("{}{{", cache.prefix()), near.options.heartbeat);
     let mut is_asked = false;
     loop {
         match tokio::time::timeout(heartbeat, listener.next()).await {

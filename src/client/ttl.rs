@@ -5,6 +5,19 @@
 
 use std::time::Duration;
 
+/// A time that stands for any longer one: a hundred years. Servers and clocks can count no further than a few times that.
+pub(super) const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
+
+/// A time as it can be used: at least a millisecond, and no longer than [`LONGEST`].
+pub(super) fn usable(time: Duration) -> Duration {
+    time.clamp(Duration::from_millis(1), LONGEST)
+}
+
+/// A share within 0..1; none of what is no number.
+pub(super) fn share(share: f64) -> f64 {
+    if share.is_nan() { 0.0 } else { share.clamp(0.0, 1.0) }
+}
+
 /// How long a row lives in the cache.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ttl {
@@ -56,10 +69,21 @@ impl Ttl {
         Ttl { stale_for, ..self }
     }
 
+    /// The same with times that servers and clocks can count.
+    pub(super) fn usable(self) -> Ttl {
+        Ttl {
+            fresh: usable(self.fresh),
+            missing: self.missing.min(LONGEST),
+            early: self.early.min(LONGEST),
+            stale_for: self.stale_for.min(LONGEST),
+            ..self
+        }
+    }
+
     /// The TTL of a row that is stored now; `random` is within 0..1. A millisecond at the least.
     pub fn in_valkey(&self, is_missing: bool, random: f64) -> Duration {
         let fresh = if is_missing { self.missing } else { self.fresh };
-        let factor = 1.0 + self.jitter.clamp(0.0, 1.0) * (2.0 * random.clamp(0.0, 1.0) - 1.0);
+        let factor = 1.0 + share(self.jitter) * (2.0 * share(random) - 1.0);
         let stale_for = if is_missing { Duration::ZERO } else { self.stale_for };
         (fresh.mul_f64(factor) + stale_for).max(Duration::from_millis(1))
     }
@@ -116,10 +140,24 @@ mod tests {
         assert_eq!((Ttl::safety_net().stale_for, Ttl::short().fresh), (s(3600), s(5)));
     }
 
+    #[test]
+    fn times_that_nobody_can_count_stand_for_long_ones() {
+        let max = Duration::MAX;
+        let ttl =
+            Ttl { fresh: max, jitter: f64::NAN, sliding: false, missing: max, early: max, stale_for: max }.usable();
+        assert_eq!(ttl.in_valkey(false, f64::NAN), LONGEST * 2);
+        assert_eq!(ttl.in_valkey(true, 0.5), LONGEST);
+        assert_eq!(ttl.age(max, false), Age::Fresh);
+        let zero = Duration::ZERO;
+        let ttl =
+            Ttl { fresh: zero, jitter: -1.0, sliding: true, missing: zero, early: zero, stale_for: zero }.usable();
+        assert_eq!(ttl.in_valkey(false, 0.5), Duration::from_millis(1));
+    }
+
     proptest! {
         #[test]
         fn jitter_stays_within_its_share_and_a_ttl_is_never_zero(fresh in 0u64..1_000_000, jitter in 0.0..2.0f64, random in -1.0..2.0f64) {
-            let ttl = Ttl { jitter, ..Ttl::of(Duration::from_millis(fresh)) };
+            let ttl = Ttl { jitter, ..Ttl::of(Duration::from_millis(fresh)) }.usable();
             let given = ttl.in_valkey(false, random);
             let share = jitter.min(1.0);
             prop_assert!(given >= Duration::from_millis(1));

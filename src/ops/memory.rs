@@ -4,7 +4,7 @@
 //! and the runway ([`room`]) at the rate of this moment, by the entries that were added while the verb ran.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -134,24 +134,25 @@ async fn observe(config: &Config, address: &Endpoint, opts: &Opts) -> Result<BTr
         .iter()
         .flat_map(|pipeline| (0..pipeline.shards.max(1)).map(move |shard| (pipeline, pipeline.keys_of(shard))))
         .collect();
-    let (mut evicted, mut added) = (BTreeMap::new(), Vec::new());
+    let (mut evicted, mut marks) = (BTreeMap::new(), Vec::new());
     for home in address.homes().await? {
         let link = links.at(&home).await?;
         functions::load(link.commands()).await?;
         evicted.insert(home, room::memory(link.commands()).await?.evicted);
     }
-    for (_, keys) in &shards {
-        added.push(room::added_to(links.to_stream(&keys.stream).await?.commands(), keys).await?);
+    for (pipeline, keys) in &shards {
+        let mark = room::mark(links.to_stream(&keys.stream).await?.commands(), pipeline, keys).await?;
+        marks.push((mark, Instant::now()));
     }
     tokio::time::sleep(Duration::from_secs(opts.observe)).await;
     let keys = opts.sample.div_ceil(evicted.len().max(1));
     let extent = Extent { newest: NEWEST, keys, measured: MEASURED };
     let mut primaries = BTreeMap::<Home, Primary>::new();
-    for ((pipeline, keys), before) in shards.iter().zip(added) {
+    for ((pipeline, keys), (before, then)) in shards.iter().zip(marks) {
         let link = links.to_stream(&keys.stream).await?;
         let connection = link.commands();
-        let rate = room::added_to(connection, keys).await?.saturating_sub(before) as f64 / opts.observe as f64;
-        let seen = room::filled(connection, pipeline, keys, rate, extent).await?;
+        let growth = room::mark(connection, pipeline, keys).await?.since(before, then.elapsed().as_secs_f64());
+        let seen = room::filled(connection, pipeline, keys, growth, extent).await?;
         let primary = primaries.entry(connection.home()).or_default();
         primary.shards.push((keys.stream.clone(), pipeline.is_managed(), seen));
     }
@@ -169,7 +170,7 @@ async fn observe(config: &Config, address: &Endpoint, opts: &Opts) -> Result<BTr
 impl PrimaryMemory {
     fn of(home: &Home, primary: &Primary) -> PrimaryMemory {
         let Primary { memory, doctor, evictions, shards: seen, kinds } = primary;
-        let shards: Vec<Filled> = seen.iter().map(|(.., shard)| *shard).collect();
+        let shards: Vec<Filled> = seen.iter().map(|(.., shard)| shard.clone()).collect();
         let runway = room::runway(room::left(memory, kinds), &shards).filter(|_| memory.max > 0);
         let kind = |(kind, of): (&String, &Kind)| KindOfKeys {
             kind: kind.clone(),

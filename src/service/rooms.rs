@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::accept::Findings;
 use super::prepare::Flow;
-use crate::care::room::{self, Extent, Filled, Kind, Memory};
+use crate::care::room::{self, Extent, Filled, Growth, Kind, Mark, Memory};
 use crate::model::pipeline::Pipeline;
 use crate::retry::Fault;
 use crate::telemetry::contract::RoomState;
@@ -23,7 +23,7 @@ const STREAMS: usize = 64;
 const EXTENT: Extent = Extent { newest: 500, keys: 1_000, measured: 20 };
 
 /// How far a stream had come when it was looked at.
-type Added = BTreeMap<String, (Instant, u64)>;
+type Marks = BTreeMap<String, (Instant, Mark)>;
 
 /// Looks for as long as it is polled.
 pub(super) async fn watch(valkey: &Endpoint, flows: &[Flow], findings: &Findings) -> Infallible {
@@ -32,7 +32,7 @@ pub(super) async fn watch(valkey: &Endpoint, flows: &[Flow], findings: &Findings
         links: Links::to(valkey, "tidegate:room"),
         findings: findings.clone(),
         pipelines: flows.iter().map(|flow| Pipeline::clone(&flow.pipeline)).collect(),
-        added: Added::new(),
+        marks: Marks::new(),
         evicted: BTreeMap::new(),
         may_measure: true,
     };
@@ -51,7 +51,7 @@ struct Watch {
     /// Told of each primary's eviction policy.
     findings: Findings,
     pipelines: Vec<Pipeline>,
-    added: Added,
+    marks: Marks,
     /// How many keys each primary had evicted.
     evicted: BTreeMap<Home, (Instant, u64)>,
     /// Whether this user may look at keys and measure them. It is asked once: what is refused stands in the server's ACL LOG.
@@ -134,10 +134,12 @@ impl Watch {
         let mut all = Vec::new();
         for pipeline in looked {
             let keys = pipeline.keys_of(0);
-            let now = room::added_to(connection, &keys).await?;
-            let before = self.added.insert(keys.stream.clone(), (Instant::now(), now));
-            let rate = before.map_or(0.0, |before| a_second(before, now));
-            all.push(room::filled(connection, pipeline, &keys, rate, EXTENT).await?.times(share));
+            let now = room::mark(connection, pipeline, &keys).await?;
+            let before = self.marks.insert(keys.stream.clone(), (Instant::now(), now));
+            let growth = before.map_or(Growth { now, ..Growth::default() }, |(then, before)| {
+                now.since(before, then.elapsed().as_secs_f64())
+            });
+            all.push(room::filled(connection, pipeline, &keys, growth, EXTENT).await?.times(share));
         }
         Ok(all)
     }

@@ -9,7 +9,7 @@ use futures_util::future::join_all;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tidegate::client::cache::AppError;
-use tidegate::client::{Cache, CacheOptions, NotLoaded, NotWritten, OnValkeyDown, Ttl};
+use tidegate::client::{Cache, CacheOptions, CacheStats, NotLoaded, NotWritten, OnValkeyDown, Ttl};
 use tidegate::functions::{self, Call, Function, Status};
 use tidegate::ops::sandbox::Valkey;
 use tidegate::valkey::{Command, Connection, Endpoint};
@@ -18,32 +18,32 @@ use tokio::sync::Notify;
 use crate::harness::{Client, Lab, Resp, eventually, output, within_limit};
 use crate::proxy::Proxy;
 
-fn address(url: &str) -> Endpoint {
+pub(crate) fn address(url: &str) -> Endpoint {
     let limit = Duration::from_secs(5);
     Endpoint::new(url.to_owned().into(), limit, limit)
 }
 
-async fn server() -> Valkey {
+pub(crate) async fn server() -> Valkey {
     let server = Valkey::start(&[]).await.expect("Valkey starts");
     let connection = Connection::open(&address(&server.url()), "test").await.expect("connected");
     functions::load(&connection).await.expect("loaded");
     server
 }
 
-fn cache(server: &Valkey, options: CacheOptions) -> Cache<String> {
+pub(crate) fn cache(server: &Valkey, options: CacheOptions) -> Cache<String> {
     Cache::new(&address(&server.url()), "users", options)
 }
 
-fn of(ttl: Ttl) -> CacheOptions {
+pub(crate) fn of(ttl: Ttl) -> CacheOptions {
     CacheOptions { ttl, ..CacheOptions::default() }
 }
 
 /// A loader that must not be called.
-async fn never() -> Result<Option<String>, AppError> {
+pub(crate) async fn never() -> Result<Option<String>, AppError> {
     panic!("the row is in the cache")
 }
 
-fn text(row: Option<Arc<String>>) -> Option<String> {
+pub(crate) fn text(row: Option<Arc<String>>) -> Option<String> {
     row.map(|row| row.to_string())
 }
 
@@ -362,22 +362,11 @@ async fn what_expires_is_loaded_once_by_all_processes_and_nobody_waits_in_betwee
 #[tokio::test(flavor = "multi_thread")]
 async fn when_a_loader_dies_another_one_loads_after_its_lease() {
     let server = server().await;
-    let short = CacheOptions { lease: Duration::from_millis(300), ..CacheOptions::default() };
-    // Its own lease is long: what it loads it also puts in place, however slow the machine is.
-    let (dying, living) = (cache(&server, short), cache(&server, CacheOptions::default()));
-    let reached = Arc::new(Notify::new());
-    let task = {
-        let reached = reached.clone();
-        tokio::spawn(async move {
-            let load = async || {
-                reached.notify_one();
-                std::future::pending::<Result<Option<String>, AppError>>().await
-            };
-            dying.get("7", load).await.map(drop)
-        })
-    };
-    within_limit("the load", reached.notified()).await;
-    task.abort();
+    let living = cache(&server, CacheOptions::default());
+    // A process that asks, and is gone.
+    let connection = Connection::open(&address(&server.url()), "test").await.expect("connected");
+    let load = Call::new(Function::Load, ["cache:users:{7}", "tidegate:load:users:{7}"]).arg(1).arg(300).arg(0);
+    assert_eq!(load.send(&connection).await.expect("an answer").status, Status::Miss);
     let row = within_limit("the next one", living.get("7", async || Ok(Some("Ada".into())))).await.expect("loaded");
     assert_eq!(text(row).as_deref(), Some("Ada"));
     assert_eq!(text(living.get("7", never).await.expect("there")).as_deref(), Some("Ada"));
@@ -398,6 +387,106 @@ async fn a_row_that_cannot_be_loaded_is_served_stale_and_errors_are_not_cached()
     eventually("stale", true, async || client.call(&["PTTL", "cache:users:{7}"]).await.int() < Some(60_000)).await;
     assert_eq!(text(cache.get("7", fails).await.expect("stale")).as_deref(), Some("Ada"));
     assert_eq!(text(cache.get("7", async || Ok(Some("new".into()))).await.expect("loaded")).as_deref(), Some("new"));
+}
+
+/// What a cache has done since it was asked last.
+fn done(cache: &Cache<String>, before: &mut CacheStats) -> CacheStats {
+    let (now, then) = (cache.stats(), *before);
+    *before = now;
+    CacheStats {
+        hits: now.hits - then.hits,
+        misses: now.misses - then.misses,
+        stale: now.stale - then.stale,
+        bypassed: now.bypassed - then.bypassed,
+        loads: now.loads - then.loads,
+        failed: now.failed - then.failed,
+        early: now.early - then.early,
+        joined: now.joined - then.joined,
+        waited: now.waited - then.waited,
+        unstored: now.unstored - then.unstored,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_cache_has_done_is_counted() {
+    let server = server().await;
+    let proxy = Proxy::start(server.port()).await;
+    let hour = Duration::from_secs(3600);
+    let ttl = Ttl { early: hour, jitter: 0.0, ..Ttl::of(hour * 3) }.stale_for(hour);
+    let options = CacheOptions { lease: hour, max_bytes: 100, ..of(ttl) };
+    let cache: Cache<String> = Cache::new(&address(&proxy.url()), "users", options);
+    let (mut before, none) = (CacheStats::default(), CacheStats::default());
+    let mut client = Client::connect(server.port()).await;
+    let row = async || Ok(Some("row".to_owned()));
+    let fails = async || Err::<Option<String>, AppError>("away".into());
+    assert_eq!(cache.stats(), none);
+    // A row, and the knowledge that there is none.
+    cache.get("1", row).await.expect("loaded");
+    cache.get("2", async || Ok(None)).await.expect("loaded");
+    assert_eq!(done(&cache, &mut before), CacheStats { misses: 2, loads: 2, ..none });
+    cache.get("1", never).await.expect("there");
+    cache.get("2", never).await.expect("there");
+    cache.get_revalidating("1", never).await.expect("there");
+    assert_eq!(done(&cache, &mut before), CacheStats { hits: 3, ..none });
+    cache.get("3", fails).await.expect_err("not loaded");
+    cache.get("4", async || Ok(Some("x".repeat(101)))).await.expect("loaded");
+    assert_eq!(done(&cache, &mut before), CacheStats { misses: 2, loads: 2, failed: 1, unstored: 1, ..none });
+    let many = cache.get_many(&["1", "2", "5", "6"], async |ids| Ok(ids.iter().map(|_| None).collect()));
+    many.await.expect("loaded");
+    assert_eq!(done(&cache, &mut before), CacheStats { hits: 2, misses: 2, loads: 2, ..none });
+    // Of ten who want the same row one loads it, and of two processes one waits for the other.
+    let (loading, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let other = self::cache(&server, options);
+    let held = tokio::spawn({
+        let (other, loading, go_on) = (other.clone(), loading.clone(), go_on.clone());
+        async move {
+            let load = async || {
+                loading.notify_one();
+                go_on.notified().await;
+                Ok(Some("row".to_owned()))
+            };
+            other.get("7", load).await.map(drop)
+        }
+    });
+    within_limit("the load", loading.notified()).await;
+    let (readers, ()) = tokio::join!(join_all((0..10).map(|_| cache.get("7", never))), async {
+        let all = (before.misses + 10, 1);
+        eventually("all have looked, and one waits", all, async || (cache.stats().misses, cache.stats().waited)).await;
+        go_on.notify_one();
+    });
+    assert!(readers.into_iter().all(|row| row.is_ok_and(|row| row.is_some())));
+    within_limit("the load", held).await.expect("no panic").expect("loaded");
+    assert_eq!(done(&cache, &mut before), CacheStats { misses: 10, joined: 9, waited: 1, ..none });
+    assert_eq!(other.stats(), CacheStats { misses: 1, loads: 1, ..none });
+    // In the last of its hours one reader loads it again, before it returns or behind its back.
+    for revalidates in [false, true] {
+        client.call(&["PEXPIRE", "cache:users:{1}", "7000000"]).await;
+        match revalidates {
+            false => cache.get("1", row).await.expect("there"),
+            true => cache.get_revalidating("1", row).await.expect("there"),
+        };
+        let left = async || client.call(&["PTTL", "cache:users:{1}"]).await.int() > Some(7_200_000);
+        eventually("loaded again", true, left).await;
+        assert_eq!(done(&cache, &mut before), CacheStats { hits: 1, loads: 1, early: 1, ..none });
+    }
+    // Past its end it is loaded, or served where that fails.
+    let ended = ["PEXPIRE", "cache:users:{1}", "3500000"];
+    client.call(&ended).await;
+    cache.get("1", fails).await.expect("stale");
+    cache.get_many(&["1"], async |_| Err("away".into())).await.expect("stale");
+    assert_eq!(done(&cache, &mut before), CacheStats { stale: 2, loads: 2, failed: 2, ..none });
+    cache.get("1", row).await.expect("loaded");
+    assert_eq!(done(&cache, &mut before), CacheStats { misses: 1, loads: 1, ..none });
+    // A writer is at work: what is read is not put in place.
+    let fence = cache.fence(&["1"]).await.expect("set");
+    cache.get("1", row).await.expect("loaded");
+    fence.lift(None).await;
+    assert_eq!(done(&cache, &mut before), CacheStats { misses: 1, loads: 1, unstored: 1, ..none });
+    // Nobody can be asked.
+    proxy.cut();
+    cache.get("1", row).await.expect("loaded");
+    cache.get_many(&["1", "2"], async |_| Ok(vec![None, None])).await.expect("loaded");
+    assert_eq!(done(&cache, &mut before), CacheStats { bypassed: 3, loads: 3, unstored: 3, ..none });
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -359,6 +359,26 @@ async fn rows_on_all_primaries_are_read_written_and_invalidated_while_slots_move
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_row_whose_key_has_no_hash_tag_is_loaded_each_time() {
+    let cluster = cluster().await;
+    let endpoint = with_functions(&cluster).await;
+    let cache: Cache<String> = Cache::new(&endpoint, "clustered", CacheOptions::default());
+    for id in ["", "}", "}x"] {
+        for row in ["one", "two"] {
+            assert_eq!(get(&cache, id, row).await, row, "{id:?}");
+        }
+        cache.write(id, async || Ok(((), Some(Some("written".to_owned()))))).await.expect("written");
+        assert_eq!(get(&cache, id, "three").await, "three", "{id:?}");
+    }
+    // A row beside it is written behind a fence all the same.
+    assert_eq!(get(&cache, "7", "old").await, "old");
+    let fence = cache.fence(&["", "7"]).await.expect("set for one of them");
+    assert_eq!(get(&cache, "7", "still old").await, "still old");
+    fence.lift(None).await;
+    assert_eq!(get(&cache, "7", "new").await, "new");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_cache_goes_on_when_a_primary_dies_and_breaks_no_read_meanwhile() {
     let mut cluster = cluster().await;
     let endpoint = with_functions(&cluster).await;

@@ -22,6 +22,7 @@ mod failover;
 mod fits;
 mod functions;
 mod health;
+mod hostile;
 mod hydration;
 mod looking;
 mod making;

@@ -123,8 +123,8 @@ fn only_the_postgresql_side_imports_its_client_library() {
 
 #[test]
 fn only_the_service_spawns() {
-    // In an application the near cache listens, and a row is renewed, in tasks of the application's runtime.
-    let places = ["service", "ops", "client/near", "client/cache"];
+    // In an application the near cache listens, a row is renewed, and what a cancelled reader held is given back, in tasks of the application's runtime.
+    let places = ["service", "ops", "client/near", "client/cache", "client/lease"];
     for (name, text) in sources() {
         // The end of telemetry waits on threads, when there is no runtime any more.
         let text = text.replace("std::thread::spawn(", "");

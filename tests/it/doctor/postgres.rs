@@ -5,8 +5,7 @@ use tidegate::model::pipeline::Identifier;
 use tidegate::ops::sandbox::{Postgres, Valkey};
 
 use super::{assert_well, doctor, examine, execute, fix, of};
-use crate::harness::{Lab, eventually, migrate, output};
-use crate::harness::copy;
+use crate::harness::{Lab, copy, eventually, migrate, output};
 use crate::pooler::Pooler;
 
 #[tokio::test(flavor = "multi_thread")]
