@@ -533,7 +533,7 @@ async fn rows_are_invalidated_by_pattern_at_a_pace_while_readers_refill_them() {
     let cache: Cache<String> = Cache::new(&address(&lab.valkey.url()), "users", CacheOptions::default());
     let mut client = lab.client().await;
     let commands: Vec<[String; 3]> = (0..5_000)
-        .flat_map(|n| [format!("cache:users:{{{n}}}"), format!("other:{n}")])
+        .flat_map(|n| [format!("cache:users:{{{n}}}"), format!("cache:others:{n}")])
         .map(|key| ["SET".to_owned(), key, "old".to_owned()])
         .collect();
     client.pipeline(&commands).await;
@@ -569,7 +569,7 @@ async fn rows_are_invalidated_by_pattern_at_a_pace_while_readers_refill_them() {
     // The leases are looked for from the start, the rows from the cursor on.
     let (code, _, stderr) = run(&["invalidate", "--pattern", "cache:users:*", "--from", &cursor]).await;
     assert_eq!((code, client.call(&["DBSIZE"]).await.int()), (0, Some(5_000)), "{stderr}");
-    let (code, stdout, _) = run(&["invalidate", "other:1", "other:2", "no such key"]).await;
+    let (code, stdout, _) = run(&["invalidate", "cache:others:1", "cache:others:2", "cache:no such key"]).await;
     assert!(code == 0 && stdout.contains("2 keys were dropped"), "{stdout}");
     assert_eq!(run(&["invalidate", "--pattern", "x", "--from", "here"]).await.0, 2);
     let _ = std::io::stdout().flush();

@@ -77,6 +77,7 @@ const SHOWN_BY: &[(&str, &[&str])] = &[
     ("D25", &["a_memory_that_is_nearly_full_is_found_unless_something_may_be_evicted"]),
     ("D26", &["a_database_that_is_not_migrated_or_away_is_a_finding_and_the_rest_is_checked"]),
     ("D27", &["what_makes_updates_dear_is_found"]),
+    ("D28", &["connections_that_are_nearly_used_up_are_found_at_both_servers"]),
 ];
 
 /// What this command finds.

@@ -28,7 +28,7 @@ const fn check(
 }
 
 /// Every check, in the order in which they are made.
-pub const CHECKS: [Check; 27] = [
+pub const CHECKS: [Check; 28] = [
     check(
         "D1",
         Error,
@@ -217,5 +217,12 @@ pub const CHECKS: [Check; 27] = [
         "updates",
         "rows of the table could be updated at less cost: leave room in its pages, let autovacuum run, and drop indexes on values that no query needs",
         "the table and its indexes grow, and flushes take longer",
+    ),
+    check(
+        "D28",
+        Warning,
+        "connections",
+        "nearly as many connections are open as a server allows (maxclients, max_connections): raise that, or find out who opens so many",
+        "producers, workers and operators are turned away; Tidegate waits until it is let in",
     ),
 ];

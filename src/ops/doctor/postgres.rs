@@ -4,6 +4,7 @@
 
 use sqlx::{AssertSqlSafe, Row};
 
+use super::valkey::connections;
 use super::{Findings, Severity};
 use crate::config::Config;
 use crate::model::pipeline::{Identifier, Pipeline, Table};
@@ -78,6 +79,10 @@ pub(super) async fn examine(
     ]);
 }
 
+/// Connections of everybody, whatever a role may see of them, and how many there may be beside those that are kept for superusers.
+const CONNECTIONS: &str = "(select coalesce(sum(numbackends), 0) from pg_stat_database)::int8,
+      current_setting('max_connections')::int8 - current_setting('superuser_reserved_connections')::int8";
+
 /// Standbys: not those who copy the data once, and not subscribers of a publication. Where a role may not see what a connection does it
 /// is taken for one.
 const STANDBYS: &str = "(select count(*) from pg_stat_replication r where r.state is distinct from 'backup'
@@ -96,7 +101,7 @@ async fn server(servers: &Servers, findings: &mut Findings) -> Result<(), Fault>
     let query = format!(
         "select current_setting('server_version_num')::int, current_setting('server_version'), pg_is_in_recovery(),
                 current_setting('transaction_read_only') = 'on', {STANDBYS}, current_setting('synchronous_standby_names'),
-                current_setting('idle_session_timeout', true), {MAKE_WRITABLE}"
+                current_setting('idle_session_timeout', true), {MAKE_WRITABLE}, {CONNECTIONS}"
     );
     let row = servers.database.run(async |c| sqlx::query(AssertSqlSafe(query)).fetch_one(c).await).await?;
     let get = |error: sqlx::Error| Fault::PostgresProtocol(error.to_string());
@@ -105,6 +110,9 @@ async fn server(servers: &Servers, findings: &mut Findings) -> Result<(), Fault>
     let (standbys, names): (i64, String) = (row.try_get(4).map_err(get)?, row.try_get(5).map_err(get)?);
     let idle: Option<String> = row.try_get(6).map_err(get)?;
     let make_writable: String = row.try_get(7).map_err(get)?;
+    let (open, most): (i64, i64) = (row.try_get(8).map_err(get)?, row.try_get(9).map_err(get)?);
+    let fix = "raise max_connections, or lower postgres.connections; pg_stat_activity tells whose they are";
+    connections("PostgreSQL", open.unsigned_abs(), most.unsigned_abs(), fix, findings);
     if number < TESTED_FROM {
         findings.of_server(
             "D6",

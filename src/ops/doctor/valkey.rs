@@ -25,7 +25,7 @@ const CLOCKS_DIFFER: Duration = Duration::from_secs(2);
 const SHORTEST_IDLE: u64 = 10;
 /// Where a user is not allowed to read settings.
 const MAY_NOT_ASK: &str = "run the doctor as a user with the right config|get (docs/permissions.md)";
-/// How full the memory may be.
+/// How full the memory may be, and how many of the connections may be open.
 const FULL: f64 = 0.85;
 
 /// Asks every primary, as the daemon does at its start. Whether that could be done.
@@ -116,7 +116,19 @@ async fn server(connection: &Connection, uses_more: bool, findings: &mut Finding
         Err(fault) => findings.unknown("D11", &fault),
     }
     memory(number("used_memory"), number("maxmemory"), policy, findings);
+    let fix = "CONFIG SET maxclients to more, and the same in valkey.conf; CLIENT LIST tells whose they are";
+    connections("Valkey", number("connected_clients"), number("maxclients"), fix, findings);
     Ok(())
+}
+
+/// So many connections of those that a server allows are open.
+pub(super) fn connections(server: &str, open: u64, most: u64, fix: &str, findings: &mut Findings) {
+    let evidence = format!("{open} of {most} connections to {server} are open");
+    if most > 0 && open as f64 > most as f64 * FULL {
+        findings.of_server("D28", Severity::Warning, evidence, fix);
+    } else {
+        findings.well("D28", evidence);
+    }
 }
 
 fn memory(used: u64, most: u64, policy: &str, findings: &mut Findings) {

@@ -3,11 +3,13 @@
 use std::net::{SocketAddr, UdpSocket};
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
+use sqlx::{Connection as _, PgConnection};
+use tidegate::model::pipeline::Identifier;
 use tidegate::ops::sandbox::{Postgres, Valkey};
 
 use super::{assert_well, doctor, examine, fix, of};
 use crate::cluster::cluster;
-use crate::harness::{Client, Lab, database, eventually, output};
+use crate::harness::{Client, Lab, database, eventually, migrate, output};
 use crate::rights::{as_user, blocks};
 
 /// What INFO says.
@@ -219,6 +221,32 @@ async fn a_memory_that_is_nearly_full_is_found_unless_something_may_be_evicted()
     assert!(fix(&doctor(&lab).await, "D25", "info", "volatile-lru makes room").contains("tidegate memory"));
     client.call(&["CONFIG", "SET", "maxmemory-policy", "noeviction", "maxmemory", &(used * 2).to_string()]).await;
     assert_well(&doctor(&lab).await, "D25");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_nearly_used_up_are_found_at_both_servers() {
+    let mut lab = Lab::new().await;
+    let postgres = Postgres::start(&["max_connections=20"]).await.expect("PostgreSQL starts");
+    postgres.create_database(&Identifier::parse("busy").expect("a name"), None).await.expect("created");
+    lab.database = postgres.url("busy");
+    migrate(&lab.database).await;
+    assert_well(&doctor(&lab).await, "D28");
+    let mut client = lab.client().await;
+    client.call(&["CONFIG", "SET", "maxclients", "20"]).await;
+    let mut clients = Vec::new();
+    let mut sessions = Vec::new();
+    for _ in 0..16 {
+        clients.push(lab.client().await);
+        sessions.push(PgConnection::connect(&lab.database).await.expect("connected"));
+    }
+    let found = doctor(&lab).await;
+    let fix_of_valkey = fix(&found, "D28", "warning", "of 20 connections to Valkey are open");
+    fix(&found, "D28", "warning", "of 17 connections to PostgreSQL are open");
+    assert!(fix_of_valkey.starts_with("CONFIG SET maxclients"), "{fix_of_valkey}");
+    client.call(&["CONFIG", "SET", "maxclients", "1000"]).await;
+    drop(sessions);
+    let is_well = async || of(&doctor(&lab).await, "D28").iter().all(|finding| finding["severity"] == "ok");
+    eventually("both have room", true, is_well).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
