@@ -394,9 +394,18 @@ impl Daemon {
 
     /// The most memory that it has ever held, in MiB, as the operating system tells.
     pub fn peak_mebibytes(&self) -> u64 {
+        self.kibibytes("VmHWM:").div_ceil(1 << 10)
+    }
+
+    /// The same without the program's own code, which grows with the program and is large where it is not optimised.
+    pub fn peak_mebibytes_of_data(&self) -> u64 {
+        (self.kibibytes("VmHWM:") - self.kibibytes("RssFile:")).div_ceil(1 << 10)
+    }
+
+    fn kibibytes(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("told by the system");
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB"));
-        peak.and_then(|kibibytes| kibibytes.trim().parse::<u64>().ok()).expect("a number of kB").div_ceil(1 << 10)
+        let told = status.lines().find_map(|line| line.strip_prefix(field)?.trim().strip_suffix(" kB"));
+        told.and_then(|kibibytes| kibibytes.trim().parse().ok()).expect("a number of kB")
     }
 
     /// Kills it where it stands.

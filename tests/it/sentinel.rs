@@ -36,8 +36,11 @@ impl Watched {
         let servers = [primary, Valkey::start(&replica).await.expect("it starts")];
         eventually("replicating", true, async || says(&servers[1], "master_link_status:up").await).await;
         let mut sentinels = Vec::new();
-        // Where their votes are split they try again after twice this time.
-        let impatient = [format!("sentinel failover-timeout {SERVICE} 1000")];
+        // Where their votes are split they try again after twice this time. A server that is slow for a moment is not dead.
+        let impatient = [
+            format!("sentinel failover-timeout {SERVICE} 2000"),
+            format!("sentinel down-after-milliseconds {SERVICE} 1500"),
+        ];
         for _ in 0..3 {
             sentinels.push(Sentinel::watching(servers[0].port(), free_port().await, 2, &impatient).await);
         }
