@@ -37,6 +37,11 @@ impl Certificate {
         self.file("cert.pem")
     }
 
+    /// Its key, for a client that shows the certificate.
+    pub fn key(&self) -> PathBuf {
+        self.file("key.pem")
+    }
+
     /// What a server is told, each a name and a value.
     pub fn settings(&self, port: u16) -> Vec<(&'static str, String)> {
         let [cert, key] = ["cert.pem", "key.pem"].map(|name| self.file(name).display().to_string());

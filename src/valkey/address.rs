@@ -6,14 +6,13 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use fred::types::config::TlsConnector as LibraryConnector;
 use percent_encoding::percent_decode_str;
 use secrecy::SecretString;
 use tokio_rustls::TlsConnector;
 use url::Url;
 
+use super::certificates::Certificates;
 use super::place::Place;
-use super::plain;
 use crate::retry::Fault;
 
 /// The port of a server, where the url names none.
@@ -70,7 +69,8 @@ pub(crate) struct Address {
     pub(super) form: Form,
     /// One at the least.
     pub(super) nodes: Vec<Node>,
-    pub(super) tls: bool,
+    /// What is trusted and shown, where TLS is asked for.
+    pub(super) tls: Option<Certificates>,
     username: Option<String>,
     password: Option<SecretString>,
     database: u8,
@@ -112,6 +112,7 @@ impl Address {
         };
         let parameter =
             |wanted: &str| url.query_pairs().find(|(name, _)| name == wanted).map(|(_, value)| value.into_owned());
+        let tls = Certificates::named(tls, parameter)?;
         let (form, port) = match form {
             "" => (Form::Primary, SERVER_PORT),
             "cluster" => (Form::Cluster, SERVER_PORT),
@@ -175,12 +176,8 @@ impl Address {
 
     /// Made anew for each connection: certificates that were replaced on the disk are used.
     fn connector(&self, node: &Node) -> Result<Option<(TlsConnector, String)>, Fault> {
-        if !self.tls {
-            return Ok(None);
-        }
-        let made = LibraryConnector::default_rustls().map_err(|error| plain::of_library("Valkey", &error))?;
-        let LibraryConnector::Rustls(connector) = made;
-        Ok(Some((connector, node.host.clone())))
+        let Some(certificates) = &self.tls else { return Ok(None) };
+        Ok(Some((certificates.connector()?, node.host.clone())))
     }
 }
 
@@ -217,6 +214,6 @@ mod tests {
         let address = Address::parse("valkeys-cluster://a%40b:p%2541@h:1").expect("valid");
         assert_eq!(address.username.as_deref(), Some("a@b"));
         assert_eq!(secrecy::ExposeSecret::expose_secret(address.password.as_ref().expect("set")), "p%41");
-        assert!(address.tls && address.is_cluster());
+        assert!(address.tls.is_some() && address.is_cluster());
     }
 }

@@ -109,7 +109,7 @@ impl Endpoint {
 
     /// The hosts that the url names, where it does not ask for TLS; none where it does.
     pub fn hosts_in_the_open(&self) -> Vec<String> {
-        let address = self.address().ok().filter(|address| !address.tls);
+        let address = self.address().ok().filter(|address| address.tls.is_none());
         address.map(|address| address.nodes.iter().map(|node| node.host.clone()).collect()).unwrap_or_default()
     }
 

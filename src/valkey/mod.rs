@@ -13,6 +13,7 @@
 //! primary is we find out ourselves (`route`).
 
 pub(crate) mod address;
+mod certificates;
 mod command;
 mod connection;
 mod endpoint;

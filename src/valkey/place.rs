@@ -75,7 +75,11 @@ impl Place {
         let mut answer = [0; 8];
         // A server that expects TLS may close the connection at once.
         let length = match socket.write_all(b"*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n").await {
-            Ok(()) => socket.read(&mut answer).await.unwrap_or(0),
+            Ok(()) => match socket.read(&mut answer).await {
+                // Who asks for a certificate says so only now.
+                Err(error) if plain::is_of_tls(&error) => return Err(error),
+                read => read.unwrap_or(0),
+            },
             Err(_) => 0,
         };
         Ok(answer[..length].to_vec())

@@ -73,9 +73,17 @@ pub(super) fn greeted_with(place: &str, answer: &[u8]) -> Option<Fault> {
 }
 
 /// Errors of TLS come as errors of the socket.
+fn of_tls(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+/// Whether TLS is what failed.
+pub(super) fn is_of_tls(error: &io::Error) -> bool {
+    of_tls(error).is_some()
+}
+
 fn tls_fault(place: &str, error: &io::Error) -> Option<Fault> {
-    let tls = error.get_ref()?.downcast_ref::<rustls::Error>()?;
-    Some(match tls {
+    Some(match of_tls(error)? {
         rustls::Error::InvalidMessage(_) => speaks_no_tls(place),
         tls => tls_words(place, &tls.to_string()),
     })
@@ -92,6 +100,11 @@ fn tls_words(place: &str, words: &str) -> Fault {
         return Fault::ValkeyProtocol(format!(
             "the certificate of {place} is not trusted: its issuer is not known here; name the issuer's certificate in \
              SSL_CERT_FILE"
+        ));
+    }
+    if words.contains("CertificateRequired") {
+        return Fault::ValkeyProtocol(format!(
+            "{place} asks for a certificate of its client: name one and its key in valkey.url (?sslcert=FILE&sslkey=FILE)"
         ));
     }
     if words.contains("ertificate") {

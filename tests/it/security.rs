@@ -7,10 +7,13 @@ use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tempfile::NamedTempFile;
+use tidegate::model::pipeline::Identifier;
+use tidegate::ops::sandbox::Postgres;
+use tidegate_lab::tls::Certificate;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use crate::harness::{Daemon, Lab, free_port, output};
+use crate::harness::{Daemon, Lab, Resp, eventually, free_port, migrate, output};
 
 /// A door of TLS in front of a local port, and the file with the certificate to trust.
 pub(crate) async fn tls_in_front_of(upstream: u16) -> (u16, NamedTempFile) {
@@ -66,6 +69,84 @@ async fn a_certificate_that_nobody_vouches_for_is_refused() {
     let fault = line["fault"].as_str().unwrap_or_default();
     assert!(fault.starts_with(&format!("the certificate of Valkey at localhost:{port} is not trusted")), "{line}");
     assert!(fault.contains("SSL_CERT_FILE"), "{line}");
+}
+
+/// The parameters of a url that name what is trusted and shown; both servers' urls have the same.
+fn shown(certificate: &Certificate) -> String {
+    let (cert, key) = (certificate.trusted(), certificate.key());
+    let (cert, key) = (cert.display(), key.display());
+    format!("sslrootcert={cert}&sslcert={cert}&sslkey={key}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_valkey_that_asks_for_its_clients_certificate_is_shown_one() {
+    let Some(certificate) = Certificate::for_this_machine() else { return };
+    let lab = Lab::new().await;
+    let port = free_port().await;
+    let mut client = lab.client().await;
+    client.add_many("a", 1_000).await;
+    for (name, value) in certificate.settings(port) {
+        let value = if name == "tls-auth-clients" { "yes".into() } else { value };
+        let told = client.call(&["CONFIG", "SET", name, &value]).await;
+        // The port comes first, and has nothing to show yet.
+        assert!(name == "tls-port" || told == Resp::Text(b"OK".to_vec()), "{name}: {told:?}");
+    }
+    client.call(&["CONFIG", "SET", "tls-port", &port.to_string()]).await;
+    let run = async |parameters: &str| {
+        let mut command = lab.program(&["run", "--until-empty"]);
+        command.env("VALKEY_URL", format!("valkeys://localhost:{port}?{parameters}"));
+        output(&mut command).await
+    };
+    let (code, _, stderr) = run(&format!("sslrootcert={}", certificate.trusted().display())).await;
+    assert!(code != 0 && stderr.contains("asks for a certificate of its client"), "{code}: {stderr}");
+    let (code, _, stderr) = run("sslrootcert=/no/such/file").await;
+    assert!(
+        code != 0 && stderr.contains("sslrootcert of valkey.url, /no/such/file, cannot be used"),
+        "{code}: {stderr}"
+    );
+    let (code, _, stderr) = run(&shown(&certificate)).await;
+    assert_eq!(code, 0, "{stderr}");
+    assert_eq!(lab.value("a").await, Some(1_000));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgresql_that_asks_for_its_clients_certificate_is_shown_one() {
+    let Some(certificate) = Certificate::for_this_machine() else { return };
+    let mut lab = Lab::new().await;
+    let mut postgres = Postgres::start(&[]).await.expect("PostgreSQL starts");
+    postgres.create_database(&Identifier::parse("secure").expect("a name"), None).await.expect("created");
+    lab.database = postgres.url("secure");
+    migrate(&lab.database).await;
+    let data = postgres.data();
+    // Its key must be its user's own.
+    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(&data).expect("there"));
+    for (from, name) in [(certificate.trusted(), "server.crt"), (certificate.key(), "server.key")] {
+        let to = data.join(name);
+        std::fs::copy(from, &to).expect("copied");
+        std::os::unix::fs::chown(&to, Some(owner), None).expect("given");
+        std::fs::set_permissions(&to, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("set");
+    }
+    lab.execute("alter system set ssl_ca_file = 'server.crt'").await;
+    lab.execute("alter system set ssl = on").await;
+    let rules = "host all all 127.0.0.2/32 trust\nhostssl all all 127.0.0.1/32 trust clientcert=verify-ca\n";
+    lab.execute("select pg_reload_conf()").await;
+    lab.client().await.add_many("a", 1_000).await;
+    std::fs::write(data.join("pg_hba.conf"), rules).expect("written");
+    lab.execute("select pg_reload_conf()").await;
+    let run = async |parameters: &str| {
+        let mut command = lab.program(&["run", "--until-empty", "--timeout", "3s"]);
+        command.env("DATABASE_URL", format!("{}?{parameters}", lab.database));
+        output(&mut command).await
+    };
+    let trusted = certificate.trusted();
+    let refused = async || run(&format!("sslmode=verify-full&sslrootcert={}", trusted.display())).await.0 != 0;
+    eventually("without a certificate it is refused", true, refused).await;
+    let (code, _, stderr) = run(&format!("sslmode=verify-full&{}", shown(&certificate))).await;
+    assert_eq!(code, 0, "{stderr}");
+    std::fs::write(data.join("pg_hba.conf"), "host all all 127.0.0.1/32 trust\n").expect("written");
+    postgres.stop();
+    postgres.restart().await.expect("PostgreSQL comes back");
+    assert_eq!(lab.value("a").await, Some(1_000));
 }
 
 /// The first fault that a daemon meets on this url.
