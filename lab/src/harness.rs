@@ -70,9 +70,10 @@ pub fn copy(from: &Path, to: &Path) {
     assert!(copied.success());
 }
 
-/// A standby that follows this PostgreSQL, which is restarted for it. The primary waits for it if `synchronous_standby_names` is set later.
-pub async fn standby_of(primary: &mut Postgres) -> Postgres {
-    let mut standby = Postgres::start(&[]).await.expect("PostgreSQL starts");
+/// A standby that follows this PostgreSQL, which is restarted for it, with settings that are no less than the primary's. The primary waits for it if
+/// `synchronous_standby_names` is set later.
+pub async fn standby_of(primary: &mut Postgres, settings: &[&str]) -> Postgres {
+    let mut standby = Postgres::start(settings).await.expect("PostgreSQL starts");
     primary.stop();
     standby.stop();
     copy(&primary.data(), &standby.data());

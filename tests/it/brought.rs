@@ -99,7 +99,7 @@ async fn a_standby_is_never_read_and_a_promoted_one_only_behind_a_replay() {
     primary.create_database(&Identifier::parse("here").expect("a name"), None).await.expect("created");
     lab.database = primary.url("here");
     migrate(&lab.database).await;
-    let mut standby = standby_of(&mut primary).await;
+    let mut standby = standby_of(&mut primary, &[]).await;
     let there = Lab { database: standby.url("here"), ..Lab::new().await };
 
     let mut first = daemon(&lab);

@@ -52,7 +52,7 @@ pub(super) async fn table(lasting: Duration) -> Result<Table, Box<dyn Error>> {
         ),
         head: &["", "increments accepted", "refused", "values at rest", "of them wrong", "evicted"],
         rows,
-        plotted: 4,
+        plotted: (4, "Values at rest that are wrong"),
     })
 }
 

@@ -75,7 +75,7 @@ pub(super) async fn table(lasting: Duration) -> Result<Table, Box<dyn Error>> {
         ),
         head: &["", "loads", "a second", "reads that waited", "reads"],
         rows,
-        plotted: 2,
+        plotted: (2, "Loads a second"),
     })
 }
 

@@ -38,8 +38,8 @@ struct Table {
     title: String,
     head: &'static [&'static str],
     rows: Vec<Vec<String>>,
-    /// The column that is plotted.
-    plotted: usize,
+    /// The column that is plotted, and what it says.
+    plotted: (usize, &'static str),
 }
 
 impl Table {
@@ -54,13 +54,15 @@ impl Table {
 
     fn plot(&self) -> String {
         let bar = |row: &Vec<String>| {
-            let words = row[self.plotted].clone();
-            let value = words.trim_end_matches(" %").replace(',', "").parse().unwrap_or(0.0);
+            let words = row[self.plotted.0].clone();
+            // Of "18 (0.30 %)" the share.
+            let figure = words.split_once('(').map_or(words.as_str(), |(_, share)| share.trim_end_matches(')'));
+            let value = figure.trim_end_matches(" %").replace(',', "").parse().unwrap_or(0.0);
             let colour = if row[0].starts_with("tidegate") { Colour::Ours } else { Colour::Others };
             Bar { label: row[0].replace('`', ""), value, words, range: None, colour }
         };
         let bars: Vec<Bar> = self.rows.iter().map(bar).collect();
-        figures::plot(&format!("{} ({})", self.head[self.plotted], self.title), &bars)
+        figures::plot(self.plotted.1, &bars)
     }
 }
 

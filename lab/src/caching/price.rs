@@ -126,7 +126,7 @@ pub(super) async fn table() -> Result<Table, Box<dyn Error>> {
         title: format!("{OPERATIONS} operations on {COUNTERS} keys, {AT_ONCE} at once, not pipelined"),
         head: &["", "Valkey's processor time each, µs", "time each, µs"],
         rows,
-        plotted: 1,
+        plotted: (1, "Valkey's processor time each, µs"),
     })
 }
 

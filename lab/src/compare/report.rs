@@ -38,7 +38,8 @@ impl Report {
             .map_or("unknown", |(_, m)| m);
         let cores = std::thread::available_parallelism()?;
         let versions = [
-            format!("Tidegate {}", env!("CARGO_PKG_VERSION")),
+            says(&stage.tidegate.display().to_string(), &["--version"])
+                .map_or_else(|| "Tidegate".into(), |version| version.replace("tidegate", "Tidegate")),
             format!("Valkey {}", stage.valkey.version().unwrap_or_else(|| "unknown".into())),
             format!("PostgreSQL {}", postgres.split(' ').next().unwrap_or_default()),
             says("node", &["--version"]).map_or_else(|| "no Node".into(), |version| format!("Node {version}")),

@@ -109,7 +109,7 @@ pub async fn run(args: Args) -> bool {
     let database = postgres.url("postgres");
     migrate(&database).await;
     let _standby = match args.curve {
-        Curve::Standby => Some(waits_for_a_standby(&mut postgres).await),
+        Curve::Standby => Some(waits_for_a_standby(&mut postgres, &settings).await),
         _ => None,
     };
     let mut drained: Vec<Drained> = points.iter().map(|_| Drained::default()).collect();
@@ -146,8 +146,8 @@ pub async fn run(args: Args) -> bool {
 }
 
 /// From now on each COMMIT is answered when a standby has it on its disk, too.
-async fn waits_for_a_standby(postgres: &mut Postgres) -> Postgres {
-    let standby = standby_of(postgres).await;
+async fn waits_for_a_standby(postgres: &mut Postgres, settings: &[&str]) -> Postgres {
+    let standby = standby_of(postgres, settings).await;
     let mut sql = PgConnection::connect(&postgres.url("postgres")).await.expect("connected");
     for statement in ["alter system set synchronous_standby_names = '*'", "select pg_reload_conf()"] {
         sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut sql).await.expect(statement);
