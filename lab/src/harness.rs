@@ -143,6 +143,13 @@ impl Lab {
         Lab { valkey: valkey(&[]).await, database: database(true).await }
     }
 
+    /// On a PostgreSQL of the test's own, which can be stopped, copied or set up in another way, in a migrated database of this name.
+    pub async fn on(postgres: &Postgres, database: &str) -> Lab {
+        postgres.create_database(&name(database), None).await.expect("created");
+        migrate(&postgres.url(database)).await;
+        Lab { valkey: valkey(&[]).await, database: postgres.url(database) }
+    }
+
     /// A client that knows nothing of Tidegate.
     pub async fn client(&self) -> Client {
         Client::connect(self.valkey.port()).await

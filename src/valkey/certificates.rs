@@ -7,7 +7,6 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fred::types::config::TlsConnector as LibraryConnector;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
@@ -55,22 +54,10 @@ impl Certificates {
 
     /// Reads the files.
     pub(super) fn connector(&self) -> Result<TlsConnector, Fault> {
-        if *self == Certificates::default() {
-            let made = LibraryConnector::default_rustls().map_err(|error| plain::of_library("Valkey", &error))?;
-            let LibraryConnector::Rustls(connector) = made;
-            return Ok(connector);
-        }
-        let mut trusted = RootCertStore::empty();
-        match &self.root {
-            Some(root) => {
-                for authority in certificates(ROOT, root)? {
-                    trusted.add(authority).map_err(|error| unfit(ROOT, root, &error.to_string()))?;
-                }
-            }
-            None => {
-                trusted.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            }
-        }
+        let trusted = match &self.root {
+            Some(root) => trusting(certificates(ROOT, root)?, |error| unfit(ROOT, root, &error))?,
+            None => trusting(of_the_system()?, |error| plain::tls_words("Valkey", &error))?,
+        };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let builder = builder.map_err(|error| Fault::ValkeyProtocol(format!("no TLS: {error}")))?;
@@ -86,6 +73,26 @@ impl Certificates {
             }
         };
         Ok(TlsConnector::from(Arc::new(config)))
+    }
+}
+
+fn trusting(
+    authorities: Vec<CertificateDer<'static>>,
+    unfit: impl Fn(String) -> Fault,
+) -> Result<RootCertStore, Fault> {
+    let mut trusted = RootCertStore::empty();
+    for authority in authorities {
+        trusted.add(authority).map_err(|error| unfit(error.to_string()))?;
+    }
+    Ok(trusted)
+}
+
+/// The authorities that this machine trusts, or those of `SSL_CERT_FILE`. One that cannot be read is not passed over.
+fn of_the_system() -> Result<Vec<CertificateDer<'static>>, Fault> {
+    let mut loaded = rustls_native_certs::load_native_certs();
+    match loaded.errors.pop() {
+        Some(error) => Err(plain::tls_words("Valkey", &format!("{error:?}"))),
+        None => Ok(loaded.certs),
     }
 }
 

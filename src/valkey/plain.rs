@@ -94,7 +94,8 @@ pub(super) fn speaks_no_tls(place: &str) -> Fault {
     Fault::ValkeyProtocol(format!("{place} does not speak TLS: write valkey:// in valkey.url, or the port that does"))
 }
 
-fn tls_words(place: &str, words: &str) -> Fault {
+/// What TLS says, in plain words.
+pub(super) fn tls_words(place: &str, words: &str) -> Fault {
     // Another certificate of the same name is trusted: then it is the signature that does not fit.
     if words.contains("UnknownIssuer") || words.contains("BadSignature") {
         return Fault::ValkeyProtocol(format!(

@@ -5,11 +5,10 @@ use std::time::Duration;
 use tidegate::client::truth::NoTruth;
 use tidegate::client::{Count, CounterOptions, Counters, Why};
 use tidegate::functions;
-use tidegate::model::pipeline::Identifier;
 use tidegate::ops::sandbox::Postgres;
 use tidegate::valkey::Connection;
 
-use crate::harness::{Lab, Resp, STREAM, eventually, migrate, output, standby_of, within_limit};
+use crate::harness::{Lab, Resp, STREAM, eventually, output, standby_of, within_limit};
 use crate::managed::{
     INDEX, STATE, address, becomes_clean_after_a_death_before, counters, counters_at, daemon, is_clean, is_managed,
     options, pipeline, program, value,
@@ -94,11 +93,8 @@ async fn a_stream_that_refuses_leaves_the_counters_as_they_were() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_standby_is_never_read_and_a_promoted_one_only_behind_a_replay() {
-    let mut lab = Lab::new().await;
     let mut primary = Postgres::start(&[]).await.expect("PostgreSQL starts");
-    primary.create_database(&Identifier::parse("here").expect("a name"), None).await.expect("created");
-    lab.database = primary.url("here");
-    migrate(&lab.database).await;
+    let lab = Lab::on(&primary, "here").await;
     let mut standby = standby_of(&mut primary, &[]).await;
     let there = Lab { database: standby.url("here"), ..Lab::new().await };
 

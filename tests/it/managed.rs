@@ -12,16 +12,14 @@ use tidegate::client::truth::NoTruth;
 use tidegate::client::{Count, CounterOptions, Counters, NotAdded, Taken, Why};
 use tidegate::config::{Needs, Sources};
 use tidegate::functions;
-use tidegate::model::pipeline::{Identifier, Mode, Pipeline};
+use tidegate::model::pipeline::{Mode, Pipeline};
 use tidegate::ops::sandbox::Postgres;
 use tidegate::retry::Fault;
 use tidegate::valkey::{Connection, Endpoint};
 use tidegate_lab::accounts::Accounts;
 use tokio::process::Command;
 
-use crate::harness::{
-    Client, Daemon, GROUP, Lab, Resp, STREAM, copy, eventually, migrate, output, valkey, within_limit,
-};
+use crate::harness::{Client, Daemon, GROUP, Lab, Resp, STREAM, copy, eventually, output, valkey, within_limit};
 use crate::proxy::{Proxy, Then, Way};
 
 pub(crate) const STATE: &str = "tidegate:state:{flush:counters}:flush:counters:counters";
@@ -526,11 +524,8 @@ async fn a_plain_pipeline_with_a_backlog_is_adopted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn from_a_postgresql_in_the_past_nothing_is_brought_back_before_the_replay() {
-    let mut lab = Lab::new().await;
     let mut postgres = Postgres::start(&[]).await.expect("PostgreSQL starts");
-    postgres.create_database(&Identifier::parse("past").expect("a name"), None).await.expect("created");
-    lab.database = postgres.url("past");
-    migrate(&lab.database).await;
+    let lab = Lab::on(&postgres, "past").await;
     let _daemon = daemon(&lab);
     is_managed(&lab).await;
     let counters = counters(&lab).await;

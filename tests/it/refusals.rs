@@ -1,10 +1,9 @@
 //! Servers that are there and refuse: busy, loading, full, read-only. Nothing is buried for it, and everything lands when they serve again.
 
-use tidegate::model::pipeline::Identifier;
 use tidegate::ops::sandbox::Postgres;
 
 use crate::admin::Admin;
-use crate::harness::{Client, Daemon, Lab, Resp, eventually, migrate, valkey};
+use crate::harness::{Client, Daemon, Lab, Resp, eventually, valkey};
 
 /// How often a daemon met a fault with this code.
 async fn met(admin: &Admin, code: &str) -> bool {
@@ -145,10 +144,7 @@ async fn a_valkey_with_too_few_replicas_is_waited_for() {
 /// A lab whose PostgreSQL is its own.
 async fn lab_of_its_own() -> (Lab, Postgres) {
     let postgres = Postgres::start(&[]).await.expect("PostgreSQL starts");
-    postgres.create_database(&Identifier::parse("own").expect("a name"), None).await.expect("created");
-    let lab = Lab { database: postgres.url("own"), ..Lab::new().await };
-    migrate(&lab.database).await;
-    (lab, postgres)
+    (Lab::on(&postgres, "own").await, postgres)
 }
 
 #[tokio::test(flavor = "multi_thread")]

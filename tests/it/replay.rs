@@ -1,18 +1,14 @@
 //! PostgreSQL in the past, and the way back.
 
-use tidegate::model::pipeline::Identifier;
 use tidegate::ops::sandbox::Postgres;
 
-use crate::harness::{Daemon, GROUP, Lab, STREAM, copy, eventually, migrate, output, within_limit};
+use crate::harness::{Daemon, GROUP, Lab, STREAM, copy, eventually, output, within_limit};
 use crate::proxy::{Proxy, Then, Way};
 
 /// A lab whose PostgreSQL can be sent back in time.
 async fn lab() -> (Lab, Postgres) {
-    let mut lab = Lab::new().await;
     let postgres = Postgres::start(&[]).await.expect("PostgreSQL starts");
-    postgres.create_database(&Identifier::parse("past").expect("a name"), None).await.expect("created");
-    lab.database = postgres.url("past");
-    migrate(&lab.database).await;
+    let lab = Lab::on(&postgres, "past").await;
     (lab, postgres)
 }
 

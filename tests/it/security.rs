@@ -7,13 +7,12 @@ use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use tempfile::NamedTempFile;
-use tidegate::model::pipeline::Identifier;
 use tidegate::ops::sandbox::Postgres;
 use tidegate_lab::tls::Certificate;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use crate::harness::{Daemon, Lab, Resp, eventually, free_port, migrate, output};
+use crate::harness::{Daemon, Lab, Resp, eventually, free_port, output};
 
 /// A door of TLS in front of a local port, and the file with the certificate to trust.
 pub(crate) async fn tls_in_front_of(upstream: u16) -> (u16, NamedTempFile) {
@@ -95,6 +94,8 @@ async fn a_valkey_that_asks_for_its_clients_certificate_is_shown_one() {
     let run = async |parameters: &str| {
         let mut command = lab.program(&["run", "--until-empty"]);
         command.env("VALKEY_URL", format!("valkeys://localhost:{port}?{parameters}"));
+        // Of no meaning where the url names authorities.
+        command.env("SSL_CERT_FILE", "/no/such/store");
         output(&mut command).await
     };
     let (code, _, stderr) = run(&format!("sslrootcert={}", certificate.trusted().display())).await;
@@ -104,6 +105,9 @@ async fn a_valkey_that_asks_for_its_clients_certificate_is_shown_one() {
         code != 0 && stderr.contains("sslrootcert of valkey.url, /no/such/file, cannot be used"),
         "{code}: {stderr}"
     );
+    let own = format!("sslcert={}&sslkey={}", certificate.trusted().display(), certificate.key().display());
+    let (code, _, stderr) = run(&own).await;
+    assert!(code != 0 && stderr.contains("/no/such/store"), "{code}: {stderr}");
     let (code, _, stderr) = run(&shown(&certificate)).await;
     assert_eq!(code, 0, "{stderr}");
     assert_eq!(lab.value("a").await, Some(1_000));
@@ -112,11 +116,8 @@ async fn a_valkey_that_asks_for_its_clients_certificate_is_shown_one() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_postgresql_that_asks_for_its_clients_certificate_is_shown_one() {
     let Some(certificate) = Certificate::for_this_machine() else { return };
-    let mut lab = Lab::new().await;
     let mut postgres = Postgres::start(&[]).await.expect("PostgreSQL starts");
-    postgres.create_database(&Identifier::parse("secure").expect("a name"), None).await.expect("created");
-    lab.database = postgres.url("secure");
-    migrate(&lab.database).await;
+    let lab = Lab::on(&postgres, "secure").await;
     let data = postgres.data();
     // Its key must be its user's own.
     let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(&data).expect("there"));

@@ -2,11 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use tidegate::model::pipeline::Identifier;
 use tidegate::ops::sandbox::Postgres;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{Client, Lab, STREAM, eventually, migrate, output};
+use crate::harness::{Client, Lab, STREAM, eventually, output};
 use crate::reader::Reader;
 
 const DOCUMENT: &str = include_str!("../../docs/outage.md");
@@ -36,11 +35,8 @@ async fn produce(port: u16, stop: CancellationToken) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_outage_of_the_document_is_found_explained_and_repaired_with_its_commands_alone() {
-    let mut lab = Lab::new().await;
     let mut postgres = Postgres::start(&[]).await.expect("PostgreSQL starts");
-    postgres.create_database(&Identifier::parse("walk").expect("a name"), None).await.expect("created");
-    lab.database = postgres.url("walk");
-    migrate(&lab.database).await;
+    let lab = Lab::on(&postgres, "walk").await;
     let mut daemons = [lab.daemon(), lab.daemon()];
     for daemon in &mut daemons {
         daemon.wait_for("running").await;

@@ -1,11 +1,10 @@
 //! What the doctor says of PostgreSQL, of the ledger and of the tables.
 
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
-use tidegate::model::pipeline::Identifier;
-use tidegate::ops::sandbox::{Postgres, Valkey};
+use tidegate::ops::sandbox::Postgres;
 
 use super::{assert_well, doctor, examine, execute, fix, of};
-use crate::harness::{Lab, copy, eventually, migrate, output};
+use crate::harness::{Lab, eventually, output, standby_of};
 use crate::pooler::Pooler;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -123,28 +122,12 @@ async fn a_pooler_is_found() {
     assert_well(&doctor(&lab).await, "D18");
 }
 
-/// A lab with a PostgreSQL of its own.
-async fn lab_on(postgres: &Postgres) -> Lab {
-    postgres.create_database(&Identifier::parse("here").expect("a name"), None).await.expect("created");
-    let lab = Lab { valkey: Valkey::start(&[]).await.expect("Valkey starts"), database: postgres.url("here") };
-    migrate(&lab.database).await;
-    lab
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_primary_that_waits_for_no_standby_is_found_and_so_is_its_standby() {
     let mut primary = Postgres::start(&[]).await.expect("PostgreSQL starts");
-    let mut standby = Postgres::start(&[]).await.expect("PostgreSQL starts");
-    let lab = lab_on(&primary).await;
+    let lab = Lab::on(&primary, "here").await;
     assert_well(&doctor(&lab).await, "D22");
-    primary.stop();
-    standby.stop();
-    copy(&primary.data(), &standby.data());
-    std::fs::write(standby.data().join("standby.signal"), "").expect("written");
-    let follows = format!("primary_conninfo = 'host=127.0.0.1 port={} user=postgres'\n", primary.port());
-    std::fs::write(standby.data().join("postgresql.auto.conf"), follows).expect("written");
-    primary.restart().await.expect("PostgreSQL comes back");
-    standby.restart().await.expect("a standby");
+    let mut standby = standby_of(&mut primary, &[]).await;
     let standbys = async || lab.number("select count(*) from pg_stat_replication where state = 'streaming'").await;
     eventually("it follows", 1, standbys).await;
     let told = fix(&doctor(&lab).await, "D22", "warning", "1 standby is connected");
@@ -171,7 +154,7 @@ async fn a_primary_that_waits_for_no_standby_is_found_and_so_is_its_standby() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_waits_for_nobody_and_a_database_that_is_read_only_are_found() {
     let postgres = Postgres::start(&["wal_level=logical"]).await.expect("PostgreSQL starts");
-    let lab = lab_on(&postgres).await;
+    let lab = Lab::on(&postgres, "here").await;
     // Whoever subscribes to a table is no standby.
     let subscriber = Postgres::start(&[]).await.expect("PostgreSQL starts");
     lab.execute("create publication told for table public.counters").await;

@@ -4,12 +4,11 @@ use std::net::{SocketAddr, UdpSocket};
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use sqlx::{Connection as _, PgConnection};
-use tidegate::model::pipeline::Identifier;
 use tidegate::ops::sandbox::{Postgres, Valkey};
 
 use super::{assert_well, doctor, examine, fix, of};
 use crate::cluster::cluster;
-use crate::harness::{Client, Lab, database, eventually, migrate, output};
+use crate::harness::{Client, Lab, database, eventually, output};
 use crate::rights::{as_user, blocks};
 
 /// What INFO says.
@@ -225,11 +224,8 @@ async fn a_memory_that_is_nearly_full_is_found_unless_something_may_be_evicted()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_are_nearly_used_up_are_found_at_both_servers() {
-    let mut lab = Lab::new().await;
     let postgres = Postgres::start(&["max_connections=20"]).await.expect("PostgreSQL starts");
-    postgres.create_database(&Identifier::parse("busy").expect("a name"), None).await.expect("created");
-    lab.database = postgres.url("busy");
-    migrate(&lab.database).await;
+    let lab = Lab::on(&postgres, "busy").await;
     assert_well(&doctor(&lab).await, "D28");
     let mut client = lab.client().await;
     client.call(&["CONFIG", "SET", "maxclients", "20"]).await;
