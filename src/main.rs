@@ -1,13 +1,16 @@
-//! The program: parse the command line, start telemetry, run the verb, say what failed, exit.
+//! The program: answer a shell that completes, or parse the command line, start telemetry, run the verb, say what failed, exit.
 
 use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Parser;
 use tidegate::ops::cli::Cli;
-use tidegate::ops::{Exit, Failure};
+use tidegate::ops::{Exit, Failure, complete};
 
 fn main() -> ExitCode {
+    if complete::answered() {
+        return ExitCode::SUCCESS;
+    }
     let cli = Cli::parse();
     let (verb, context) = (cli.verb(), cli.context());
     // The one provider of cryptography; it is not set yet.

@@ -24,6 +24,7 @@ use self::load::{LONGEST_ID, Load};
 use self::recovery::Recovery;
 use self::watch::Watch;
 use self::workers::Workers;
+use super::complete::{Name, by};
 use super::context::Format;
 use super::stage::{Servers, Stage, Trouble};
 use super::{Context, Exit, Failure};
@@ -90,7 +91,7 @@ pub struct Opts {
     #[arg(long, requires = "sandbox")]
     pub no_aof: bool,
     /// How the stream is read: group or exclusive
-    #[arg(long, default_value = "group", value_parser = delivery)]
+    #[arg(long, default_value = "group", value_parser = delivery, add = by(Name::Delivery))]
     pub delivery: Delivery,
     /// Streams that the entries are spread over, while a backlog drains
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=10_000))]

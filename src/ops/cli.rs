@@ -92,7 +92,7 @@ enum Verb {
     Config(config::Opts),
     /// Make a pipeline from a table or from a stream's entries; test pipelines without a server
     Pipeline(pipeline::Opts),
-    /// Print completions for a shell
+    /// Print what a shell sources to complete commands, options and names
     Completions(pages::CompletionsOpts),
     /// Print the manual page, or write the pages of all commands
     Man(pages::ManOpts),

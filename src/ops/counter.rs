@@ -6,6 +6,7 @@
 use serde::Serialize;
 
 use super::columns::{Page, Tone, printable};
+use super::complete::{Name, by};
 use super::context::{Report, one_of_counters};
 use super::{Context, Exit, Failure};
 use crate::client::postgres;
@@ -36,7 +37,7 @@ enum What {
         /// The key of the row
         id: String,
         /// The pipeline; may be left out where there is only one
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", add = by(Name::CounterPipeline))]
         pipeline: Option<String>,
     },
 }

@@ -6,6 +6,7 @@
 use serde::Serialize;
 
 use super::columns::{Page, Tone};
+use super::complete::{Name, by};
 use super::context::Report;
 use super::{Context, Exit, Failure};
 use crate::retry::{A_FEW, Fault, Verdict, judge};
@@ -14,7 +15,7 @@ use crate::retry::{A_FEW, Fault, Verdict, judge};
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     /// An SQLSTATE (42P01), an error of Valkey (NOGROUP), the reason of a dead letter (bad_amount), a check of doctor (D1), or an exit code (78)
-    #[arg(value_name = "CODE")]
+    #[arg(value_name = "CODE", add = by(Name::Code))]
     pub code: String,
 }
 
@@ -47,7 +48,7 @@ pub fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
 }
 
 /// The reasons of dead letters.
-const REASONS: [(&str, &str); 13] = [
+pub const REASONS: [(&str, &str); 13] = [
     (
         "missing_key",
         "the entry has no field with the row's key (pipelines.<name>.key_field): correct the producer or the configuration, then redrive",
@@ -114,6 +115,19 @@ pub const EXITS: [(Exit, &str); 12] = [
     (Exit::Config, "the configuration, the database's schema or a table does not fit"),
     (Exit::Interrupted, "ended by Ctrl-C"),
 ];
+
+/// The codes of PostgreSQL that the table of faults names by themselves; of the others it names the class.
+const SQLSTATES: [&str; 21] = [
+    "40001", "40P01", "55P03", "0A000", "53200", "26000", "42P05", "25006", "25P03", "53100", "57014", "TG002",
+    "TG003", "23514", "42501", "42P01", "42703", "42704", "42P10", "3D000", "3F000",
+];
+
+/// Every code that can be listed: an SQLSTATE of which only the class is known, or a trigger's own, is explained all the same.
+pub fn codes() -> impl Iterator<Item = String> {
+    let checks = super::doctor::checks::CHECKS.iter().map(|check| check.id);
+    let words = REASONS.iter().map(|(reason, _)| *reason).chain(checks).chain(VALKEY).chain(SQLSTATES);
+    words.map(str::to_owned).chain(EXITS.iter().map(|(exit, _)| (*exit as u8).to_string()))
+}
 
 /// What a code means; none if it is not known.
 pub fn explain(code: &str) -> Option<Explanation> {

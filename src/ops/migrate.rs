@@ -2,6 +2,7 @@
 //!
 //! Takes the configuration; prints what was done, or with `--dry-run` what would be.
 
+use super::complete::{Name, by};
 use super::{Context, Exit, Failure};
 use crate::config::{Config, Needs};
 use crate::lanes;
@@ -17,10 +18,10 @@ pub struct Opts {
     #[arg(long)]
     pub dry_run: bool,
     /// Carry the ledger of a renamed pipeline over to its new name, before the daemon starts under it
-    #[arg(long, value_name = "OLD=NEW", value_parser = parse_rename)]
+    #[arg(long, value_name = "OLD=NEW", value_parser = parse_rename, add = by(Name::Rename))]
     pub rename_pipeline: Option<(String, String)>,
     /// Carry the ledger of a pipeline over to the table that the configuration names, after the table was renamed
-    #[arg(long, value_name = "PIPELINE", conflicts_with = "rename_pipeline")]
+    #[arg(long, value_name = "PIPELINE", conflicts_with = "rename_pipeline", add = by(Name::Pipeline))]
     pub retarget: Option<String>,
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::columns::{Page, Tone, count, lasting_ms, plural, printable};
+use super::complete::{Name, by};
 use super::context::{Report, chosen};
 use super::observe::{Servers, valkey as observed};
 use super::{Context, Exit, Failure};
@@ -20,13 +21,13 @@ use crate::valkey::{Command, Connection, Reply, unexpected};
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     /// Only of these pipelines; default: all
-    #[arg(long = "pipeline", value_name = "NAME")]
+    #[arg(long = "pipeline", value_name = "NAME", add = by(Name::Pipeline))]
     pub pipelines: Vec<String>,
     /// Each entry, too, the oldest first
     #[arg(long)]
     pub entries: bool,
     /// With --entries: only those of this consumer
-    #[arg(long, value_name = "NAME", requires = "entries")]
+    #[arg(long, value_name = "NAME", requires = "entries", add = by(Name::Consumer))]
     pub consumer: Option<String>,
     /// With --entries: so many of each stream at the most
     #[arg(long, default_value_t = 100, value_name = "N")]

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, Row};
 
+use super::complete::{Name, by};
 use super::context::one_of_counters;
 use super::{Context, Exit, Failure};
 use crate::client::Producer;
@@ -24,7 +25,7 @@ const STAYS_FOR: Duration = Duration::from_millis(2_500);
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     /// The pipeline; may be left out where there is only one
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = by(Name::CounterPipeline))]
     pub pipeline: Option<String>,
     /// The key that is probed: one that nobody else adds to, and that the key's column takes
     #[arg(long, value_name = "KEY", default_value = "tidegate-probe")]

@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 use self::source::{Source, read};
 use self::summary::{Progress, Summary};
+use super::complete::{Name, by};
 use super::context::one_of_counters;
 use super::{Context, Exit, Failure};
 use crate::client::Producer;
@@ -46,7 +47,7 @@ pub struct Opts {
     pub files: Vec<PathBuf>,
 
     /// The pipeline whose stream takes the entries
-    #[arg(long, value_name = "NAME", default_value = "counters")]
+    #[arg(long, value_name = "NAME", default_value = "counters", add = by(Name::CounterPipeline))]
     pub pipeline: String,
 
     /// No progress bar, and no summary if every line was added

@@ -12,6 +12,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::columns::{cut, printable};
+use super::complete::{Name, by};
 use super::context::{Format, chosen, json};
 use super::dead::show::{Bytes, added_at};
 use super::observe::Servers;
@@ -38,7 +39,7 @@ const SHOWN: usize = 200;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     /// Only of these pipelines; default: all
-    #[arg(long = "pipeline", value_name = "NAME")]
+    #[arg(long = "pipeline", value_name = "NAME", add = by(Name::Pipeline))]
     pub pipelines: Vec<String>,
     /// So many entries a second at the most; the rest is skipped and counted
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]

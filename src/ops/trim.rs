@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::columns::{Page, Tone, count, lasting, plural, printable};
+use super::complete::{Name, by};
 use super::context::{Report, chosen};
 use super::dead::show::added_at;
 use super::observe::Servers;
@@ -28,7 +29,7 @@ const STEP: usize = 5_000;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     /// Only the streams of these pipelines; default: all
-    #[arg(long = "pipeline", value_name = "NAME")]
+    #[arg(long = "pipeline", value_name = "NAME", add = by(Name::Pipeline))]
     pub pipelines: Vec<String>,
     /// Say what would be trimmed, and change nothing: the daemon trims by itself
     #[arg(long, required = true)]

@@ -11,6 +11,7 @@ use serde::Serialize;
 use sqlx::AssertSqlSafe;
 
 use super::columns::Page;
+use super::complete::{Name, by};
 use super::context::{Report, managed};
 use super::{Context, Exit, Failure};
 use crate::client::{Count, CounterOptions, Counters, postgres};
@@ -33,7 +34,7 @@ pub struct Opts {
     #[arg(long, value_name = "N")]
     pub top: Option<u32>,
     /// The pipeline; may be left out where there is only one
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = by(Name::ManagedPipeline))]
     pub pipeline: Option<String>,
     /// How many are brought in a second
     #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(1..))]

@@ -97,8 +97,13 @@ pub struct Group {
 
 /// One group of a stream; none if there is no such group, or no stream.
 pub async fn group(connection: &Connection, stream: &str, group: &str) -> Result<Option<Group>, Fault> {
+    Ok(groups(connection, stream).await?.into_iter().find(|found| found.name == group))
+}
+
+/// All groups of a stream; none if there is no stream.
+pub async fn groups(connection: &Connection, stream: &str) -> Result<Vec<Group>, Fault> {
     let reply = match connection.call(Command::new("XINFO").arg("GROUPS").arg(stream)).await {
-        Err(fault) if is_no_such_key(&fault) => return Ok(None),
+        Err(fault) if is_no_such_key(&fault) => return Ok(Vec::new()),
         reply => reply?,
     };
     let parse = |group: Reply| {
@@ -111,7 +116,7 @@ pub async fn group(connection: &Connection, stream: &str, group: &str) -> Result
             read: fields.number("entries-read"),
         })
     };
-    Ok(rows(reply, "XINFO GROUPS", parse)?.into_iter().find(|found| found.name == group))
+    rows(reply, "XINFO GROUPS", parse)
 }
 
 /// A stream, without its entries.
