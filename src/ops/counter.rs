@@ -64,7 +64,7 @@ impl From<Failed> for Failure {
     fn from(failed: Failed) -> Failure {
         match failed {
             Failed::Valkey(fault) => fault.into(),
-            Failed::Postgres(error) => Failure::new(Exit::Unavailable, error.to_string()),
+            Failed::Postgres(error) => error.0.into(),
         }
     }
 }

@@ -183,7 +183,7 @@ pub fn advice(code: &str) -> Option<String> {
 }
 
 /// The errors of Valkey that have a row in the table.
-const VALKEY: [&str; 19] = [
+const VALKEY: [&str; 22] = [
     "NOGROUP",
     "UNBLOCKED",
     "READONLY",
@@ -194,6 +194,7 @@ const VALKEY: [&str; 19] = [
     "TRYAGAIN",
     "NOREPLICAS",
     "LOADING",
+    "MAXCLIENTS",
     "BUSY",
     "MISCONF",
     "OOM",
@@ -201,6 +202,8 @@ const VALKEY: [&str; 19] = [
     "NOAUTH",
     "WRONGPASS",
     "NOPERM",
+    "NOFUNCTION",
+    "OTHERLIBRARY",
     "CROSSSLOT",
     "ERR",
 ];
@@ -252,6 +255,26 @@ mod tests {
         }
         for unknown in ["", "hello", "999", "D999", "bad amount", "42", "ABCDEFG"] {
             assert_eq!(explain(unknown), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn every_code_that_the_table_of_faults_names_is_explained() {
+        let table = include_str!("../retry/table.rs");
+        let of_servers = table
+            .split("fn judge_postgres")
+            .nth(1)
+            .and_then(|rest| rest.split("/// What a fault means for a command").next());
+        let codes = of_servers.expect("the table").split('"').filter(|word| {
+            word.len() >= 3
+                && word.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())
+                && word.parse::<u8>().is_err()
+        });
+        let codes: Vec<&str> = codes.collect();
+        assert!(codes.len() > 40, "{codes:?}");
+        let listed: Vec<String> = super::codes().collect();
+        for code in codes {
+            assert!(explain(code).is_some() && listed.iter().any(|other| other == code), "{code}");
         }
     }
 

@@ -10,10 +10,11 @@ use sqlx::{AssertSqlSafe, Row};
 use super::complete::{Name, by};
 use super::context::one_of_counters;
 use super::{Context, Exit, Failure};
-use crate::client::Producer;
+use crate::client::{NotAdded, Producer};
 use crate::config::{Config, Needs};
 use crate::model::pipeline::Pipeline;
 use crate::postgres::{Database, Endpoint};
+use crate::retry::advised;
 use crate::target::check_tables;
 
 /// How often the row is looked at.
@@ -51,8 +52,7 @@ async fn probe(opts: &Opts, config: &Config) -> Result<String, Failure> {
     let producer = Producer::connect(&valkey, pipeline).await?;
     let sent = Instant::now();
     let added = producer.add(&opts.key, 1).await;
-    let added =
-        added.map_err(|why| Failure::new(Exit::Unavailable, format!("the delta was not sent for certain: {why}")))?;
+    let added = added.map_err(not_added)?;
     let landed = loop {
         let value = table.value().await?;
         if value != before {
@@ -91,6 +91,19 @@ async fn probe(opts: &Opts, config: &Config) -> Result<String, Failure> {
         opts.key,
         before + 1
     ))
+}
+
+/// What Valkey refused ends as it ends every verb; where nobody knows whether it was sent the next probe takes another key.
+fn not_added(why: NotAdded) -> Failure {
+    let (exit, advised) = match why.fault() {
+        Some(fault) => (Exit::from(fault), advised(fault)),
+        None => (Exit::Usage, format!("{why}: choose another --key")),
+    };
+    let sent = match why.happened_not() {
+        true => "nothing was sent",
+        false => "the delta may or may not have been sent, so take another --key next time",
+    };
+    Failure::new(exit, format!("{sent}: {advised}"))
 }
 
 /// One row of a pipeline's table.

@@ -14,11 +14,11 @@ use super::columns::Page;
 use super::complete::{Name, by};
 use super::context::{Report, managed};
 use super::{Context, Exit, Failure};
-use crate::client::{Count, CounterOptions, Counters, postgres};
+use crate::client::{Count, CounterOptions, Counters, Why, postgres};
 use crate::config::Needs;
 use crate::model::pipeline::Pipeline;
 use crate::postgres::Database;
-use crate::retry::Fault;
+use crate::retry::{Fault, advised};
 
 /// How many are brought from one snapshot.
 const AT_ONCE: usize = 200;
@@ -87,18 +87,36 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
         for count in counters.get_many(&names).await {
             match count {
                 Count::Exact(_) => warm += 1,
-                Count::Unknown(reason) => why_not = Some(reason.to_string()),
-                Count::Stored(_) => why_not = Some("the flush has to catch up first".into()),
+                Count::Unknown(reason) => why_not = Some(reason),
+                Count::Stored(_) => why_not = Some(Why::CatchingUp),
             }
+        }
+        // Who lacks a right lacks it for the next ones, too.
+        if counters.fault().is_some_and(|fault| Exit::from(&fault) == Exit::NoPermission) {
+            break;
         }
         let due = Duration::from_secs_f64(ids.len() as f64 / opts.rate as f64);
         tokio::time::sleep(due.saturating_sub(began.elapsed())).await;
     }
+    // A server that failed is the cause, whatever could be said of a counter without it.
+    let fault = why_not.and_then(|_| counters.fault());
+    let why_not = why_not.map(|why| fault.as_ref().map_or_else(|| why.to_string(), advised));
     let warmed = Warmed { pipeline: pipeline.name.clone(), asked: ids.len() as u64, warm, why_not };
     context.print(&warmed)?;
     match warmed.why_not {
         None => Ok(Exit::Ok),
-        Some(why) => Err(Failure::new(Exit::Retry, format!("some could not be brought: {why}"))),
+        Some(why) => {
+            let exit = fault.as_ref().map_or(Exit::Retry, ended_by);
+            Err(Failure::new(exit, format!("some could not be brought: {why}")))
+        }
+    }
+}
+
+/// What was not brought may be brought later, unless somebody has to act first.
+fn ended_by(fault: &Fault) -> Exit {
+    match Exit::from(fault) {
+        exit @ (Exit::NoPermission | Exit::Config) => exit,
+        _ => Exit::Retry,
     }
 }
 

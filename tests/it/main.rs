@@ -10,6 +10,7 @@ mod cache;
 mod checks;
 mod cluster;
 mod clustered;
+mod completing;
 mod console;
 mod contract;
 mod crash;

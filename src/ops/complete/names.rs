@@ -11,8 +11,8 @@ use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, ValueComplet
 
 use super::{ask, typed, words};
 use crate::config::{Config, Loaded, Needs, Sources, load};
-use crate::model::names::printable;
 use crate::model::pipeline::{Pipeline, Table};
+use crate::ops::columns::printable;
 use crate::ops::{explain, runbook};
 
 /// What an argument is the name of.

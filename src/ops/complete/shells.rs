@@ -69,9 +69,7 @@ impl EnvCompleter for Ours {
             offered.retain(|candidate| !is_option(candidate));
         }
         for candidate in &offered {
-            let Some(value) = candidate.get_value().to_str().filter(|value| !value.contains(char::is_control)) else {
-                continue;
-            };
+            let Some(value) = candidate.get_value().to_str().filter(|value| can_be_typed(value)) else { continue };
             let help = candidate.get_help().map(ToString::to_string).unwrap_or_default();
             let help: String =
                 help.lines().next().unwrap_or_default().chars().filter(|c| !c.is_control()).take(DESCRIBED).collect();
@@ -81,6 +79,11 @@ impl EnvCompleter for Ours {
         }
         Ok(())
     }
+}
+
+/// A control character would end a line; a tilde within a word stands for nothing.
+fn can_be_typed(value: &str) -> bool {
+    !value.contains(char::is_control) && !value.contains("=~/")
 }
 
 /// bash inserts an answer as it is: a name out of Valkey that a shell would act on must come quoted.

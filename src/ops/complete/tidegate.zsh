@@ -5,6 +5,12 @@ _tidegate() {
     local program=${words[1]/#\~\//$HOME/}
     (( $+commands[$program] )) || [[ $program == */* && -x $program ]] || program=tidegate
 
+    # Only a file is typed with a tilde, and zsh alone can tell what it stands for.
+    if [[ $PREFIX == \~* ]]; then
+        _files
+        return
+    fi
+
     local -a offered folders
     local line
     for line in "${(@f)$(_TIDEGATE_COMPLETE=zsh $program -- "${(@)words[1,CURRENT-1]}" "$PREFIX" 2> /dev/null)}"; do
