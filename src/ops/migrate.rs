@@ -70,9 +70,18 @@ impl From<Error> for Failure {
 }
 
 /// Gives a pipeline's lanes its new name.
-async fn rename(address: &Endpoint, config: &Config, old: &str, new: &str) -> Result<String, Error> {
+async fn rename(address: &Endpoint, config: &Config, old: &str, new: &str) -> Result<String, Failure> {
     let source = &config.valkey.source;
     let database = Database::new(address.clone(), 1);
+    let names = database.run(async |c| lanes::names(c, source).await).await?;
+    let knows = |name: &str| names.iter().any(|(pipeline, _)| pipeline == name);
+    // Done before, it is no mistake; a slip of the pen is.
+    if !knows(old) && !knows(new) {
+        let mut known: Vec<&str> = names.iter().map(|(pipeline, _)| pipeline.as_str()).collect();
+        known.dedup();
+        let known = if known.is_empty() { "none yet".into() } else { known.join(", ") };
+        return Err(Failure::new(Exit::Config, format!("the ledger knows no pipeline {old:?}: it knows {known}")));
+    }
     let streams = database.run(async |c| lanes::rename(c, source, old, new).await).await?;
     let mut text = format!("{} ledgers carried over from {old} to {new}\n", streams.len());
     for stream in streams {

@@ -86,6 +86,12 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
             streams.push(of_shard(&opts, &mut servers, &shard, config.reclaim.dead_after).await?);
         }
     }
+    if let Some(name) = &opts.consumer
+        && !streams.iter().flat_map(|stream| &stream.consumers).any(|consumer| consumer.name == *name)
+    {
+        let next = "`tidegate pending` lists those that are there; what a consumer that has gone had is taken over";
+        context.say(&format!("there is no consumer {name:?} in these streams' groups: {next}"));
+    }
     context.print(&Pending { streams })?;
     Ok(Exit::Ok)
 }

@@ -15,7 +15,7 @@ use crate::config::{Config, Needs};
 use crate::model::pipeline::Pipeline;
 use crate::postgres::{Database, Endpoint};
 use crate::retry::advised;
-use crate::target::check_tables;
+use crate::target::check_tables_that_are_read;
 
 /// How often the row is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -116,7 +116,7 @@ struct Counter<'a> {
 impl<'a> Counter<'a> {
     async fn of(address: Endpoint, pipeline: &Pipeline, key: &'a str) -> Result<Counter<'a>, Failure> {
         let database = Database::new(address, 1);
-        let fits = database.run(async |connection| check_tables(connection, pipeline).await).await?;
+        let fits = database.run(async |connection| check_tables_that_are_read(connection, pipeline).await).await?;
         let fits = fits.map_err(|unfit| Failure::new(Exit::Config, unfit.to_string()))?;
         let table = pipeline.table.quoted();
         let (column, value) = (pipeline.key.quoted(), pipeline.value.quoted());

@@ -68,7 +68,10 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
     let (valkey, address) = (config.valkey.address()?, config.postgres.address()?);
     let ids = match (&opts.ids, opts.top) {
         (Some(file), _) => {
-            read_ids(file).map_err(|error| Failure::new(Exit::NoInput, format!("{}: {error}", file.display())))?
+            let next = "name a text file with an id on each line, or - for standard input";
+            read_ids(file).map_err(|error| {
+                Failure::new(Exit::NoInput, format!("cannot read {} ({error}): {next}", file.display()))
+            })?
         }
         (None, top) => {
             let database = Database::new(address.clone(), 1);

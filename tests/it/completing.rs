@@ -1,6 +1,5 @@
 //! Names that complete in a shell: what the program answers at a Tab, and what a bash makes of that.
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Instant;
@@ -138,8 +137,6 @@ async fn where_something_is_wrong_nothing_is_offered_nothing_is_said_and_nobody_
         (file(folder.path(), "wrong.toml", "[batch]\nmax_entrys = 1\n"), file(folder.path(), "empty.toml", ""));
     let pipe = folder.path().join("pipe");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().expect("mkfifo runs").success());
-    let hidden = file(folder.path(), "hidden.toml", TWO);
-    std::fs::set_permissions(&hidden, std::fs::Permissions::from_mode(0)).expect("hidden");
     let silent = Proxy::start(lab.valkey.port()).await;
     silent.hold(Way::ToClient);
     silent.hold(Way::ToServer);

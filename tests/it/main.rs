@@ -71,4 +71,5 @@ mod trimming;
 mod turn;
 mod types;
 mod upgrade;
+mod verbs;
 mod walkthrough;

@@ -181,7 +181,7 @@ pub async fn look(
 
 /// The keys of the pipeline's table, which must fit.
 async fn keys(pipeline: &Pipeline, servers: &Servers) -> Result<Keys, Failure> {
-    let checked = servers.database.run(async |c| target::check_tables(c, pipeline).await).await?;
+    let checked = servers.database.run(async |c| target::check_tables_that_are_read(c, pipeline).await).await?;
     let fits = checked.map_err(|unfit| Failure::new(Exit::Config, unfit.to_string()))?;
     Ok(Keys::new(pipeline, &fits[0]))
 }

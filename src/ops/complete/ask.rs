@@ -9,6 +9,7 @@ use sqlx::postgres::PgConnection;
 
 use super::names::Known;
 use crate::config::Config;
+use crate::lanes;
 use crate::model::entry::EntryId;
 use crate::model::pipeline::Pipeline;
 use crate::ops::columns::plural;
@@ -152,9 +153,8 @@ pub(super) fn letters(config: &Config, discarded: bool) -> Vec<Known> {
 pub(super) fn pipelines_of_ledger(config: &Config) -> Vec<Known> {
     let source = &config.valkey.source;
     asked_of_postgresql(config, async |c| {
-        let sql = "select pipeline, max(stream) from tidegate.lanes where source = $1 group by 1 order by 1 limit 200";
-        let rows: Vec<(String, String)> = sqlx::query_as(sql).bind(source).fetch_all(c).await?;
-        Ok(rows.into_iter().map(|(name, stream)| Known::new(name, format!("of {stream}"))).collect())
+        let names = lanes::names(c, source).await?;
+        Ok(names.into_iter().map(|(pipeline, stream)| Known::new(pipeline, format!("of {stream}"))).collect())
     })
 }
 
