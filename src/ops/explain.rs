@@ -117,9 +117,9 @@ pub const EXITS: [(Exit, &str); 12] = [
 ];
 
 /// The codes of PostgreSQL that the table of faults names by themselves; of the others it names the class.
-const SQLSTATES: [&str; 21] = [
+const SQLSTATES: [&str; 23] = [
     "40001", "40P01", "55P03", "0A000", "53200", "26000", "42P05", "25006", "25P03", "53100", "57014", "TG002",
-    "TG003", "23514", "42501", "42P01", "42703", "42704", "42P10", "3D000", "3F000",
+    "TG003", "23514", "42501", "42P01", "42703", "42704", "42P10", "3D000", "3F000", "XX001", "XX002",
 ];
 
 /// Every code that can be listed: an SQLSTATE of which only the class is known, or a trigger's own, is explained all the same.

@@ -77,7 +77,8 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
     by_stream.retain(|_, shards| shards.iter().any(|shard| named.iter().any(|p| p.name == shard.pipeline.name)));
     let mut streams = Vec::new();
     for (stream, shards) in by_stream {
-        streams.push(of_stream(&config, &mut servers, &stream, &shards).await?);
+        let told = of_stream(&config, &mut servers, &stream, &shards).await;
+        streams.push(told.map_err(|fault| fault.about(&stream))?);
     }
     context.print(&Trim { retention_seconds: config.trim.retention.as_secs_f64(), streams })?;
     Ok(Exit::Ok)

@@ -42,14 +42,19 @@ fn within_limit(ask: impl AsyncFnOnce(&mut Vec<Known>) -> Option<()>) -> Vec<Kno
 }
 
 /// The members of the groups of these pipelines.
-pub(super) fn consumers(config: &Config, pipelines: &[&Pipeline]) -> Vec<Known> {
+pub(super) fn consumers(config: &Config, pipelines: &[&Pipeline], begun: &str) -> Vec<Known> {
     within_limit(async |found| {
         let mut links = Links::to(&config.valkey.address().ok()?, NAME);
         for shard in pipelines.iter().flat_map(|pipeline| pipeline.shards()) {
             let link = links.to_stream(&shard.stream).await.ok()?;
-            let told = info::consumers(link.commands(), &shard.stream, &shard.pipeline.group()).await;
-            let Some(told) = unless_refused(told)? else { continue };
-            found.extend(told.into_iter().map(|consumer| {
+            let told = match info::consumers(link.commands(), &shard.stream, &shard.pipeline.group()).await {
+                Ok(told) => told,
+                // It is missing, or may not be looked at: another one may.
+                Err(Fault::Valkey { .. }) => continue,
+                Err(_) => return None,
+            };
+            let meant = told.into_iter().filter(|consumer| consumer.name.starts_with(begun));
+            found.extend(meant.map(|consumer| {
                 let holds = plural(consumer.pending, "entry", "entries");
                 Known::new(consumer.name, format!("holds {holds} of {}", shard.stream))
             }));
@@ -62,15 +67,18 @@ pub(super) fn consumers(config: &Config, pipelines: &[&Pipeline]) -> Vec<Known> 
 }
 
 /// The groups of all configured streams, but for the pipelines' own.
-pub(super) fn groups(config: &Config) -> Vec<Known> {
+pub(super) fn groups(config: &Config, begun: &str) -> Vec<Known> {
     let own: Vec<String> = config.pipelines.iter().map(Pipeline::group).collect();
     within_limit(async |found| {
         let mut links = Links::to(&config.valkey.address().ok()?, NAME);
         for shard in config.pipelines.iter().flat_map(Pipeline::shards) {
             let link = links.to_stream(&shard.stream).await.ok()?;
-            let told = info::groups(link.commands(), &shard.stream).await;
-            let Some(told) = unless_refused(told)? else { continue };
-            let others = told.into_iter().filter(|group| !own.contains(&group.name));
+            let told = match info::groups(link.commands(), &shard.stream).await {
+                Ok(told) => told,
+                Err(Fault::Valkey { .. }) => continue,
+                Err(_) => return None,
+            };
+            let others = told.into_iter().filter(|group| group.name.starts_with(begun) && !own.contains(&group.name));
             found.extend(others.map(|group| Known::new(group.name, format!("of {}", shard.stream))));
             if found.len() >= MOST {
                 break;
@@ -105,15 +113,6 @@ pub(super) fn streams(config: &Config, begun: &str) -> Vec<Known> {
         }
         Some(())
     })
-}
-
-/// What a stream's server told; none where it refused that, and outside it where the server is lost, which ends the asking.
-fn unless_refused<T>(told: Result<T, Fault>) -> Option<Option<T>> {
-    match told {
-        Ok(told) => Some(Some(told)),
-        Err(Fault::Valkey { .. }) => Some(None),
-        Err(_) => None,
-    }
 }
 
 /// The tables that could be a pipeline's: by their names alone where the role's search path finds them, and with their schemas.

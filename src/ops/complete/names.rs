@@ -100,9 +100,9 @@ impl Name {
             Name::AnyStream => Some(ask::streams(&loaded(Needs::VALKEY)?.config, begun)),
             Name::Consumer => {
                 let config = loaded(Needs::VALKEY)?.config;
-                Some(ask::consumers(&config, &meant(&config)))
+                Some(ask::consumers(&config, &meant(&config), begun))
             }
-            Name::Group => Some(ask::groups(&loaded(Needs::VALKEY)?.config)),
+            Name::Group => Some(ask::groups(&loaded(Needs::VALKEY)?.config, begun)),
             Name::Table => {
                 let mut tables = ask::tables(&loaded(Needs::POSTGRES)?.config, begun);
                 tables.retain(|table| Table::parse(&table.name).is_ok());
