@@ -13,6 +13,7 @@ use super::{Context, Exit, Failure};
 use crate::client::{NotAdded, Producer};
 use crate::config::{Config, Needs};
 use crate::model::pipeline::Pipeline;
+use crate::model::shard::shard_of;
 use crate::postgres::{Database, Endpoint};
 use crate::retry::advised;
 use crate::target::check_tables_that_are_read;
@@ -52,7 +53,7 @@ async fn probe(opts: &Opts, config: &Config) -> Result<String, Failure> {
     let producer = Producer::connect(&valkey, pipeline).await?;
     let sent = Instant::now();
     let added = producer.add(&opts.key, 1).await;
-    let added = added.map_err(not_added)?;
+    let added = added.map_err(|why| not_added(why, pipeline, &opts.key))?;
     let landed = loop {
         let value = table.value().await?;
         if value != before {
@@ -94,9 +95,13 @@ async fn probe(opts: &Opts, config: &Config) -> Result<String, Failure> {
 }
 
 /// What Valkey refused ends as it ends every verb; where nobody knows whether it was sent the next probe takes another key.
-fn not_added(why: NotAdded) -> Failure {
+fn not_added(why: NotAdded, pipeline: &Pipeline, key: &str) -> Failure {
+    let about = match why {
+        NotAdded::CounterRefused(_) => pipeline.counter_of(key),
+        _ => pipeline.stream_of(shard_of(key, pipeline.shards)),
+    };
     let (exit, advised) = match why.fault() {
-        Some(fault) => (Exit::from(fault), advised(fault)),
+        Some(fault) => (Exit::from(fault), advised(&fault.clone().about(&about))),
         None => (Exit::Usage, format!("{why}: choose another --key")),
     };
     let sent = match why.happened_not() {

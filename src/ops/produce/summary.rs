@@ -133,7 +133,7 @@ impl Summary {
                 NotAdded::BadId | NotAdded::CounterRefused(_) | NotAdded::StreamRefused(_) => {
                     // A stream that refuses one entry refuses the next as well.
                     if let NotAdded::StreamRefused(fault) = &why {
-                        self.stopped_by.get_or_insert_with(|| fault.clone());
+                        self.stopped_by.get_or_insert_with(|| fault.clone().about(&self.stream));
                     }
                     self.refused += 1;
                     if rejected.len() < 2 * SHOWN_LINES {
