@@ -30,6 +30,7 @@ help:
 	@echo "make fuzz      what parses foreign bytes, under a fuzzer (FUZZ_SECONDS)"
 	@echo "make chart-test   the Helm chart, the alerts and the dashboard: rendered, validated, compared; skipped without Python"
 	@echo "make alerts-test  each alert seen to fire by promtool; skipped where it cannot be had"
+	@echo "make dashboard-test  the dashboard, held against the types that Grafana publishes; skipped without Node"
 	@echo "make kubernetes-test  the chart installed, upgraded, scaled and removed on the API server of KUBECONFIG; skipped without one (TIDEGATE_IMAGE)"
 	@echo "make systemd-test the unit and the Debian package: verified, installed into a folder, upgraded, purged"
 	@echo "make deb          target/debian/tidegate_VERSION_ARCHITECTURE.deb"
@@ -115,7 +116,7 @@ test: cargo
 	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --workspace --no-deps
 	cargo test --locked --workspace --lib
 	cargo test --locked --test model
-	@$(MAKE) --no-print-directory chart-test alerts-test systemd-test dist-test workflows-test
+	@$(MAKE) --no-print-directory chart-test alerts-test dashboard-test systemd-test dist-test workflows-test
 	@$(MAKE) --no-print-directory suite
 
 # Everything that is promised holds as well where one process reads alone: the tests again, but for those about marks and acknowledgements,
@@ -255,6 +256,15 @@ alerts-test:
 	@tests/observability.sh prometheus > .servers/prometheus.env; . ./.servers/prometheus.env; if [ -n "$$TIDEGATE_PROMTOOL" ]; then \
 		$$TIDEGATE_PROMTOOL check rules helm/tidegate/rules/*.yaml > /dev/null && $$TIDEGATE_PROMTOOL test rules tests/alerts/*.test.yaml; \
 	else echo "alerts: skipped: $${TIDEGATE_PROMTOOL_MISSING:-$$TIDEGATE_PROMETHEUS_MISSING}"; fi
+
+# What holds the dashboard against Grafana's own types, by Node, installed apart from everything.
+DASHBOARD := .servers/dashboard
+
+.PHONY: dashboard-test
+dashboard-test:
+	@mkdir -p $(DASHBOARD) && cp lab/dashboard/* $(DASHBOARD)/
+	@if cd $(DASHBOARD) && npm ci --silent --no-fund --no-audit; then node check.mjs $(CURDIR)/helm/tidegate/dashboards/tidegate.json; \
+	else echo "dashboard: skipped: no node with npm, or npm cannot install Grafana's types"; fi
 
 # In an everyday run it is left out: where there is no TIDEGATE_BINARY_DIR the image compiles everything.
 .PHONY: compose-test
