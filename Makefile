@@ -33,6 +33,7 @@ help:
 	@echo "make dashboard-test  the dashboard, held against the types that Grafana publishes; skipped without Node"
 	@echo "make kubernetes-test  the chart installed, upgraded, scaled and removed on the API server of KUBECONFIG; skipped without one (TIDEGATE_IMAGE)"
 	@echo "make systemd-test the unit and the Debian package: verified, installed into a folder, upgraded, purged"
+	@echo "make machine-test the package on a machine with systemd, a container: started, killed, reloaded, hung, upgraded, removed; skipped without an engine (TIDEGATE_MACHINE_IMAGE)"
 	@echo "make deb          target/debian/tidegate_VERSION_ARCHITECTURE.deb"
 	@echo "make workflows-test  the workflows, linted and looked at for holes; skipped without Python"
 	@echo "make dist-test    the release's archive and Debian package, made twice of the debug program: the same bytes, and everything in them"
@@ -279,6 +280,11 @@ systemd-test: cargo
 .PHONY: deb
 deb: build
 	@packaging/deb.sh target/release/tidegate target/debian
+
+# The package on a machine with systemd, which is a container.
+.PHONY: machine-test
+machine-test: deb
+	@tests/machine.sh "$$(ls -t target/debian/tidegate_*.deb | head -n 1)"
 
 # A release's archive and package, cheaply: of the debug program without its debug information.
 .PHONY: dist-test
