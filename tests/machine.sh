@@ -33,6 +33,8 @@ until_holds() {
     done
 }
 is() { [ "$(on systemctl show tidegate --property "$1" --value)" = "$2" ]; }
+# Active again, as another process than this one.
+is_back() { is ActiveState active && ! is MainPID "$1"; }
 pid() { on systemctl show tidegate --property MainPID --value; }
 status() { on systemctl show tidegate --property StatusText --value; }
 url=postgres://user:password@localhost:5432/app
@@ -64,7 +66,7 @@ say "installed and active, as user $user: $(status)"
 killed=$(pid)
 on kill -KILL "$killed"
 add 1000
-until_holds "it is started again after SIGKILL" eval 'is ActiveState active && ! is MainPID $killed'
+until_holds "it is started again after SIGKILL" is_back "$killed"
 durable "after SIGKILL"
 say "killed, and started again"
 
@@ -94,14 +96,14 @@ on systemctl restart tidegate
 hung=$(pid)
 on kill -STOP "$hung"
 add 1000
-until_holds "the watchdog ends what hangs" eval 'is ActiveState active && ! is MainPID $hung'
+until_holds "the watchdog ends what hangs" is_back "$hung"
 durable "after the watchdog"
 on journalctl --unit tidegate --no-pager | grep --quiet "Watchdog timeout" || fail "it was not the watchdog"
 say "hung, and started again by the watchdog"
 
 installed=$(pid)
 on dpkg --install /tidegate.deb > /dev/null
-until_holds "an upgrade starts the new program" eval 'is ActiveState active && ! is MainPID $installed'
+until_holds "an upgrade starts the new program" is_back "$installed"
 add 1000
 on systemctl stop tidegate
 is Result success && is ExecMainStatus 0 || fail "it did not end well: $(on systemctl show tidegate --property Result,ExecMainStatus --value | tr '\n' ' ')"
