@@ -37,6 +37,7 @@ is() { [ "$(on systemctl show tidegate --property "$1" --value)" = "$2" ]; }
 is_back() { is ActiveState active && ! is MainPID "$1"; }
 pid() { on systemctl show tidegate --property MainPID --value; }
 status() { on systemctl show tidegate --property StatusText --value; }
+logged() { [[ $(on journalctl --unit tidegate --no-pager) == *"$1"* ]]; }
 url=postgres://user:password@localhost:5432/app
 tidegate() { docker exec --interactive --env VALKEY_URL=valkey://localhost:6379 --env "DATABASE_URL=$url" $name tidegate "$@"; }
 credential() { on sh -c "umask 077 && cat > /etc/tidegate/credentials/$1" <<< "$2"; }
@@ -77,13 +78,13 @@ max_entrys = 5" >> /etc/tidegate/tidegate.toml'
 on sh -c 'sed "s/^\[log\]/&\nlevel = \"debug\"/" /tidegate.toml > /etc/tidegate/tidegate.toml'
 on systemctl reload tidegate || fail "a valid configuration was refused"
 is ActiveState active && is MainPID "$before" || fail "a reload has ended the process"
-until_holds "the reload is followed" eval 'on journalctl --unit tidegate --output cat --no-pager | grep --quiet "\"event\":\"reloaded\""'
+until_holds "the reload is followed" logged '"event":"reloaded"'
 say "reloaded: a configuration that is not valid is refused, a valid one followed"
 
 on systemctl stop postgresql@15-main
 add 1000
-until_holds "the outage is told" eval 'on tidegate health | grep --quiet "\"degraded\":true"'
-until_holds "the outage is in the status" eval 'status | grep --quiet degraded'
+until_holds "the outage is told" eval '[[ $(on tidegate health) == *"\"degraded\":true"* ]]'
+until_holds "the outage is in the status" eval '[[ $(status) == degraded* ]]'
 is ActiveState active || fail "an outage of PostgreSQL has ended it"
 say "PostgreSQL is away: $(status)"
 on systemctl start postgresql@15-main
@@ -98,7 +99,7 @@ on kill -STOP "$hung"
 add 1000
 until_holds "the watchdog ends what hangs" is_back "$hung"
 durable "after the watchdog"
-on journalctl --unit tidegate --no-pager | grep --quiet "Watchdog timeout" || fail "it was not the watchdog"
+logged "Watchdog timeout" || fail "it was not the watchdog"
 say "hung, and started again by the watchdog"
 
 installed=$(pid)
