@@ -71,19 +71,20 @@ async fn the_documented_rust_producer_is_this_one() {
         assert!(source.lines().any(|ours| ours.trim() == line), "{line}");
     }
     let lab = Lab::new().await;
-    documented(lab.valkey.url()).await.expect("connected");
+    let told = documented(lab.valkey.url()).await.expect("connected");
+    assert!(told.starts_with("5 by "), "{told}");
     assert_eq!(lab.client().await.call(&["GET", "counter:rust"]).await, Resp::Text(b"5".to_vec()));
 }
 
-async fn documented(url: String) -> Result<(), Box<dyn std::error::Error>> {
+async fn documented(url: String) -> Result<String, Box<dyn std::error::Error>> {
     let endpoint = Endpoint::new(url.into(), Duration::from_secs(2), Duration::from_secs(2));
     let producer = Producer::connect(&endpoint, &Pipeline::counters()).await?;
-    match producer.add("rust", 5).await {
-        Ok(added) => println!("{} by {}", added.value, added.entry),
-        Err(error) if error.happened_not() => println!("not added: {error}"),
-        Err(error) => println!("unknown: {error}"),
-    }
-    Ok(())
+    let told = match producer.add("rust", 5).await {
+        Ok(added) => format!("{} by {}", added.value, added.entry),
+        Err(error) if error.happened_not() => format!("not added: {error}"),
+        Err(error) => format!("unknown: {error}"),
+    };
+    Ok(told)
 }
 
 #[tokio::test(flavor = "multi_thread")]
