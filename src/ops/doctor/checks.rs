@@ -82,8 +82,8 @@ pub const CHECKS: [Check; 28] = [
         "D8",
         Warning,
         "dead consumers",
-        "consumers whose connection has gone hold entries: a running daemon takes them over after reclaim.gone_after or reclaim.dead_after",
-        "these entries wait, and hold back trimming, until a daemon runs",
+        "consumers whose connection has gone hold entries, and no daemon runs that would take them over, or one runs and has not done so after reclaim.gone_after or reclaim.dead_after, the next sweep and one statement",
+        "these entries wait, and hold back trimming, until a daemon takes them over",
     ),
     check(
         "D9",
