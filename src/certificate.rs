@@ -262,3 +262,129 @@ impl ResolvesClientCert for Seen {
 fn provider() -> CryptoProvider {
     rustls::crypto::ring::default_provider()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+
+    use super::*;
+
+    const DAY: i64 = 86_400;
+
+    fn now() -> Timestamp {
+        "2026-11-27T20:00:00Z".parse().expect("a time")
+    }
+
+    fn after(days: i64) -> Timestamp {
+        Timestamp::from_second(now().as_second() + days * DAY).expect("a time")
+    }
+
+    fn params(from: i64, until: i64) -> CertificateParams {
+        let mut params = CertificateParams::new(["h".to_owned()]).expect("a name");
+        let moment = |days| SystemTime::from(after(days));
+        (params.not_before, params.not_after) = (moment(from).into(), moment(until).into());
+        params
+    }
+
+    fn authority(name: &str, from: i64, until: i64) -> CertificateParams {
+        let mut params = params(from, until);
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params
+    }
+
+    /// A certificate, an intermediate, and a root, good so many days from now; only the root is trusted.
+    fn issued(own: (i64, i64), between: (i64, i64), root: (i64, i64)) -> Shown {
+        let [own_key, between_key, root_key] = [(); 3].map(|()| KeyPair::generate().expect("made"));
+        let of_root = authority("root", root.0, root.1);
+        let of_between = authority("intermediate", between.0, between.1);
+        let made_root = of_root.self_signed(&root_key).expect("made");
+        let made_between = of_between.signed_by(&between_key, &Issuer::from_params(&of_root, &root_key)).expect("made");
+        let made = params(own.0, own.1).signed_by(&own_key, &Issuer::from_params(&of_between, &between_key));
+        let chain = vec![made.expect("made").der().clone(), made_between.der().clone(), made_root.der().clone()];
+        let mut trusted = RootCertStore::empty();
+        trusted.add(made_root.der().clone()).expect("a root");
+        Shown { chain, trusted: Some(trusted), asks: false }
+    }
+
+    fn told(shown: &Shown) -> (Standing, bool) {
+        let validity = shown.validity(now()).expect("trusted");
+        (validity.standing(now()), validity.is_own)
+    }
+
+    #[test]
+    fn the_end_is_told_in_the_last_two_weeks_or_in_the_last_quarter_of_a_short_time() {
+        let standing = |from: Timestamp, until: Timestamp| {
+            Validity { subject: String::new(), from, until, is_own: true }.standing(now())
+        };
+        let second = |days, seconds| Timestamp::from_second(after(days).as_second() + seconds).expect("a time");
+        assert_eq!(standing(after(-76), second(14, 1)), Standing::Good(second(14, 1)));
+        assert_eq!(standing(after(-76), after(14)), Standing::EndsSoon(after(14)));
+        assert_eq!(standing(after(-76), now()), Standing::EndsSoon(now()), "good in its last second");
+        assert_eq!(standing(after(-76), second(0, -1)), Standing::Ended(second(0, -1)));
+        assert_eq!(standing(second(0, 1), after(90)), Standing::NotYet(second(0, 1)));
+        assert_eq!(standing(now(), after(90)), Standing::Good(after(90)));
+        // A day, of which a quarter is left.
+        let quarter = second(0, DAY / 4);
+        assert_eq!(standing(second(-1, DAY / 4), quarter), Standing::EndsSoon(quarter));
+        assert_eq!(standing(now(), after(1)), Standing::Good(after(1)));
+        // From after it ended, and ended at the beginning of all time.
+        assert_eq!(standing(after(1), after(-1)), Standing::NotYet(after(1)));
+        assert_eq!(standing(Timestamp::MIN, Timestamp::MIN), Standing::Ended(Timestamp::MIN));
+    }
+
+    #[test]
+    fn the_certificate_decides_without_which_no_connection_is_opened() {
+        let (good, long) = ((-10, 80), (-300, 700));
+        assert_eq!(told(&issued(good, long, long)), (Standing::Good(after(80)), true));
+        assert_eq!(told(&issued(good, (-300, 3), long)), (Standing::EndsSoon(after(3)), false));
+        assert_eq!(told(&issued(good, (-300, -3), long)), (Standing::Ended(after(-3)), false));
+        assert_eq!(told(&issued(good, (3, 300), long)), (Standing::NotYet(after(3)), false));
+        assert_eq!(told(&issued((-100, -1), (-300, 3), long)), (Standing::Ended(after(-1)), true));
+        assert_eq!(told(&issued((1, 90), long, long)), (Standing::NotYet(after(1)), true));
+        // An authority that is trusted is so whatever its dates say, as for every connection.
+        assert_eq!(told(&issued(good, long, (-700, -1))), (Standing::Good(after(80)), true));
+        assert_eq!(told(&issued(good, long, (-700, 1))), (Standing::Good(after(80)), true));
+    }
+
+    #[test]
+    fn who_verifies_nothing_is_told_of_the_servers_own_certificate() {
+        let mut shown = issued((-100, 5), (-300, -3), (-300, 300));
+        shown.trusted = None;
+        assert_eq!(told(&shown), (Standing::EndsSoon(after(5)), true));
+    }
+
+    #[test]
+    fn what_is_not_trusted_or_cannot_be_read_is_told_and_judged_by_nobody() {
+        let other = issued((-10, 80), (-300, 300), (-300, 300)).trusted;
+        let mut shown = Shown { trusted: other, ..issued((-10, 80), (-300, 300), (-300, 300)) };
+        shown.chain.pop();
+        assert!(shown.validity(now()).is_err());
+        for bytes in [&b""[..], b"\x30", b"\x30\x80", b"nothing", &[0x30, 0x84, 0xff, 0xff, 0xff, 0xff]] {
+            let chain = vec![CertificateDer::from(bytes.to_vec())];
+            for trusted in [None, Some(RootCertStore::empty())] {
+                assert!(Shown { chain: chain.clone(), trusted, asks: false }.validity(now()).is_err(), "{bytes:?}");
+            }
+            assert!(of_client(&chain, now()).is_err(), "{bytes:?}");
+        }
+        assert!(of_client(&[], now()).is_err());
+        // What nobody needs may be no certificate at all.
+        let mut shown = issued((-10, 80), (-300, 300), (-300, 300));
+        shown.chain.push(CertificateDer::from(b"nothing".to_vec()));
+        assert_eq!(told(&shown), (Standing::Good(after(80)), true));
+    }
+
+    #[test]
+    fn of_a_clients_chain_the_one_tells_that_is_not_good_yet_or_ends_first() {
+        let told = |own, between| {
+            let chain = &issued(own, between, (-300, 300)).chain[..2];
+            let validity = of_client(chain, now()).expect("readable");
+            (validity.standing(now()), validity.is_own)
+        };
+        assert_eq!(told((-10, 80), (-300, 300)), (Standing::Good(after(80)), true));
+        assert_eq!(told((-10, 80), (-300, 5)), (Standing::EndsSoon(after(5)), false));
+        assert_eq!(told((-100, -5), (3, 300)), (Standing::NotYet(after(3)), false));
+    }
+}

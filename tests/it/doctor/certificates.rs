@@ -152,7 +152,8 @@ async fn a_certificate_of_postgresql_is_found_and_what_it_means_follows_from_ssl
         eventually("it shows the new one", true, is_shown).await;
         format!("sslrootcert={}", certificate.trusted().display())
     };
-    let trusted = serve(&lasting(-2), "ended at").await;
+    let ended = lasting(-2);
+    let trusted = serve(&ended, "ended at").await;
     for mode in ["prefer", "require"] {
         let found = diagnose(&format!("sslmode={mode}&{trusted}")).await;
         assert!(fix(&found, "D29", "warning", &format!("{name} ended at 2")).contains("pg_reload_conf()"));
