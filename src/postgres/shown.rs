@@ -36,17 +36,17 @@ const ROOT: Parameter =
 const CERTIFICATE: Parameter = Parameter { name: "sslcert", also: &["ssl-cert"], variable: "PGSSLCERT" };
 
 impl Endpoint {
-    /// What the server shows, and its name for people; none where connections are not encrypted.
+    /// What the server shows, by its name for people; none for one that cannot be reached. Empty where connections are not encrypted.
     ///
     /// # Errors
-    /// That the authorities cannot be read that are trusted, or that the server cannot be reached.
-    pub(crate) async fn certificates(&self) -> Result<Option<(String, Shown)>, Fault> {
+    /// That the authorities cannot be read that are trusted.
+    pub(crate) async fn certificates(&self) -> Result<Vec<(String, Option<Shown>)>, Fault> {
         let options = self.options()?;
         if options.get_socket().is_some() {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let trusted = match options.get_ssl_mode() {
-            PgSslMode::Disable | PgSslMode::Allow => return Ok(None),
+            PgSslMode::Disable | PgSslMode::Allow => return Ok(Vec::new()),
             PgSslMode::Prefer | PgSslMode::Require => None,
             PgSslMode::VerifyCa | PgSslMode::VerifyFull => Some(self.trusted()?),
         };
@@ -54,9 +54,8 @@ impl Endpoint {
         // One that fails in the end, or takes too long, may have shown what there is.
         let offer = tokio::time::timeout(self.connect_timeout, handshake(&options, &watcher)).await;
         match (watcher.shown(trusted), offer) {
-            (Some(shown), _) => Ok(Some((self.place(), shown))),
-            (None, Ok(Ok(Offer::Nothing))) => Ok(None),
-            (None, _) => Err(Fault::PostgresLost(format!("{} cannot be asked for its certificate", self.place()))),
+            (None, Ok(Ok(Offer::Nothing))) => Ok(Vec::new()),
+            (shown, _) => Ok(vec![(self.place(), shown)]),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Certificates: until when those are good that servers show, and those that are shown to them.
 //!
-//! Takes the configuration; makes a handshake with each server that is reached by TLS, and puts findings. It cannot fail: a server that is out
-//! of reach, and what is not trusted, are told by the checks that need the connection.
+//! Takes the configuration; makes a handshake with each server that is reached by TLS, and puts findings. It cannot fail: that a server is out
+//! of reach is told by the checks that need the connection, and what is not trusted or cannot be read is a finding that was not made.
 
 use std::fmt::Display;
 
@@ -11,12 +11,17 @@ use rustls::pki_types::CertificateDer;
 use super::{Findings, Severity};
 use crate::certificate::{Shown, Standing, Validity, of_client};
 use crate::config::Config;
-use crate::ops::columns::lasting;
+use crate::ops::columns::{cut, lasting};
 use crate::retry::Fault;
+
+/// What is shown to servers, and the name of the file that it is in.
+type Own = (String, Vec<CertificateDer<'static>>);
 
 /// The check.
 const ID: &str = "D29";
 
+/// How much is told of whose a certificate is: its owner may write what he likes.
+const LONGEST_SUBJECT: usize = 120;
 /// What is done about a server's certificate.
 const RENEW: &str = "renew it, and have the server read it: Valkey with CONFIG SET tls-cert-file, PostgreSQL with select pg_reload_conf() (docs/rotate.md)";
 /// What is done about a client's.
@@ -26,28 +31,37 @@ const WAIT: &str = "compare the clocks of this machine and of the one that issue
 
 pub(super) async fn examine(config: &Config, findings: &mut Findings) {
     let now = Timestamp::now();
-    // Whether everything was seen that there is to be seen.
     let mut is_whole = true;
     if let Ok(valkey) = config.valkey.address() {
-        let servers = valkey.certificates().await;
-        is_whole &= servers.as_ref().is_ok_and(|servers| servers.iter().all(|(_, shown)| shown.is_some()));
-        let seen = servers.into_iter().flatten().filter_map(|(name, shown)| Some((name, shown?)));
-        let servers: Vec<(String, Shown)> = seen.collect();
-        servers.iter().for_each(|(name, shown)| of_server(name, shown, now, findings));
         let own = valkey.own_certificates().map(|own| own.map(|(path, own)| (path.display().to_string(), own)));
-        of_own("valkey.url", own, servers.iter().any(|(_, shown)| shown.asks), now, findings);
+        is_whole &= both_ends("valkey.url", valkey.certificates().await, own, now, findings);
     }
     if let Ok(postgres) = config.postgres.address() {
-        let server = postgres.certificates().await;
-        is_whole &= server.is_ok();
-        let server = server.ok().flatten();
-        server.iter().for_each(|(name, shown)| of_server(name, shown, now, findings));
-        let asks = server.is_some_and(|(_, shown)| shown.asks);
-        of_own("postgres.url", postgres.own_certificates(), asks, now, findings);
+        let own = postgres.own_certificates();
+        is_whole &= both_ends("postgres.url", postgres.certificates().await, own, now, findings);
     }
     if is_whole {
         findings.rest(&[(ID, "no connection uses a certificate")]);
     }
+}
+
+/// What the servers of a url show, and what is shown to them. Whether each of them was seen.
+fn both_ends(
+    key: &str,
+    servers: Result<Vec<(String, Option<Shown>)>, Fault>,
+    own: Result<Option<Own>, Fault>,
+    now: Timestamp,
+    findings: &mut Findings,
+) -> bool {
+    let servers = servers.unwrap_or_else(|fault| {
+        findings.unknown(ID, &fault);
+        Vec::new()
+    });
+    let seen = servers.iter().filter_map(|(name, shown)| Some((name, shown.as_ref()?)));
+    seen.for_each(|(name, shown)| of_server(name, shown, now, findings));
+    let is_asked_for = servers.iter().any(|(_, shown)| shown.as_ref().is_some_and(|shown| shown.asks));
+    of_own(key, own, is_asked_for, now, findings);
+    servers.iter().all(|(_, shown)| shown.is_some())
 }
 
 /// What a server shows.
@@ -61,7 +75,9 @@ fn of_server(name: &str, shown: &Shown, now: Timestamp, findings: &mut Findings)
     };
     let whose = match validity.is_own {
         true => format!("the certificate of {name}"),
-        false => format!("the certificate of {}, which vouches for that of {name},", validity.subject),
+        false => {
+            format!("the certificate of {}, which vouches for that of {name},", cut(&validity.subject, LONGEST_SUBJECT))
+        }
     };
     let (worst, follows) = match shown.is_verified() {
         true => (Severity::Error, "no connection is opened with it"),
@@ -71,13 +87,7 @@ fn of_server(name: &str, shown: &Shown, now: Timestamp, findings: &mut Findings)
 }
 
 /// What is shown to servers.
-fn of_own(
-    key: &str,
-    own: Result<Option<(String, Vec<CertificateDer<'static>>)>, Fault>,
-    is_asked_for: bool,
-    now: Timestamp,
-    findings: &mut Findings,
-) {
+fn of_own(key: &str, own: Result<Option<Own>, Fault>, is_asked_for: bool, now: Timestamp, findings: &mut Findings) {
     let (file, validity) = match own {
         Ok(None) => return,
         Ok(Some((file, chain))) => (file, of_client(&chain, now)),
@@ -90,7 +100,7 @@ fn of_own(
     };
     let whose = match validity.is_own {
         true => whose,
-        false => format!("of {whose} that of {}, which vouches for it,", validity.subject),
+        false => format!("of {whose} that of {}, which vouches for it,", cut(&validity.subject, LONGEST_SUBJECT)),
     };
     let (worst, follows) = match is_asked_for {
         true => (Severity::Error, "the server asks for it, and refuses the connection"),

@@ -168,6 +168,18 @@ async fn a_certificate_of_postgresql_is_found_and_what_it_means_follows_from_ssl
     }
     let found = diagnose("sslmode=disable").await;
     assert_well(&found, "D29");
+    let found = diagnose("sslmode=verify-full&sslrootcert=/no/such/file").await;
+    let told = of(&found, "D29")[0];
+    assert_eq!(told["severity"], "unknown", "{told}");
+    let words = "sslrootcert of postgres.url, /no/such/file, cannot be used";
+    assert!(told["evidence"].to_string().contains(words), "{told}");
+    // Out of reach: what is told of that is enough, and nothing is said to be well.
+    let nobody = free_port().await;
+    let mut command = lab.program(&["doctor"]);
+    let found =
+        examine(command.env("DATABASE_URL", format!("postgres://127.0.0.1:{nobody}/none?sslmode=prefer"))).await;
+    assert!(of(&found, "D29").is_empty() && of(&found, "D26")[0]["severity"] == "unknown", "{found}");
+
     let issued = Certificate::issued(days(10, 80), days(360, 3)).expect("TLS");
     let trusted = serve(&issued, "is good until").await;
     let found = diagnose(&format!("sslmode=verify-full&{trusted}")).await;
