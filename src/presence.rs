@@ -84,6 +84,9 @@ pub struct Finding {
     pub until: Option<String>,
     /// Why it is, or was, accepted; null where it is not.
     pub reason: Option<String>,
+    /// Whether it is accepted for 7 days more at the most.
+    #[serde(default)]
+    pub ends_soon: bool,
 }
 
 /// Whether a finding is accepted.

@@ -22,6 +22,8 @@ pub const ACCEPTABLE: [&str; 1] = ["D1"];
 pub const NEVER_ACCEPTED: [&str; 3] = ["D17", "D19", "D26"];
 /// How far ahead of the start an acceptance may end.
 pub const LONGEST_ACCEPTED: Duration = Duration::from_secs(90 * 86_400);
+/// So long before an acceptance ends that is told: a weekend lies in it, and time to correct the cause on a working day.
+pub const TOLD_BEFORE: Duration = Duration::from_secs(7 * 86_400);
 
 /// Until when something is accepted: a moment, or the end of a day in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +55,7 @@ impl Until {
     }
 
     /// The first moment at which it is over.
-    fn end(self) -> Option<Timestamp> {
+    pub fn end(self) -> Option<Timestamp> {
         match self {
             Until::Day(day) => Some(day.tomorrow().ok()?.to_zoned(TimeZone::UTC).ok()?.timestamp()),
             Until::Moment(moment) => Some(moment),
@@ -64,6 +66,11 @@ impl Until {
     pub fn left(self, now: Timestamp) -> Option<Duration> {
         let left = self.end()?.duration_since(now);
         Duration::try_from(left).ok().filter(|left| !left.is_zero())
+    }
+
+    /// Whether it is soon over, and is not over yet.
+    pub fn ends_soon(self, now: Timestamp) -> bool {
+        self.left(now).is_some_and(|left| left <= TOLD_BEFORE)
     }
 
     /// How it stands. A day may be the ninetieth from now, whatever the hour.
@@ -169,6 +176,20 @@ mod tests {
         assert_eq!(term("2027-02-25T20:00:00Z", now), Term::InForce);
         assert_eq!(term("2027-02-25T20:00:01Z", now), Term::TooLong);
         assert_eq!(Until::last_day(at(now)).to_string(), "2027-02-25");
+    }
+
+    #[test]
+    fn the_end_is_told_seven_days_before_by_the_clock_of_utc() {
+        let soon = |until: &str, now: &str| Until::parse(until).expect("a date or a time").ends_soon(at(now));
+        // A day ends at its end.
+        assert!(!soon("2027-01-31", "2027-01-24T23:59:59Z"));
+        assert!(soon("2027-01-31", "2027-01-25T00:00:00Z") && soon("2027-01-31", "2027-01-31T23:59:59Z"));
+        assert!(!soon("2027-01-31", "2027-02-01T00:00:00Z"), "it is over");
+        // Wherever the clock says it: 01:00 in Berlin is midnight in UTC, and 23:59 in New York is the next day there.
+        assert!(soon("2027-01-31", "2027-01-25T01:00:00+01:00") && !soon("2027-01-31", "2027-01-25T00:59:59+01:00"));
+        assert!(!soon("2027-01-31", "2027-01-31T23:59:59-05:00"), "it is over in UTC");
+        assert!(soon("2027-01-31T18:00:00+02:00", "2027-01-24T16:00:00Z"));
+        assert!(!soon("2027-01-31T18:00:00+02:00", "2027-01-24T15:59:59Z"));
     }
 
     #[test]

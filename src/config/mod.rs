@@ -36,7 +36,7 @@ use std::fmt;
 
 use secrecy::ExposeSecret;
 
-pub use self::accept::{ACCEPTABLE, LONGEST_ACCEPTED, NEVER_ACCEPTED, Term, Until};
+pub use self::accept::{ACCEPTABLE, LONGEST_ACCEPTED, NEVER_ACCEPTED, TOLD_BEFORE, Term, Until};
 pub(crate) use self::kind::is_name as is_pipeline_name;
 pub use self::layers::Sources;
 use self::layers::{Given, defaults};

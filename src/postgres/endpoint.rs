@@ -92,7 +92,7 @@ impl Endpoint {
         ]
     }
 
-    fn options(&self) -> Result<PgConnectOptions, Fault> {
+    pub(super) fn options(&self) -> Result<PgConnectOptions, Fault> {
         // The error of the URL may quote it, password and all: it is not passed on.
         Ok(PgConnectOptions::from_str(self.url.expose_secret())
             .map_err(|_| {
@@ -105,7 +105,7 @@ impl Endpoint {
     }
 
     /// Host and port, or the socket's folder; for people.
-    fn place(&self) -> String {
+    pub(super) fn place(&self) -> String {
         let Ok(options) = self.options() else { return "PostgreSQL".into() };
         let host = options.get_host();
         match options.get_socket() {

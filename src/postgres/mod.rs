@@ -4,6 +4,8 @@ mod connections;
 mod endpoint;
 pub mod schema;
 mod session;
+#[cfg(feature = "daemon")]
+mod shown;
 
 pub use connections::Database;
 pub use endpoint::{Endpoint, refusal};

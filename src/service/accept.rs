@@ -1,8 +1,8 @@
 //! Accept: what would keep the daemon from starting, and what of it the configuration accepts for a while.
 //!
 //! Takes the configuration and asks Valkey at the start; gives [`Findings`], which all who tell of them share, or refuses with the next
-//! step. Afterwards nothing stops the daemon: an acceptance that runs out, and a finding that comes, are told once in the log, and for as long
-//! as they last in the metrics and in what the process says of itself in Valkey.
+//! step. Afterwards nothing stops the daemon: an acceptance that will soon run out, one that has, and a finding that comes, are told once in the
+//! log, and for as long as they last in the metrics and in what the process says of itself in Valkey.
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -182,8 +182,8 @@ struct Inner {
 struct State {
     accepted: Vec<Acceptance>,
     found: Vec<Found>,
-    /// What the log was told of, and not to be told of again.
-    told: Vec<(String, Accepted)>,
+    /// What the log was told of, and not to be told of again: the finding, whether it is accepted, and whether that ends soon.
+    told: Vec<(String, Accepted, bool)>,
 }
 
 impl Findings {
@@ -231,14 +231,24 @@ impl Findings {
         let mut state = self.lock();
         let findings = standing(&state.accepted, &state.found, now);
         let count = |accepted| findings.iter().filter(|finding| finding.accepted == accepted).count() as u64;
-        self.0.registry.told_findings([Accepted::InForce, Accepted::Expired, Accepted::No].map(count));
-        let open = findings.iter().filter(|finding| finding.accepted != Accepted::InForce);
-        let open: Vec<_> = open.map(|open| (open, (open.finding.clone(), open.accepted))).collect();
-        for (Finding { finding, evidence, accepted, until, reason }, told) in &open {
+        let counts = [Accepted::InForce, Accepted::Expired, Accepted::No].map(count);
+        self.0.registry.told_findings(counts, ends(&state.accepted, &state.found, now));
+        let open = findings.iter().filter(|finding| finding.accepted != Accepted::InForce || finding.ends_soon);
+        let open: Vec<_> = open.map(|open| (open, (open.finding.clone(), open.accepted, open.ends_soon))).collect();
+        for (Finding { finding, evidence, accepted, until, reason, .. }, told) in &open {
             if state.told.contains(told) {
                 continue;
             }
             match accepted {
+                Accepted::InForce => warn!(
+                    event = "acceptance_ends_soon",
+                    finding,
+                    until,
+                    reason,
+                    evidence,
+                    "{finding} is accepted for 7 days more at the most: then this daemon goes on, and none starts with it; {REMEDY}, or write a \
+                     later until in [[doctor.accept]]"
+                ),
                 Accepted::Expired => warn!(
                     event = "acceptance_expired",
                     finding,
@@ -248,7 +258,7 @@ impl Findings {
                     "the time for which {finding} was accepted is over: this daemon goes on, and will not start again; {REMEDY}, or write a \
                      later until in [[doctor.accept]]"
                 ),
-                _ => warn!(
+                Accepted::No => warn!(
                     event = "not_accepted",
                     finding,
                     evidence,
@@ -280,9 +290,19 @@ fn standing(accepted: &[Acceptance], found: &[Found], now: Timestamp) -> Vec<Fin
             },
             until: acceptance.map(|acceptance| acceptance.until.to_string()),
             reason: acceptance.map(|acceptance| acceptance.reason.clone()),
+            ends_soon: acceptance.is_some_and(|acceptance| acceptance.until.ends_soon(now)),
         }
     };
     found.iter().map(finding).collect()
+}
+
+/// When the acceptance of each finding ends, as long as it holds.
+fn ends(accepted: &[Acceptance], found: &[Found], now: Timestamp) -> Vec<(&'static str, Timestamp)> {
+    let end = |Found { finding, .. }: &Found| {
+        let acceptance = accepted.iter().find(|acceptance| acceptance.finding == *finding)?;
+        Some((*finding, acceptance.until.end().filter(|end| *end > now)?))
+    };
+    found.iter().filter_map(end).collect()
 }
 
 /// What is accepted, or until when, or why, and was not so before.

@@ -419,6 +419,9 @@ pub const METRICS: &[Metric] = &[
     process("tidegate.findings", "{finding}", &["accepted"], |process| {
             ["in_force", "expired", "no"].into_iter().zip(process.findings.map(|count| count as f64)).collect() },
         "findings of the doctor that keep `run` from starting and are there while this process runs, by whether `[[doctor.accept]]` accepts them: `in_force`, `expired`, or `no`"),
+    process("tidegate.acceptance.until.timestamp", "s", &["finding"], |process| {
+            process.acceptances.iter().map(|(finding, end)| (*finding, end.as_second() as f64)).collect() },
+        "when `[[doctor.accept]]` no longer accepts a finding that is there, in seconds since 1970: from then on `run` refuses to start; absent where nothing is accepted, and when it is over"),
     Metric { name: "tidegate.reloads", unit: "{reload}", labels: &["outcome"], source: Source::Happenings(|process| {
             vec![("followed", process.reloads_followed), ("refused", process.reloads_refused)] }), sentence:
         "times that the configuration was read again, by outcome" },
@@ -492,6 +495,11 @@ pub const EVENTS: &[Event] = &[
         "accepted",
         "finding, until, reason, found",
         "at the start, and where a reload changes it: the configuration accepts a finding of the doctor with which `run` would not start; found: whether it is there",
+    ),
+    event(
+        "acceptance_ends_soon",
+        "finding, until, reason, evidence",
+        "once, 7 days before the time ends for which a finding is accepted that is there, or at a start within them: no daemon starts with it afterwards",
     ),
     event(
         "acceptance_expired",

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
+
 use super::contract::{Metrics, Snapshot};
 use super::health::Phase;
 use super::recorder::Labels;
@@ -35,6 +37,8 @@ struct Inner {
 
 #[derive(Debug)]
 struct State {
+    /// When the acceptance of each finding ends.
+    acceptances: Vec<(&'static str, Timestamp)>,
     phase: Phase,
     has_started: bool,
     shards: Vec<Shard>,
@@ -92,11 +96,14 @@ pub struct Process {
     pub reloads_refused: u64,
     /// Findings of the doctor that keep a daemon from starting, and are there: accepted, no longer accepted, and not accepted.
     pub findings: [u64; 3],
+    /// When the acceptance of each of them ends that is accepted.
+    pub acceptances: Vec<(&'static str, Timestamp)>,
 }
 
 impl Default for Registry {
     fn default() -> Registry {
         let state = State {
+            acceptances: Vec::new(),
             phase: Phase::Starting,
             has_started: false,
             shards: Vec::new(),
@@ -155,8 +162,10 @@ impl Registry {
         self.0.ledger_bytes.store(bytes, Ordering::Relaxed);
     }
 
-    /// So many findings of the doctor keep a daemon from starting, and are there: accepted, no longer accepted, and not accepted.
-    pub fn told_findings(&self, counts: [u64; 3]) {
+    /// So many findings of the doctor keep a daemon from starting, and are there: accepted, no longer accepted, and not accepted; and when
+    /// the acceptance of each ends that is accepted.
+    pub fn told_findings(&self, counts: [u64; 3], ends: Vec<(&'static str, Timestamp)>) {
+        self.lock().acceptances = ends;
         self.0.findings.iter().zip(counts).for_each(|(told, count)| told.store(count, Ordering::Relaxed));
     }
 
@@ -192,6 +201,7 @@ impl Registry {
             reloads_followed: self.0.reloads_followed.load(Ordering::Relaxed),
             reloads_refused: self.0.reloads_refused.load(Ordering::Relaxed),
             findings: self.0.findings.each_ref().map(|told| told.load(Ordering::Relaxed)),
+            acceptances: state.acceptances.clone(),
         }
     }
 

@@ -54,10 +54,7 @@ impl Certificates {
 
     /// Reads the files.
     pub(super) fn connector(&self) -> Result<TlsConnector, Fault> {
-        let trusted = match &self.root {
-            Some(root) => trusting(certificates(ROOT, root)?, |error| unfit(ROOT, root, &error))?,
-            None => trusting(of_the_system()?, |error| plain::tls_words("Valkey", &error))?,
-        };
+        let trusted = self.trusted()?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let builder = builder.map_err(|error| Fault::ValkeyProtocol(format!("no TLS: {error}")))?;
@@ -73,6 +70,21 @@ impl Certificates {
             }
         };
         Ok(TlsConnector::from(Arc::new(config)))
+    }
+
+    /// The authorities that are trusted.
+    pub(super) fn trusted(&self) -> Result<RootCertStore, Fault> {
+        match &self.root {
+            Some(root) => trusting(certificates(ROOT, root)?, |error| unfit(ROOT, root, &error)),
+            None => trusting(of_the_system()?, |error| plain::tls_words("Valkey", &error)),
+        }
+    }
+
+    /// What is shown, and the file that it is in; none where nothing is.
+    #[cfg(feature = "daemon")]
+    pub(super) fn own(&self) -> Result<Option<(PathBuf, Vec<CertificateDer<'static>>)>, Fault> {
+        let read = |(path, _): &(PathBuf, PathBuf)| Ok((path.clone(), certificates(CERTIFICATE, path)?));
+        self.own.as_ref().map(read).transpose()
     }
 }
 

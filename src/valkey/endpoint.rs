@@ -53,6 +53,12 @@ impl Home {
         Home(Some(node))
     }
 
+    /// The server of a cluster; none where it is the one that there is.
+    #[cfg(feature = "daemon")]
+    pub(super) fn node(&self) -> Option<&Node> {
+        self.0.as_ref()
+    }
+
     /// Whether it is a server of a cluster, one of many.
     pub fn is_of_cluster(&self) -> bool {
         self.0.is_some()
@@ -205,7 +211,7 @@ impl Endpoint {
         }
     }
 
-    fn address(&self) -> Result<&Address, Fault> {
+    pub(super) fn address(&self) -> Result<&Address, Fault> {
         self.address.as_ref().as_ref().map_err(|sentence| Fault::ValkeyProtocol(format!("valkey.url {sentence}")))
     }
 }

@@ -26,6 +26,8 @@ mod plain;
 pub mod resp;
 mod route;
 mod server;
+#[cfg(feature = "daemon")]
+mod shown;
 mod wire;
 
 pub use command::{Command, Reply, server_error, unexpected};

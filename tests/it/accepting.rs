@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rustix::process::Signal;
 use serde_json::Value;
+use tidegate::config::TOLD_BEFORE;
 use tokio::process::Command;
 
 use crate::admin::Admin;
@@ -12,6 +13,8 @@ use crate::contract::assert_fits;
 use crate::harness::{Daemon, Lab, eventually, output};
 use crate::proxy::Proxy;
 
+/// The metric that tells when an acceptance ends.
+const UNTIL: &str = "tidegate_acceptance_until_timestamp_seconds";
 const REASON: &str = "cache node of the staging cluster; tracked in OPS-1234";
 
 /// A lab whose Valkey may evict the stream, with an entry in it.
@@ -39,6 +42,12 @@ fn accepting(lab: &Lab, arguments: &[&str], until: &str) -> Command {
 fn in_days(days: i64) -> String {
     let moment = Timestamp::now() + jiff::SignedDuration::from_hours(24 * days);
     moment.to_string().split_once('T').expect("a date and a time").0.to_owned()
+}
+
+/// The end of the day so many days from now, in UTC, in seconds since 1970.
+fn end_of(days: i64) -> f64 {
+    let end: Timestamp = format!("{}T00:00:00Z", in_days(days + 1)).parse().expect("a time");
+    end.as_second() as f64
 }
 
 /// A document that this program prints, and its exit code.
@@ -160,11 +169,14 @@ async fn what_is_accepted_is_shown_by_status_doctor_and_metrics() {
     let is = |scrape: &crate::admin::Scrape, accepted| scrape.sum("tidegate_findings", &[("accepted", accepted)]);
     let scrape = admin.scrape().await;
     assert_eq!(["in_force", "expired", "no"].map(|word| is(&scrape, word)), [Some(1.0), Some(0.0), Some(0.0)]);
+    assert_eq!(scrape.sum(UNTIL, &[("finding", "D1")]), Some(end_of(30)));
+    assert_eq!(finding["ends_soon"], false, "{status}");
 
     let (code, diagnosis) = document("doctor", accepting(&lab, &["doctor"], &until)).await;
     assert_eq!((code, &diagnosis["worst"]), (0, &"warning".into()), "{diagnosis}");
     let found = eviction(&diagnosis);
     assert_eq!((&found["severity"], &found["accepted"]["term"]), (&"error".into(), &"in_force".into()), "{found}");
+    assert_eq!(found["accepted"]["ends_soon"], false, "{found}");
     let (_, page, _) = output(&mut accepting(&lab, &["doctor"], &until)).await;
     assert!(page.starts_with("0 errors, ") && page.contains("1 accepted error"), "{page}");
     assert!(page.contains(&format!("accepted until {until}: {REASON}")), "{page}");
@@ -174,7 +186,132 @@ async fn what_is_accepted_is_shown_by_status_doctor_and_metrics() {
     assert_eq!((code, &eviction(&diagnosis)["accepted"]["term"]), (4, &"too_long".into()), "{diagnosis}");
     let (code, diagnosis) = document("doctor", lab.program(&["doctor"])).await;
     assert_eq!((code, &eviction(&diagnosis)["accepted"]), (4, &Value::Null), "{diagnosis}");
-    assert_eq!(events(&mut daemon, "acceptance_expired") + events(&mut daemon, "not_accepted"), 0);
+    for event in ["acceptance_expired", "acceptance_ends_soon", "not_accepted"] {
+        assert_eq!(events(&mut daemon, event), 0, "{event}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_acceptance_that_ends_within_seven_days_is_told_before_it_does() {
+    let lab = evicting().await;
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let configure = |until: &str| {
+        let text = format!("[[doctor.accept]]\nfinding = 'D1'\nuntil = '{until}'\nreason = '{REASON}'\n");
+        std::fs::write(file.path(), text).expect("written");
+    };
+    configure(&in_days(3));
+    let mut command = lab.program(&["run"]);
+    command.env("TIDEGATE_CONFIG", file.path());
+    let mut daemon = Daemon::start(command);
+    let admin = Admin::of(&mut daemon).await;
+    let told = daemon.wait_for_event("acceptance_ends_soon", |_| true).await;
+    assert_eq!((&told["finding"], &told["level"]), (&"D1".into(), &"WARN".into()), "{told}");
+    assert_eq!((&told["until"], &told["reason"]), (&(&*in_days(3)).into(), &REASON.into()), "{told}");
+    let message = told["message"].as_str().unwrap_or_default();
+    assert!(message.contains("none starts with it") && message.contains("later until in [[doctor.accept]]"), "{told}");
+
+    let (code, status) = await_reason(&lab, "acceptance_ends_soon", true).await;
+    assert_eq!((code, &status["verdict"]["state"]), (0, &"notice".into()), "{status}");
+    let finding = &status["findings"][0];
+    assert_eq!((&finding["accepted"], &finding["ends_soon"]), (&"in_force".into(), &true.into()), "{status}");
+    let (_, page, _) = output(&mut lab.program(&["status"])).await;
+    for words in
+        [&*format!("D1 is accepted until {} ({REASON}), 7 days more at the most", in_days(3)), "refuses to start"]
+    {
+        assert!(page.contains(words), "{words}: {page}");
+    }
+    let (code, diagnosis) = document("doctor", accepting(&lab, &["doctor"], &in_days(3))).await;
+    let found = eviction(&diagnosis);
+    assert_eq!((code, &found["accepted"]["term"]), (0, &"in_force".into()), "{diagnosis}");
+    assert_eq!(found["accepted"]["ends_soon"], true, "{diagnosis}");
+    let (_, page, _) = output(&mut accepting(&lab, &["doctor"], &in_days(3))).await;
+    assert!(page.contains("7 days more at the most; afterwards `tidegate run` refuses to start with it"), "{page}");
+    let scrape = admin.scrape().await;
+    assert_eq!(scrape.sum(UNTIL, &[("finding", "D1")]), Some(end_of(3)));
+    assert_eq!(scrape.sum("tidegate_findings", &[("accepted", "in_force")]), Some(1.0));
+
+    // A later date ends it; once it is near again that is told again.
+    configure(&in_days(60));
+    daemon.signal(Signal::HUP);
+    daemon.wait_for_event("accepted", |told| told["until"] == *in_days(60)).await;
+    await_reason(&lab, "acceptance_ends_soon", false).await;
+    assert_eq!(admin.scrape().await.sum(UNTIL, &[("finding", "D1")]), Some(end_of(60)));
+    configure(&in_days(2));
+    daemon.signal(Signal::HUP);
+    daemon.wait_for_event("acceptance_ends_soon", |told| told["until"] == *in_days(2)).await;
+    assert_eq!(events(&mut daemon, "acceptance_ends_soon"), 2, "{}", daemon.last_lines());
+    // What is corrected is accepted no longer than needed, and nothing has to be done before any date.
+    lab.client().await.call(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]).await;
+    await_reason(&lab, "acceptance_ends_soon", false).await;
+    assert_eq!(admin.scrape().await.sum(UNTIL, &[]), None);
+}
+
+#[test]
+fn the_alert_fires_as_long_before_an_acceptance_ends_as_the_daemon_tells_it() {
+    let rule = std::fs::read_to_string("helm/tidegate/rules/TidegateAcceptanceEnds.yaml").expect("a rule");
+    let days = TOLD_BEFORE.as_secs() / 86_400;
+    assert!(rule.contains(&format!("({UNTIL}) - time() < {days} * 86400")), "{rule}");
+    let sources = ["src/service/accept.rs", "src/ops/status/reasons.rs", "src/ops/doctor/accepted.rs"];
+    for source in sources {
+        let text = std::fs::read_to_string(source).expect("a source");
+        assert!(text.contains(&format!("{days} days more at the most")), "{source} tells another time");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_date_lasts_to_its_end_in_utc_wherever_the_clock_on_the_wall_is() {
+    let lab = evicting().await;
+    // The day in UTC, of five minutes from now: midnight may be near. The farthest zones have another date at any hour, one of them at the least.
+    let moment = Timestamp::now() + Duration::from_secs(300);
+    let today = moment.to_string().split_once('T').expect("a date and a time").0.to_owned();
+    for zone in ["Pacific/Kiritimati", "Etc/GMT+12", "Nowhere/AtAll"] {
+        for (until, expected) in [(&*today, 0), (&*in_days(-1), 78)] {
+            let mut command = accepting(&lab, &["run", "--until-empty"], until);
+            let (code, _, stderr) = output(command.env("TZ", zone)).await;
+            assert_eq!(code, expected, "{zone} {until}: {stderr}");
+        }
+    }
+    assert_eq!(lab.value("a").await, Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_finding_that_is_accepted_twice_is_refused_at_the_start_and_at_a_reload() {
+    let lab = evicting().await;
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let configure = |days: &[i64]| {
+        let one = |days: &i64| {
+            format!("[[doctor.accept]]\nfinding = 'D1'\nuntil = '{}'\nreason = '{days}'\n", in_days(*days))
+        };
+        std::fs::write(file.path(), days.iter().map(one).collect::<String>()).expect("written");
+    };
+    let run = |arguments: &[&str]| {
+        let mut command = lab.program(arguments);
+        command.env("TIDEGATE_CONFIG", file.path());
+        command
+    };
+    // Whichever of them is over, and also where a variable changes one of them.
+    for days in [[10, 20], [-1, 20], [20, -1]] {
+        configure(&days);
+        for verb in [&["run", "--until-empty"][..], &["check"]] {
+            let (code, _, stderr) = output(&mut run(verb)).await;
+            assert_eq!(code, 78, "{stderr}");
+            assert!(stderr.contains("doctor.accept.2 accepts D1 a second time; remove one of them"), "{stderr}");
+        }
+    }
+    let mut command = run(&["run", "--until-empty"]);
+    let (code, _, stderr) = output(command.env("TIDEGATE__DOCTOR__ACCEPT__2__REASON", "both")).await;
+    assert!(code == 78 && stderr.contains("a second time"), "{code}: {stderr}");
+
+    configure(&[20]);
+    let mut daemon = Daemon::start(run(&["run"]));
+    daemon.wait_for_event("running", |_| true).await;
+    configure(&[20, 30]);
+    daemon.signal(Signal::HUP);
+    let refused = daemon.wait_for_event("reload_refused", |_| true).await;
+    assert!(refused["refusal"].as_str().is_some_and(|refusal| refusal.contains("a second time")), "{refused}");
+    lab.await_value("a", 1).await;
+    let (_, status) = await_reason(&lab, "accepted", true).await;
+    assert_eq!(status["findings"][0]["until"], *in_days(20), "{status}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -184,6 +321,7 @@ async fn an_acceptance_that_runs_out_stops_nothing_and_is_told() {
     let mut daemon = Daemon::start(accepting(&lab, &["run"], &until));
     let admin = Admin::of(&mut daemon).await;
     daemon.wait_for_event("accepted", |told| told["until"] == *until).await;
+    daemon.wait_for_event("acceptance_ends_soon", |told| told["until"] == *until).await;
     let told = daemon.wait_for_event("acceptance_expired", |_| true).await;
     assert_eq!((&told["finding"], &told["level"]), (&"D1".into(), &"WARN".into()), "{told}");
     assert_eq!((&told["until"], &told["reason"]), (&(&*until).into(), &REASON.into()), "{told}");
@@ -201,7 +339,9 @@ async fn an_acceptance_that_runs_out_stops_nothing_and_is_told() {
         sentence.contains(&format!("D1 was accepted until {until}")) && sentence.contains("later until"),
         "{status}"
     );
-    assert_eq!(admin.scrape().await.sum("tidegate_findings", &[("accepted", "expired")]), Some(1.0));
+    let scrape = admin.scrape().await;
+    assert_eq!(scrape.sum("tidegate_findings", &[("accepted", "expired")]), Some(1.0));
+    assert_eq!(scrape.sum(UNTIL, &[]), None, "it is over");
     let (code, diagnosis) = document("doctor", accepting(&lab, &["doctor"], &until)).await;
     assert_eq!((code, &eviction(&diagnosis)["accepted"]["term"]), (4, &"expired".into()), "{diagnosis}");
     assert_eq!(output(&mut accepting(&lab, &["run"], &until)).await.0, 78, "no other daemon starts");

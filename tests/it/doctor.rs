@@ -5,6 +5,7 @@
 //! function without servers, and the test of a healthy installation compares real ones. PostgreSQL before 15 and Valkey before 8.0 are not among
 //! the servers of these tests (D6): versions are judged by such a function, too, and a real Redis is met by `make redis-test`.
 
+mod certificates;
 mod postgres;
 mod streams;
 mod valkey;
@@ -78,6 +79,15 @@ const SHOWN_BY: &[(&str, &[&str])] = &[
     ("D26", &["a_database_that_is_not_migrated_or_away_is_a_finding_and_the_rest_is_checked"]),
     ("D27", &["what_makes_updates_dear_is_found"]),
     ("D28", &["connections_that_are_nearly_used_up_are_found_at_both_servers"]),
+    (
+        "D29",
+        &[
+            "a_certificate_of_valkey_is_found_before_it_ends_and_when_no_connection_accepts_it",
+            "a_certificate_of_postgresql_is_found_and_what_it_means_follows_from_sslmode",
+            "of_a_chain_the_certificate_decides_that_ends_first_and_is_needed",
+            "a_clients_certificate_is_found_and_whether_anybody_asks_for_it",
+        ],
+    ),
 ];
 
 /// What this command finds.

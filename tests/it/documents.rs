@@ -268,3 +268,14 @@ fn every_link_in_the_documents_leads_somewhere() {
     }
     assert!(broken.is_empty(), "these lead nowhere: {broken:#?}");
 }
+
+/// It is how a reader finds a page, and what the site has as its chapters.
+#[test]
+fn the_table_of_the_readme_leads_to_every_page() {
+    let readme = std::fs::read_to_string(Path::new(ROOT).join("README.md")).expect("text");
+    let (_, table) = readme.split_once("## Documentation").expect("a table");
+    let is_page = |name: &str| name.ends_with(".md") && !name.starts_with("docs/runbooks/") && name != "README.md";
+    let pages = texts().into_iter().map(|(name, _)| name).filter(|name| is_page(name));
+    let missing: Vec<_> = pages.filter(|name| !table.contains(&format!("]({name})"))).collect();
+    assert!(missing.is_empty(), "the table lacks {missing:?}");
+}

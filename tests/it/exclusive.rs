@@ -154,9 +154,9 @@ async fn a_stop_hands_the_stream_over_at_once() {
     second.wait_for_event("lease_waits", |_| true).await;
     let mut client = lab.client().await;
     client.add_many("a", 1_000).await;
+    second.signal(Signal::STOP);
     first.signal(Signal::TERM);
     assert!(first.exit().await.success());
-    second.signal(Signal::STOP);
     assert_eq!(client.call(&["EXISTS", LEASE]).await, Resp::Int(0));
     let Resp::Array(consumers) = client.call(&["XINFO", "CONSUMERS", STREAM, GROUP]).await else { panic!("no group") };
     assert!(consumers.len() <= 1, "the first one is still in the group: {consumers:?}");

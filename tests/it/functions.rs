@@ -8,30 +8,25 @@ use std::process::Stdio;
 
 use tokio::process::Command;
 
-use crate::harness::{Daemon, Lab, Resp, eventually, output};
+use crate::harness::{Daemon, Lab, Resp, output};
+use crate::managed::is_managed;
+use crate::page::blocks;
 
 const DOCUMENT: &str = include_str!("../../docs/functions.md");
-
-/// The fenced blocks of this language.
-fn blocks(language: &str) -> Vec<&'static str> {
-    let fence = format!("```{language}\n");
-    DOCUMENT.split(fence.as_str()).skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect()
-}
 
 async fn managed() -> (Lab, Daemon) {
     let lab = Lab::new().await;
     let mut command = lab.program(&["run"]);
     command.env("TIDEGATE__PIPELINES__COUNTERS__MODE", "managed");
     let daemon = Daemon::start(command);
-    let state = "tidegate:state:{flush:counters}:flush:counters:counters";
-    eventually("managed", Some(1), async || lab.client().await.call(&["HEXISTS", state, "lineage"]).await.int()).await;
+    is_managed(&lab).await;
     (lab, daemon)
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documented_lines_for_valkey_cli_add_once() {
     let (lab, _daemon) = managed().await;
-    let [lines] = blocks("sh")[..] else { panic!("one block") };
+    let [lines] = blocks(DOCUMENT, "sh")[..] else { panic!("one block") };
     let lines: Vec<Vec<&str>> = lines.lines().map(|line| line.split(' ').skip(1).collect()).collect();
     assert_eq!(lab.client().await.call(&lines[0]).await, Resp::Array(vec![Resp::Int(2)]), "accepted, blind");
     let again = lab.client().await.call(&lines[0]).await.array();
@@ -57,7 +52,7 @@ async fn the_documented_python_program_adds_with_the_real_client_library() {
         return;
     };
     let (lab, _daemon) = managed().await;
-    let [program] = blocks("python")[..] else { panic!("one program") };
+    let [program] = blocks(DOCUMENT, "python")[..] else { panic!("one program") };
     let mut command = Command::new(python);
     command.args(["-c", program]);
     adds_fifteen(&lab, command, "python").await;
@@ -70,7 +65,7 @@ async fn the_documented_node_program_adds_with_the_real_client_library() {
         return;
     };
     let (lab, _daemon) = managed().await;
-    let [program] = blocks("javascript")[..] else { panic!("one program") };
+    let [program] = blocks(DOCUMENT, "javascript")[..] else { panic!("one program") };
     let mut command = Command::new("node");
     command.args(["--input-type=module", "--eval", program]).current_dir(Path::new(&folder));
     adds_fifteen(&lab, command, "node").await;

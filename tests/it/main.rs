@@ -45,6 +45,7 @@ mod pipelines;
 mod poison;
 mod pooler;
 mod probe;
+mod producers;
 mod producing;
 mod reader;
 mod real_parts;

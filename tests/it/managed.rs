@@ -77,13 +77,13 @@ pub(crate) async fn counters(lab: &Lab) -> Counters<Database> {
     counters_at(&lab.valkey.url(), &lab.database, options()).await
 }
 
-/// Waits until a daemon manages the shard.
+/// Waits until a daemon manages the shard and the gate is open: the group is there, too.
 pub(crate) async fn is_managed(lab: &Lab) {
     eventually("managed", true, async || {
         let mut client = lab.client().await;
-        let of =
-            async |client: &mut Client, field: &str| client.call(&["HEXISTS", STATE, field]).await.int() == Some(1);
-        of(&mut client, "lineage").await && !of(&mut client, "closed").await
+        let lineage = client.call(&["HEXISTS", STATE, "lineage"]).await.int();
+        let status = client.call(&["FCALL", "tidegate_1_status", "3", STREAM, INDEX, STATE, GROUP]).await;
+        lineage == Some(1) && matches!(&status, Resp::Array(answer) if answer[0] == Resp::Int(1))
     })
     .await;
 }

@@ -1,7 +1,9 @@
 //! Metrics as Prometheus scrapes them: every one that the contract declares, with right numbers and bounded labels.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
+use jiff::Timestamp;
 use tidegate::telemetry::contract::{METRICS, SECONDS, Source};
 
 use crate::admin::Admin;
@@ -20,11 +22,17 @@ fn metric_of(series: &str) -> &str {
     ["_bucket", "_sum", "_count"].into_iter().find_map(histogram).unwrap_or(series)
 }
 
-/// A daemon of whose metrics none is without a value: it manages counters, reads alone, takes turns, meets a fault and buries.
-async fn busy(lab: &Lab) -> (Daemon, Admin) {
+/// A daemon of whose metrics none is without a value: it manages counters, reads alone, takes turns, meets a fault and buries; and what its
+/// Valkey may evict is accepted for an hour.
+pub(crate) async fn busy(lab: &Lab) -> (Daemon, Admin) {
+    lab.client().await.call(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).await;
     lab.execute("alter table public.counters add constraint small check (value < 1000)").await;
     let mut program = lab.exclusive(&["run"]);
     program.env("TIDEGATE__PIPELINES__COUNTERS__MODE", "managed");
+    let until = (Timestamp::now() + Duration::from_secs(3_600)).to_string();
+    for (key, value) in [("FINDING", "D1"), ("UNTIL", &*until), ("REASON", "a test")] {
+        program.env(format!("TIDEGATE__DOCTOR__ACCEPT__1__{key}"), value);
+    }
     let mut daemon = Daemon::start(program);
     let admin = Admin::of(&mut daemon).await;
     // Before there are values of plain producers, on which an operator would be asked.

@@ -37,6 +37,12 @@ pub(crate) struct Command {
 const REMARK: &str = "<!-- ";
 const END_OF_REMARK: &str = "-->";
 
+/// The fenced blocks of a language on a page.
+pub(crate) fn blocks<'a>(page: &'a str, language: &str) -> Vec<&'a str> {
+    let fence = format!("```{language}\n");
+    page.split(fence.as_str()).skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect()
+}
+
 /// The steps of a page.
 pub(crate) fn steps(page: &str) -> Vec<Step> {
     let mut lines = Lines { lines: page.lines().enumerate().map(|(n, line)| (n + 1, line)).collect(), at: 0 };

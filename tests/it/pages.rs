@@ -48,6 +48,7 @@ const TYPED: &[(&str, &str)] = &[
     ("docs/migrating.md", "pages"),
     ("docs/outage.md", "walkthrough"),
     ("docs/pipelines.md", "pages"),
+    ("docs/producing.md", "pages"),
     ("docs/reading.md", "pages"),
     ("docs/redis.md", "pages"),
     ("docs/rename.md", "pages"),
@@ -153,6 +154,11 @@ async fn pipelines_are_made_tested_and_changed_as_the_page_says() {
     if has("psql") {
         follow(&mut experienced().await, "docs/pipelines.md").await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lines_are_produced_as_the_page_says() {
+    follow(&mut experienced().await, "docs/producing.md").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

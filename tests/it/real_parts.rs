@@ -11,8 +11,8 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
-use crate::admin::Admin;
 use crate::harness::{Daemon, Lab, eventually, free_port};
+use crate::metrics::busy;
 use crate::sink::soon;
 
 /// The program that a variable names; none if it could not be had, and then it is said why.
@@ -114,17 +114,7 @@ async fn value(port: u16, expression: &str) -> Option<f64> {
 async fn a_real_prometheus_scrapes_every_metric_and_computes_with_it() {
     let Some(program) = part("TIDEGATE_PROMETHEUS") else { return };
     let lab = Lab::new().await;
-    lab.execute("alter table public.counters add constraint small check (value < 1000)").await;
-    let mut daemon = Daemon::start(lab.exclusive(&["run"]));
-    let admin = Admin::of(&mut daemon).await;
-    let mut client = lab.client().await;
-    for n in 0..300 {
-        client.add(&format!("key-{n}"), 1).await;
-    }
-    client.add("refused", 5_000).await;
-    client.add_many("hot", 500).await;
-    lab.await_value("hot", 500).await;
-
+    let (_daemon, admin) = busy(&lab).await;
     let directory = tempfile::tempdir().expect("a folder");
     let (port, configuration) = (free_port().await, directory.path().join("prometheus.yml"));
     let scrape = format!(
@@ -142,14 +132,23 @@ async fn a_real_prometheus_scrapes_every_metric_and_computes_with_it() {
     eventually("the scrape", Some(1.0), async || value(port, "up{job=\"tidegate\"}").await).await;
     let settled = "sum(tidegate_entries_settled_total{pipeline=\"counters\"})";
     eventually("what is settled", Some(801.0), async || value(port, settled).await).await;
+    // The runway is that of what is added between two looks.
+    let mut client = lab.client().await;
     for metric in METRICS {
         let name = metric.prometheus_name();
         let series = if metric.kind() == "histogram" { format!("{name}_count") } else { name };
-        eventually(&series, true, async || value(port, &format!("count({series})")).await.is_some()).await;
+        eventually(&series, true, async || {
+            client.add("hot", 1).await;
+            value(port, &format!("count({series})")).await.is_some()
+        })
+        .await;
     }
     let quantile =
         "histogram_quantile(0.99, sum by (le) (tidegate_flush_duration_seconds_bucket{outcome=\"committed\"}))";
     assert!(value(port, quantile).await.is_some_and(|seconds| seconds > 0.0 && seconds < 60.0));
     let metadata = query(port, "tidegate_halted").await.expect("an answer");
     assert_eq!(metadata["data"]["result"][0]["metric"]["pipeline"], "counters");
+    // As the alert computes it, with a real clock.
+    let left = value(port, "min by (finding) (tidegate_acceptance_until_timestamp_seconds) - time()").await;
+    assert!(left.is_some_and(|seconds| (0.0..=3_600.0).contains(&seconds)), "{left:?}");
 }

@@ -257,8 +257,8 @@ fn every_control_applies_to_the_tree_as_it_is() {
     let faults = tidegate_lab::edits::apply(&controls, read).err().unwrap_or_default();
     assert!(faults.is_empty(), "edit lab/controls.toml: {}", faults.join("\n"));
     for test in controls.iter().flat_map(|control| &control.tests) {
-        let (file, name) = test.split_once("::").expect("a test is named FILE::NAME");
-        let text = read(&format!("tests/it/{file}.rs")).unwrap_or_default();
+        let (file, name) = test.rsplit_once("::").expect("a test is named FILE::NAME");
+        let text = read(&format!("tests/it/{}.rs", file.replace("::", "/"))).unwrap_or_default();
         assert!(
             text.contains(&format!("async fn {name}()")),
             "lab/controls.toml names a test that is not there: {test}"

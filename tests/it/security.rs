@@ -71,10 +71,22 @@ async fn a_certificate_that_nobody_vouches_for_is_refused() {
 }
 
 /// The parameters of a url that name what is trusted and shown; both servers' urls have the same.
-fn shown(certificate: &Certificate) -> String {
-    let (cert, key) = (certificate.trusted(), certificate.key());
-    let (cert, key) = (cert.display(), key.display());
-    format!("sslrootcert={cert}&sslcert={cert}&sslkey={key}")
+pub(crate) fn shown(certificate: &Certificate) -> String {
+    let (root, cert, key) = (certificate.trusted(), certificate.shown(), certificate.key());
+    format!("sslrootcert={}&sslcert={}&sslkey={}", root.display(), cert.display(), key.display())
+}
+
+/// Puts a certificate where PostgreSQL looks for its own when it reads its configuration.
+pub(crate) fn install(postgres: &Postgres, certificate: &Certificate) {
+    let data = postgres.data();
+    // Its key must be its user's own.
+    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(&data).expect("there"));
+    for (from, name) in [(certificate.shown(), "server.crt"), (certificate.key(), "server.key")] {
+        let to = data.join(name);
+        std::fs::copy(from, &to).expect("copied");
+        std::os::unix::fs::chown(&to, Some(owner), None).expect("given");
+        std::fs::set_permissions(&to, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("set");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -118,15 +130,8 @@ async fn a_postgresql_that_asks_for_its_clients_certificate_is_shown_one() {
     let Some(certificate) = Certificate::for_this_machine() else { return };
     let mut postgres = Postgres::start(&[]).await.expect("PostgreSQL starts");
     let lab = Lab::on(&postgres, "secure").await;
+    install(&postgres, &certificate);
     let data = postgres.data();
-    // Its key must be its user's own.
-    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(&data).expect("there"));
-    for (from, name) in [(certificate.trusted(), "server.crt"), (certificate.key(), "server.key")] {
-        let to = data.join(name);
-        std::fs::copy(from, &to).expect("copied");
-        std::os::unix::fs::chown(&to, Some(owner), None).expect("given");
-        std::fs::set_permissions(&to, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("set");
-    }
     lab.execute("alter system set ssl_ca_file = 'server.crt'").await;
     lab.execute("alter system set ssl = on").await;
     let rules = "host all all 127.0.0.2/32 trust\nhostssl all all 127.0.0.1/32 trust clientcert=verify-ca\n";

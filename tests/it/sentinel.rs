@@ -195,6 +195,14 @@ async fn as_the_documented_users_of_sentinels_and_servers_over_tls() {
     assert_eq!((code, lab.value("k").await), (0, Some(5)), "{stderr}");
     assert!(!stderr.contains("NOPERM"), "{stderr}");
 
+    if certificate.is_some() {
+        let (_, stdout, _) = output(&mut program(&good, &["doctor", "--all"], "tidegate")).await;
+        for port in [tls_port, primary_tls] {
+            let (certificate, port) = ("the certificate of Valkey at ", format!(":{port} is good until"));
+            let is_it = |line: &str| line.starts_with("D29  ok") && line.contains(certificate) && line.contains(&port);
+            assert!(stdout.lines().any(is_it), "{port}: {stdout}");
+        }
+    }
     for (wrong, user, code, words) in [
         (
             url("another", &format!("&{sentinel_user}")),

@@ -18,11 +18,19 @@ use super::contestants::{Contestant, RETENTION};
 use super::workload::Workload;
 use super::{SETTINGS, Score, Stage};
 
+/// A workload's plots.
+struct Plots {
+    /// Everybody, and the limits.
+    all: String,
+    /// Those who do the whole job, the fastest first.
+    workers: String,
+}
+
 /// Everything that was measured.
 pub struct Report {
     heading: String,
     runs: usize,
-    tables: Vec<(Workload, String, String)>,
+    tables: Vec<(Workload, String, Plots)>,
     raw: Vec<Value>,
 }
 
@@ -67,7 +75,7 @@ impl Report {
                 json!({ "workload": workload.name, "contestant": score.name, "exact": score.exact, "runs": runs }),
             );
         }
-        self.tables.push((workload, table, bars(workload, scores)));
+        self.tables.push((workload, table, plots(workload, scores)));
     }
 
     /// Writes it down: plots and figures into the folder, tables between the marks of the page beside it.
@@ -75,10 +83,11 @@ impl Report {
         std::fs::create_dir_all(folder)?;
         let name = folder.file_name().unwrap_or_default().to_string_lossy();
         let mut text = format!("{}.\n", self.heading);
-        for (workload, table, plot) in &self.tables {
+        for (workload, table, plots) in &self.tables {
             let (title, file) = (workload.title, format!("{}.svg", workload.name));
             write!(text, "\n### {title}\n\n![{title}]({name}/{file})\n\n{table}")?;
-            std::fs::write(folder.join(file), plot)?;
+            std::fs::write(folder.join(file), &plots.all)?;
+            std::fs::write(folder.join(format!("{}-workers.svg", workload.name)), &plots.workers)?;
         }
         put_on_page(&folder.with_extension("md"), "bench-compare", &text)?;
         let raw = json!({ "on": self.heading, "runs": self.runs, "figures": self.raw });
@@ -101,8 +110,7 @@ fn table(scores: &[Score]) -> String {
                 others.as_ref().map(|others| median(&rates.iter().zip(others).map(|(a, b)| a / b).collect::<Vec<_>>()));
             ratio.map_or_else(|| "–".into(), |ratio| format!("{ratio:.2}"))
         };
-        let is_limit = matches!(score.contestant, Contestant::LimitValkey(_) | Contestant::LimitPostgres(_));
-        let of_own = |figure: String| if is_limit { "–".to_owned() } else { figure };
+        let of_own = |figure: String| if is_limit(score.contestant) { "–".to_owned() } else { figure };
         let cpu = median(&score.took.iter().map(|took| took.cpu / took.entries as f64 * 1e6).collect::<Vec<_>>());
         let valkey = median(&score.took.iter().map(|took| took.valkey / took.entries as f64 * 1e6).collect::<Vec<_>>());
         let memory = median(&score.took.iter().map(|took| took.memory as f64 / f64::from(1 << 20)).collect::<Vec<_>>());
@@ -133,6 +141,10 @@ fn table(scores: &[Score]) -> String {
     table
 }
 
+fn is_limit(contestant: Contestant) -> bool {
+    matches!(contestant, Contestant::LimitValkey(_) | Contestant::LimitPostgres(_))
+}
+
 fn reads_alone(contestant: Contestant) -> bool {
     matches!(contestant, Contestant::Tidegate(Delivery::Exclusive, _) | Contestant::LimitValkey(Delivery::Exclusive))
 }
@@ -148,20 +160,24 @@ fn rates(score: &Score) -> Vec<f64> {
     score.took.iter().map(|took| took.entries as f64 / took.seconds).collect()
 }
 
-fn bars(workload: Workload, scores: &[Score]) -> String {
-    let bar = |score: &Score| {
-        let rates = rates(score);
-        let colour = match score.contestant {
-            Contestant::Tidegate(..) => Colour::Ours,
-            Contestant::LedgerOff => Colour::OursPriced,
-            Contestant::LimitValkey(_) | Contestant::LimitPostgres(_) => Colour::Limit,
-            _ => Colour::Others,
-        };
-        let (value, words) = (median(&rates), thousands(median(&rates)));
-        Bar { label: score.name.to_owned(), value, words, range: Some(range(&rates)), colour }
-    };
+fn plots(workload: Workload, scores: &[Score]) -> Plots {
     let title = format!("{}: entries/s, median (line: least to most)", workload.title);
-    plot(&title, &scores.iter().map(bar).collect::<Vec<_>>())
+    let all = plot(&title, &scores.iter().map(bar).collect::<Vec<_>>());
+    let mut workers: Vec<Bar> = scores.iter().filter(|score| !is_limit(score.contestant)).map(bar).collect();
+    workers.sort_by(|one, other| other.value.total_cmp(&one.value));
+    Plots { all, workers: plot(&title, &workers) }
+}
+
+fn bar(score: &Score) -> Bar {
+    let rates = rates(score);
+    let colour = match score.contestant {
+        Contestant::Tidegate(..) => Colour::Ours,
+        Contestant::LedgerOff => Colour::OursPriced,
+        contestant if is_limit(contestant) => Colour::Limit,
+        _ => Colour::Others,
+    };
+    let (value, words) = (median(&rates), thousands(median(&rates)));
+    Bar { label: score.name.to_owned(), value, words, range: Some(range(&rates)), colour }
 }
 
 fn says(program: &str, arguments: &[&str]) -> Option<String> {

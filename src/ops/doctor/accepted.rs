@@ -19,6 +19,8 @@ pub struct AcceptedAs {
     pub reason: String,
     /// Whether `tidegate run` would start with it now.
     pub term: AcceptedFor,
+    /// Whether that ends within 7 days.
+    pub ends_soon: bool,
 }
 
 /// Whether an acceptance holds.
@@ -46,6 +48,7 @@ pub(super) fn mark(findings: &mut [Finding], accepted: &[Acceptance], now: Times
                 Term::Expired => AcceptedFor::Expired,
                 Term::TooLong => AcceptedFor::TooLong,
             },
+            ends_soon: until.ends_soon(now),
         });
     }
 }
@@ -66,8 +69,11 @@ impl Finding {
 impl AcceptedAs {
     /// The same as a line.
     pub(super) fn sentence(&self) -> String {
-        let AcceptedAs { until, reason, term } = self;
+        let AcceptedAs { until, reason, term, ends_soon } = self;
         match term {
+            AcceptedFor::InForce if *ends_soon => format!(
+                "accepted until {until}, 7 days more at the most; afterwards `tidegate run` refuses to start with it: {reason}"
+            ),
             AcceptedFor::InForce => format!("accepted until {until}: {reason}"),
             AcceptedFor::Expired => format!("was accepted until {until}, and that is over: {reason}"),
             AcceptedFor::TooLong => {
@@ -106,6 +112,13 @@ mod tests {
             mark(&mut findings, &accepted, at.parse().expect("a time"));
             assert_eq!(findings[0].counts_as(), counts, "{at} {severity:?}");
         }
+        let said = |at: &str| {
+            let mut findings = [finding(Severity::Error)];
+            mark(&mut findings, &accepted, at.parse().expect("a time"));
+            findings[0].accepted.as_ref().expect("accepted").sentence()
+        };
+        assert_eq!(said("2026-11-24T23:59:59Z"), "accepted until 2026-12-01: staging");
+        assert!(said("2026-11-25T00:00:00Z").contains("7 days more at the most; afterwards `tidegate run` refuses"));
         let mut other = [Finding { id: "D7", ..finding(Severity::Error) }];
         mark(&mut other, &accepted, "2026-12-01T23:00:00Z".parse().expect("a time"));
         assert_eq!((other[0].counts_as(), &other[0].accepted), (Severity::Error, &None));

@@ -28,7 +28,7 @@ const fn check(
 }
 
 /// Every check, in the order in which they are made.
-pub const CHECKS: [Check; 28] = [
+pub const CHECKS: [Check; 29] = [
     check(
         "D1",
         Error,
@@ -82,8 +82,8 @@ pub const CHECKS: [Check; 28] = [
         "D8",
         Warning,
         "dead consumers",
-        "consumers whose connection has gone hold entries: a running daemon takes them over after reclaim.gone_after or reclaim.dead_after",
-        "these entries wait, and hold back trimming, until a daemon runs",
+        "consumers whose connection has gone hold entries, and no daemon runs that would take them over, or one runs and has not done so after reclaim.gone_after or reclaim.dead_after, the next sweep and one statement",
+        "these entries wait, and hold back trimming, until a daemon takes them over",
     ),
     check(
         "D9",
@@ -224,5 +224,12 @@ pub const CHECKS: [Check; 28] = [
         "connections",
         "nearly as many connections are open as a server allows (maxclients, max_connections): raise that, or find out who opens so many",
         "producers, workers and operators are turned away; Tidegate waits until it is let in",
+    ),
+    check(
+        "D29",
+        Error,
+        "certificates",
+        "a certificate that a server shows, or one that vouches for it, or the one that sslcert names for Tidegate itself, has ended, is not good yet, or ends within 14 days (one that lasts for less than 8 weeks: within the last quarter of its time): renew it",
+        "no connection is opened where the certificate is verified, or is asked for; connections that are open go on",
     ),
 ];

@@ -4,6 +4,7 @@
 //! something loses data or stops flushing and is not accepted (with --strict also for warnings, and for what is accepted), 69 when a server cannot be asked.
 
 pub mod accepted;
+mod certificates;
 pub mod checks;
 mod encryption;
 mod postgres;
@@ -179,6 +180,7 @@ async fn examine(config: &Config, pipelines: &[&Pipeline], servers: &mut Servers
     let mut findings = Findings::default();
     let look = Look::take(servers, pipelines, config.reclaim.dead_after).await;
     encryption::examine(config, &mut findings);
+    certificates::examine(config, &mut findings).await;
     match valkey::examine(config, pipelines, servers, &mut findings).await {
         Ok(()) => streams::examine(config, pipelines, servers, &look, &mut findings).await,
         Err(fault) => findings.unknown("D1", &fault),

@@ -15,7 +15,7 @@ use crate::lanes::{self, Identity};
 use crate::model::entry::{Canonical, EntryId, write_canonical};
 use crate::model::pipeline::{Delivery, Pipeline};
 use crate::ops::columns::{lasting, lasting_ms, plural};
-use crate::ops::observe::valkey::Stream;
+use crate::ops::observe::valkey::{Consumer, Stream};
 use crate::ops::observe::{Look, Seen, Servers};
 use crate::retry::Fault;
 use crate::valkey::{Command, Delivered, Link, unexpected};
@@ -56,7 +56,7 @@ pub(super) async fn examine(
     }
     if look.valkey_fault().is_none() {
         findings.rest(&[
-            ("D8", "nobody who has gone holds entries"),
+            ("D8", "nobody who has gone holds entries for longer than a running daemon needs to take them over"),
             ("D9", "no entry waits for longer than a worker's death explains"),
             ("D10", "nothing was cut unread, and Valkey tells how many entries are not read"),
             ("D21", "no other group holds back trimming"),
@@ -83,34 +83,19 @@ fn slots(pipelines: &[&Pipeline], servers: &Servers, findings: &mut Findings) {
 
 /// How long an entry waits at the most when nothing worse happens than its worker's death: until that is noticed, until somebody looks, and until
 /// the entry is flushed.
-fn longest_wait(config: &Config, pipeline: &Pipeline) -> Duration {
+fn longest_wait(config: &Config, pipeline: &Pipeline, noticed: Duration) -> Duration {
     let noticed = match pipeline.delivery {
-        Delivery::Group => config.reclaim.dead_after,
+        Delivery::Group => noticed,
         // Who takes over begins as a member of the group, among members that may have died, too.
-        Delivery::Exclusive => config.reclaim.dead_after.max(config.exclusive.lease),
+        Delivery::Exclusive => noticed.max(config.exclusive.lease),
     };
     noticed + config.reclaim.sweep_every + config.postgres.statement_timeout
 }
 
 fn of_stream(config: &Config, pipeline: &Pipeline, seen: &Seen, stream: &Stream, findings: &mut Findings) {
     let name = &seen.shard.stream;
-    let dead: Vec<_> = stream.consumers.iter().filter(|consumer| !consumer.alive && consumer.entries > 0).collect();
-    if !dead.is_empty() {
-        let entries: u64 = dead.iter().map(|consumer| consumer.entries).sum();
-        let evidence = format!(
-            "{} of {name} held by {} whose connection has gone",
-            plural(entries, "entry", "entries"),
-            plural(dead.len() as u64, "consumer", "consumers")
-        );
-        findings.of(
-            pipeline,
-            "D8",
-            Severity::Warning,
-            evidence,
-            "keep a daemon running: it takes them over; see `tidegate pending`",
-        );
-    }
-    let longest = longest_wait(config, pipeline);
+    dead_consumers(config, pipeline, name, stream, findings);
+    let longest = longest_wait(config, pipeline, config.reclaim.dead_after);
     if stream.backlog() > 0 && Duration::from_millis(stream.age_ms()) > longest {
         let evidence = format!(
             "the oldest unsettled entry of {name} was added {} ago; more than {} is not explained by the death of a worker",
@@ -137,6 +122,34 @@ fn of_stream(config: &Config, pipeline: &Pipeline, seen: &Seen, stream: &Stream,
         let evidence = format!("Valkey cannot tell how many entries of {name} the group has not read");
         findings.of(pipeline, "D10", Severity::Info, evidence, "nothing: Tidegate counts them itself");
     }
+}
+
+/// Dead consumers that hold entries, where nobody will take them over, or should have. A worker shows a sign of life several times in each
+/// `reclaim.gone_after`, so a dead one has been silent for as long as it is dead.
+fn dead_consumers(config: &Config, pipeline: &Pipeline, name: &str, stream: &Stream, findings: &mut Findings) {
+    let is_read = stream.is_read();
+    let is_left = |consumer: &&Consumer| {
+        let noticed = if consumer.gone { config.reclaim.gone_after } else { config.reclaim.dead_after };
+        !is_read || Duration::from_millis(consumer.idle_ms) > longest_wait(config, pipeline, noticed)
+    };
+    let dead = stream.consumers.iter().filter(|consumer| !consumer.alive && consumer.entries > 0);
+    let left: Vec<_> = dead.filter(is_left).collect();
+    let Some(longest) = left.iter().map(|consumer| consumer.idle_ms).max() else { return };
+    let entries: u64 = left.iter().map(|consumer| consumer.entries).sum();
+    let (why, fix) = match is_read {
+        false => ("no daemon runs", "start a daemon, and keep it running: it takes them over; see `tidegate pending`"),
+        true => (
+            "no running daemon has taken them over",
+            "see `tidegate status` and the daemon's log for why; `tidegate pending` tells who holds what",
+        ),
+    };
+    let evidence = format!(
+        "{} of {name} held by {} whose connection has gone, for {}, and {why}",
+        plural(entries, "entry", "entries"),
+        plural(left.len() as u64, "consumer", "consumers"),
+        lasting_ms(longest)
+    );
+    findings.of(pipeline, "D8", Severity::Warning, evidence, fix);
 }
 
 /// Other groups that hold back trimming: whose next entry should have left the stream.

@@ -112,6 +112,9 @@ pub struct Consumer {
     pub idle_ms: u64,
     /// Whether it is at work: its connection exists, or, where that cannot be asked, it spoke lately.
     pub alive: bool,
+    /// Whether the server itself says that its connection no longer exists.
+    #[serde(skip)]
+    pub gone: bool,
 }
 
 impl Stream {
@@ -129,6 +132,12 @@ impl Stream {
     pub fn oldest(&self) -> Option<EntryId> {
         let pending = self.group.as_ref().and_then(|group| group.oldest_pending);
         [pending, self.first_undelivered].into_iter().flatten().min()
+    }
+
+    /// Whether a daemon is at work on it.
+    pub fn is_read(&self) -> bool {
+        self.processes.as_ref().is_some_and(|processes| !processes.is_empty())
+            || self.consumers.iter().any(|consumer| consumer.alive)
     }
 
     /// How many entries are gone that the group had not read; none where there are none, or that cannot be told.
@@ -344,11 +353,11 @@ pub async fn consumers(
     let numbers: Vec<u64> = told.iter().filter_map(|consumer| names::connection_of(&consumer.name, run_id)).collect();
     let connected = connected(connection, &numbers).await?;
     let consumer = |told: info::Consumer| {
-        let alive = match (names::connection_of(&told.name, run_id), &connected) {
-            (Some(number), Some(connected)) => connected.contains(&number),
-            _ => told.idle < dead_after,
+        let (alive, gone) = match (names::connection_of(&told.name, run_id), &connected) {
+            (Some(number), Some(connected)) => (connected.contains(&number), !connected.contains(&number)),
+            _ => (told.idle < dead_after, false),
         };
-        Consumer { name: told.name, entries: told.pending, idle_ms: told.idle.as_millis() as u64, alive }
+        Consumer { name: told.name, entries: told.pending, idle_ms: told.idle.as_millis() as u64, alive, gone }
     };
     Ok(told.into_iter().map(consumer).collect())
 }

@@ -128,11 +128,17 @@ pub fn findings(look: &Look) -> Vec<Finding> {
     findings
 }
 
-fn of_finding(Finding { finding, evidence, accepted, until, reason }: &Finding) -> Reason {
+fn of_finding(Finding { finding, evidence, accepted, until, reason, ends_soon }: &Finding) -> Reason {
     // Whoever may write to Valkey may have said it.
     let [finding, evidence] = [finding, evidence].map(|text| printable(text));
     let [until, why] = [until, reason].map(|text| printable(text.as_deref().unwrap_or("?")));
     match accepted {
+        Accepted::InForce if *ends_soon => {
+            let words = format!("{finding} is accepted until {until} ({why}), 7 days more at the most: {evidence}");
+            let next = "correct it before then, as `tidegate doctor` says, or write a later until in [[doctor.accept]]: afterwards daemons go on, and \
+                        `tidegate run` refuses to start";
+            Reason::new(Severity::Notice, "acceptance_ends_soon", words, next)
+        }
         Accepted::InForce => {
             let words = format!("{finding} is accepted until {until} ({why}): {evidence}");
             let next = "correct it before then, as `tidegate doctor` says: no daemon starts with it afterwards";
@@ -161,7 +167,7 @@ fn of_stream(look: &Look, seen: &Seen, stream: &Stream, limits: &Limits, reasons
     if let Some(process) = worst.max_by_key(|process| (process.state == State::Halted, process.lasted_ms)) {
         reasons.push(stands(process).at(seen));
     }
-    let is_read = !processes.is_empty() || stream.consumers.iter().any(|consumer| consumer.alive);
+    let is_read = stream.is_read();
     let is_registered = look.books.as_ref().is_ok_and(|books| books.lane_of(&seen.shard).is_some());
     if !is_read {
         let next = "start `tidegate run`, or look why it has stopped";

@@ -1,7 +1,7 @@
 //! What the doctor says of streams, groups, consumers and entries.
 
 use super::{assert_well, doctor, examine, execute, fix, of};
-use crate::harness::{GROUP, Lab, Resp, STREAM, eventually, output};
+use crate::harness::{Daemon, GROUP, Lab, Resp, STREAM, eventually, output};
 
 /// Types a fix that is a command of Tidegate's.
 async fn type_in(lab: &Lab, fix: &str) {
@@ -67,9 +67,38 @@ async fn what_a_consumer_that_has_gone_holds_is_found_until_a_daemon_takes_it() 
     daemon.kill().await;
     let gone = async || of(&doctor(&lab).await, "D8").iter().any(|finding| finding["severity"] == "warning");
     eventually("its connection has gone", true, gone).await;
-    let told = fix(&doctor(&lab).await, "D8", "warning", &format!("1 entry of {STREAM} held by 1 consumer"));
-    assert!(told.starts_with("keep a daemon running"), "{told}");
+    let words = format!("1 entry of {STREAM} held by 1 consumer");
+    let told = fix(&doctor(&lab).await, "D8", "warning", &words);
+    assert!(told.starts_with("start a daemon"), "{told}");
     sqlx::raw_sql("rollback").execute(&mut lock).await.expect("unlocked");
+
+    // A daemon that waits for ten minutes before it takes anything over has not had the time, for a doctor of the same configuration.
+    let patient = |arguments: &[&str]| {
+        let mut command = lab.program(arguments);
+        for key in ["RECLAIM__GONE_AFTER", "RECLAIM__DEAD_AFTER", "COMPACT__MARGIN"] {
+            command.env(format!("TIDEGATE__{key}"), "10m");
+        }
+        command
+    };
+    let mut waiting = Daemon::start(patient(&["run"]));
+    let is_overdue = async || {
+        let found = doctor(&lab).await;
+        let told = of(&found, "D8").iter().filter_map(|finding| finding["evidence"].as_str()).collect::<String>();
+        told.contains(&words) && told.contains("no running daemon has taken them over")
+    };
+    eventually("one of another configuration should have taken it over", true, is_overdue).await;
+    let told = fix(&doctor(&lab).await, "D8", "warning", &words);
+    assert!(told.starts_with("see `tidegate status` and the daemon's log"), "{told}");
+    let found = examine(&mut patient(&["doctor"])).await;
+    assert_well(&found, "D8");
+    assert_eq!(lab.pending().await, 1, "it is still held");
+    waiting.kill().await;
+    let is_alone = async || {
+        let found = examine(&mut patient(&["doctor"])).await;
+        of(&found, "D8").iter().any(|finding| finding["evidence"].to_string().contains("and no daemon runs"))
+    };
+    eventually("its connections have gone", true, is_alone).await;
+
     let _daemon = lab.daemon();
     lab.await_value("a", 2).await;
     lab.assert_settled().await;
