@@ -309,3 +309,10 @@ pub async fn raise_trim_line(
     .await?;
     Ok(())
 }
+
+/// What was given up to the trimmer, in this lane: everything below this id.
+pub async fn trimmed_below(connection: &mut PgConnection, lane: LaneId) -> Result<EntryId, sqlx::Error> {
+    let line = "select trimmed_below::text from tidegate.lanes where lane = $1";
+    let line: String = sqlx::query_scalar(line).bind(lane).fetch_one(connection).await?;
+    line.parse().map(EntryId::from_number).map_err(|e| sqlx::Error::Decode(format!("{line} is no id: {e}").into()))
+}
