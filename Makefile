@@ -201,6 +201,11 @@ TABLES ?=
 FAILPOINTS = CARGO_TARGET_DIR=target/failpoints CARGO_BUILD_BUILD_DIR=target
 PROOF = $(FAILPOINTS) cargo build --release --locked --workspace --bins --features tidegate/failpoints && target/failpoints/release/lab
 
+# Tasks that panic at failpoints, in the everyday program's own build beside them.
+.PHONY: panics
+panics: cargo servers
+	@$(WITH_SERVERS) $(FAILPOINTS) cargo test --locked --features failpoints --test it -- panics::
+
 .PHONY: crash
 crash: cargo servers
 	@$(WITH_SERVERS) $(PROOF) crash --kills $(KILLS) $(if $(TABLES),--tables)

@@ -8,6 +8,7 @@ mod brought;
 mod browser;
 mod cache;
 mod checks;
+mod clocks;
 mod cluster;
 mod clustered;
 mod console;
@@ -38,6 +39,8 @@ mod otlp;
 mod outage;
 mod page;
 mod pages;
+#[cfg(feature = "failpoints")]
+mod panics;
 mod pausing;
 mod permissions;
 mod pipelines;
