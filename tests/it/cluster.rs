@@ -62,7 +62,7 @@ struct Flowing {
 impl Flowing {
     async fn on(cluster: &Cluster, url: &str, tag: &str) -> Flowing {
         let lab = lab().await;
-        let (group, alone) = (format!("flush:{{{tag}}}"), format!("alone:{{{tag}}}"));
+        let (group, alone) = (format!("flush:{{{tag}}}"), format!("flush:{{{tag}}}:alone"));
         let daemons = (0..2).map(|_| Daemon::start(program(&lab, url, &["run"], &group, Some(&alone)))).collect();
         let writers = [&group, &alone].map(|stream| Writer::to(&cluster.ports(), stream)).into();
         let flowing = Flowing { lab, group, alone, daemons, writers };
@@ -195,7 +195,7 @@ async fn slots_that_move_in_one_step_under_load_are_followed() {
 async fn while_a_slot_is_on_its_way_its_stream_is_read_where_it_has_gone() {
     let cluster = cluster().await;
     let lab = lab().await;
-    let (group, alone) = ("flush:{on-its-way}", "alone:{on-its-way}");
+    let (group, alone) = ("flush:{on-its-way}", "flush:{on-its-way}:alone");
     let (from, to) = (cluster.await_primary_of(group).await, cluster.other_primaries(group).await[0]);
     let mut client = cluster.client_of(group).await;
     for stream in [group, alone] {

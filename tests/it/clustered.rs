@@ -39,7 +39,7 @@ fn pipeline(stream: &str) -> Pipeline {
     Pipeline {
         stream: stream.into(),
         shards: 3,
-        counters: format!("of-{stream}"),
+        counters: format!("counter:of-{stream}:"),
         mode: Mode::Managed,
         ..Pipeline::counters()
     }
