@@ -446,6 +446,19 @@ async fn as_the_documented_users_over_tls_while_a_slot_moves() {
     landed(10).await;
     let length = async || cluster.client_of(group).await.call(&["XLEN", group]).await.int();
     eventually("trimmed where it is now", true, async || length().await.is_some_and(|length| length <= 1)).await;
+    for arguments in [
+        &["status"][..],
+        &["doctor"],
+        &["pending", "--pipeline", "counters"],
+        &["group", "list", "--pipeline", "counters"],
+        &["audit", "--pipeline", "counters"],
+    ] {
+        let (code, stdout, stderr) = output(&mut program(arguments, "observer")).await;
+        assert!(code < 5 && !(stdout.clone() + &stderr).contains("NOPERM"), "{arguments:?}: {code} {stdout}{stderr}");
+    }
+    let repair = ["audit", "--pipeline", "counters", "--repair", "--yes"];
+    let (code, stdout, stderr) = output(&mut program(&repair, "operator")).await;
+    assert_eq!(code, 0, "{stdout}{stderr}");
     let (code, stdout, stderr) =
         output(&mut program(&["replay", "--pipeline", "counters", "--since", "1h", "--yes"], "replay_operator")).await;
     assert_eq!(code, 0, "{stdout}{stderr}");
