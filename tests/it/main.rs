@@ -29,6 +29,7 @@ mod looking;
 mod making;
 mod managed;
 mod measuring;
+mod meddling;
 mod memory;
 mod metrics;
 mod migrate;
