@@ -65,6 +65,7 @@ mod sentinel;
 mod settings;
 mod shards;
 mod sketches;
+mod sources;
 mod status;
 mod streams;
 mod tables;
