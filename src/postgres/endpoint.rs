@@ -155,7 +155,7 @@ pub fn refusal(error: &dyn DatabaseError) -> Fault {
         message: error.message().to_owned(),
         schema: error.try_downcast_ref::<PgDatabaseError>().and_then(|e| e.schema()).map(str::to_owned),
         constraint: error.constraint().map(str::to_owned),
-        routine: error.try_downcast_ref::<PgDatabaseError>().and_then(|e| e.routine()).map(str::to_owned),
+        routine: error.try_downcast_ref::<PgDatabaseError>().and_then(|e| e.routine()).map(Into::into),
     }
 }
 

@@ -29,7 +29,7 @@ pub enum Fault {
         /// The constraint it names, if it names one.
         constraint: Option<String>,
         /// The function of the server's source that says it: one code stands for different things, and messages are translated.
-        routine: Option<String>,
+        routine: Option<Box<str>>,
     },
     /// PostgreSQL did not answer in time or closed the connection: what was sent may or may not have happened.
     PostgresLost(String),

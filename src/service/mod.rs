@@ -266,23 +266,21 @@ impl Running {
         let mut findings = std::pin::pin!(self.findings.watch());
         let empty = until_empty(&self.places.valkey, &self.flows, options);
         let mut empty = std::pin::pin!(empty);
-        loop {
-            tokio::select! {
-                signal = signals.next() => return Watched::Stop(signal),
-                () = hangups.next() => return Watched::Hangup,
-                emptied = &mut empty => return match emptied {
-                    Emptied::Settled => Watched::Stop("everything is settled"),
-                    Emptied::Stuck(fault) => Watched::Stuck(fault),
-                },
-                never = &mut reports => match never {},
-                never = &mut presence => match never {},
-                never = &mut rooms => match never {},
-                never = &mut pauses => match never {},
-                never = &mut findings => match never {},
-                // Without a stop they end only where they have given up.
-                _ = self.workers.join_next() => return Watched::Died,
-                _ = self.caretakers.join_next() => return Watched::Died,
-            }
+        tokio::select! {
+            signal = signals.next() => Watched::Stop(signal),
+            () = hangups.next() => Watched::Hangup,
+            emptied = &mut empty => match emptied {
+                Emptied::Settled => Watched::Stop("everything is settled"),
+                Emptied::Stuck(fault) => Watched::Stuck(fault),
+            },
+            never = &mut reports => match never {},
+            never = &mut presence => match never {},
+            never = &mut rooms => match never {},
+            never = &mut pauses => match never {},
+            never = &mut findings => match never {},
+            // Without a stop they end only where they have given up.
+            _ = self.workers.join_next() => Watched::Died,
+            _ = self.caretakers.join_next() => Watched::Died,
         }
     }
 
