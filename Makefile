@@ -17,6 +17,7 @@ help:
 	@echo "make telemetry-test  a real OpenTelemetry collector and a real Prometheus take what a daemon tells"
 	@echo "make console-test  the console in a real Chromium, by keyboard, narrow, in light and dark; skipped without one (SHOTS)"
 	@echo "make controls  promises broken on purpose, which the tests must notice (ONLY, CHECK)"
+	@echo "make panics    tasks of a daemon that panic: told, started again, and every entry counted once"
 	@echo "make crash     a worker killed at each crash point, again and again, and the books looked at (KILLS)"
 	@echo "make soak      producers and workers under random faults, and the books looked at (SECONDS, SEED, DELIVERY, RESULTS)"
 	@echo "make soak-managed  counters that may be evicted, in 3 to 4 MB under faults, beside a pattern written by hand (SOAKS, SECONDS, SEED)"
