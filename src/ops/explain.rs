@@ -141,8 +141,13 @@ pub fn explain(code: &str) -> Option<Explanation> {
     let is_word = upper.len() >= 2 && upper.bytes().all(|b| b.is_ascii_uppercase());
     let known_word = VALKEY.contains(&upper.as_str());
     let (said_by, fault) = if is_sqlstate && !known_word {
-        let fault =
-            Fault::Postgres { sqlstate: upper, message: String::new(), schema: None, constraint: Some(String::new()) };
+        let fault = Fault::Postgres {
+            sqlstate: upper,
+            message: String::new(),
+            schema: None,
+            constraint: Some(String::new()),
+            routine: None,
+        };
         ("PostgreSQL", fault)
     } else if is_word && known_word {
         ("Valkey", Fault::Valkey { code: upper, message: String::new() })
