@@ -14,7 +14,7 @@ use tidegate::client::{
 };
 use tidegate::config::{Needs, Sources};
 use tidegate::functions;
-use tidegate::model::pipeline::{Mode, Pipeline};
+use tidegate::model::pipeline::{Mode, Pipeline, ShardKeys};
 use tidegate::model::shard::shard_of;
 use tidegate::retry::Fault;
 use tidegate::valkey::{Connection, Endpoint};
@@ -68,14 +68,15 @@ async fn counters(lab: &Lab, url: &str, pipeline: &Pipeline) -> Counters<Databas
     Counters::connect(&address(url), pipeline, database, options).await.expect("connected")
 }
 
-/// Waits until a daemon manages all shards.
+/// Waits until a daemon manages all shards and their gates are open: the groups are there, too.
 async fn is_managed(cluster: &Cluster, pipeline: &Pipeline) {
     for shard in 0..pipeline.shards {
-        let state = pipeline.keys_of(shard).state;
+        let ShardKeys { stream, index, state, group, .. } = pipeline.keys_of(shard);
         eventually("managed", true, async || {
             let mut client = cluster.client_of(&state).await;
-            client.call(&["HEXISTS", &state, "lineage"]).await.int() == Some(1)
-                && client.call(&["HEXISTS", &state, "closed"]).await.int() == Some(0)
+            let lineage = client.call(&["HEXISTS", &state, "lineage"]).await.int();
+            let status = client.call(&["FCALL", "tidegate_1_status", "3", &stream, &index, &state, &group]).await;
+            lineage == Some(1) && matches!(&status, Resp::Array(answer) if answer[0] == Resp::Int(1))
         })
         .await;
     }
