@@ -18,6 +18,7 @@ help:
 	@echo "make telemetry-test  a real OpenTelemetry collector and a real Prometheus take what a daemon tells"
 	@echo "make console-test  the console in a real Chromium, by keyboard, narrow, in light and dark; skipped without one (SHOTS)"
 	@echo "make controls  promises broken on purpose, which the tests must notice (ONLY, CHECK)"
+	@echo "make panics    tasks of a daemon that panic: told, started again, and every entry counted once"
 	@echo "make crash     a worker killed at each crash point, again and again, and the books looked at (KILLS)"
 	@echo "make soak      producers and workers under random faults, and the books looked at (SECONDS, SEED, DELIVERY, RESULTS)"
 	@echo "make soak-managed  counters that may be evicted, in 3 to 4 MB under faults, beside a pattern written by hand (SOAKS, SECONDS, SEED)"
@@ -211,6 +212,11 @@ TABLES ?=
 # The program with failpoints stands in a place of its own, so that nobody takes it for a release; its dependencies are the release's.
 FAILPOINTS = CARGO_TARGET_DIR=target/failpoints CARGO_BUILD_BUILD_DIR=target
 PROOF = $(FAILPOINTS) cargo build --release --locked --workspace --bins --features tidegate/failpoints && target/failpoints/release/lab
+
+# Tasks that panic at failpoints, in the everyday program's own build beside them.
+.PHONY: panics
+panics: cargo servers
+	@$(WITH_SERVERS) $(FAILPOINTS) cargo test --locked --features failpoints --test it -- panics::
 
 .PHONY: crash
 crash: cargo servers

@@ -108,6 +108,22 @@ pub enum Unregistered {
         /// Whose stream it is in the ledger.
         other: String,
     },
+    /// The stream's Valkey had another name.
+    #[error(
+        "{stream} of this Valkey is flushed by pipeline {pipeline} under the name {before}, or was, and valkey.source is {now}: under another name the ledger is \
+         empty, and what is delivered again would be added twice. Put valkey.source back; or, to give this Valkey another name, stop all daemons and run: update \
+         tidegate.lanes set source = '{now}' where source = '{before}'"
+    )]
+    OtherSource {
+        /// The pipeline.
+        pipeline: String,
+        /// The stream.
+        stream: String,
+        /// The Valkey's name in the ledger, or that of a daemon at work.
+        before: String,
+        /// Its name in the configuration.
+        now: String,
+    },
     /// Another daemon is at work on this pipeline with other columns or fields.
     #[error(
         "pipeline {pipeline} is being flushed by other daemons with {before}; this configuration has {now}. Stop them all first, or \
@@ -205,6 +221,30 @@ pub async fn remapped(connection: &mut PgConnection, identities: &[Identity]) ->
         _ => false,
     };
     Ok((0..identities.len()).filter(|n| differs(&identities[*n])).collect())
+}
+
+/// Which lanes other sources have on streams of the same names, of a pipeline of the same name with the same table: those of streams of which this source has
+/// no lane yet. Each with the place of its stream and its source. All of these are of one pipeline.
+pub async fn of_other_sources(
+    connection: &mut PgConnection,
+    identities: &[Identity],
+) -> Result<Vec<(usize, LaneId, String)>, sqlx::Error> {
+    let Some(Identity { source, pipeline, target, .. }) = identities.first() else { return Ok(Vec::new()) };
+    let streams: Vec<&str> = identities.iter().map(|identity| identity.stream.as_str()).collect();
+    let rows: Vec<(i64, LaneId, String)> = sqlx::query_as(
+        "select s.n, l.lane, l.source
+         from unnest($4::text[]) with ordinality s (stream, n)
+         join tidegate.lanes l on l.stream = s.stream and l.source <> $1 and l.pipeline = $2 and l.target = $3
+         where not exists (select from tidegate.lanes o where o.source = $1 and o.pipeline = $2 and o.stream = s.stream)
+         order by s.n, l.lane",
+    )
+    .bind(source)
+    .bind(pipeline)
+    .bind(target)
+    .bind(streams)
+    .fetch_all(connection)
+    .await?;
+    Ok(rows.into_iter().map(|(n, lane, other)| (n.unsigned_abs() as usize - 1, lane, other)).collect())
 }
 
 /// Registers the lanes of a pipeline, or finds them, all in two statements; gives their numbers, in their order. `others_alive`: of which of them other
@@ -314,4 +354,11 @@ pub async fn raise_trim_line(
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// What was given up to the trimmer, in this lane: everything below this id.
+pub async fn trimmed_below(connection: &mut PgConnection, lane: LaneId) -> Result<EntryId, sqlx::Error> {
+    let line = "select trimmed_below::text from tidegate.lanes where lane = $1";
+    let line: String = sqlx::query_scalar(line).bind(lane).fetch_one(connection).await?;
+    line.parse().map(EntryId::from_number).map_err(|e| sqlx::Error::Decode(format!("{line} is no id: {e}").into()))
 }

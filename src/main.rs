@@ -1,11 +1,16 @@
 //! The program: answer a shell that completes, or parse the command line, start telemetry, run the verb, say what failed, exit.
 
 use std::io::Write;
+use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
 use clap::Parser;
+use futures_util::FutureExt;
 use tidegate::ops::cli::Cli;
 use tidegate::ops::{Exit, Failure, complete};
+
+/// What a panic is.
+const A_BUG: &str = "it panicked, which is a bug: please report it, with what stands above";
 
 fn main() -> ExitCode {
     if complete::answered() {
@@ -23,7 +28,9 @@ fn main() -> ExitCode {
         Ok(telemetry) => telemetry,
         Err(failure) => return failed(verb, &failure),
     };
-    let outcome = runtime.block_on(cli.run(&context, telemetry.as_ref()));
+    // A task that panics ends by itself; what the verb itself runs would end the program without its last words.
+    let running = AssertUnwindSafe(cli.run(&context, telemetry.as_ref())).catch_unwind();
+    let outcome = runtime.block_on(running).unwrap_or_else(|_| Err(Failure::new(Exit::Error, A_BUG)));
     // What is still running was told to stop and is not waited for: it may be stuck in a server's silence.
     runtime.shutdown_background();
     let code = outcome.map_or_else(|failure| failed(verb, &failure), Exit::into);

@@ -295,7 +295,8 @@ fn of_columns(target: &Target, table: &str, columns: &[Column]) -> Vec<Finding> 
         if !wanted.iter().any(|(name, _)| name.as_str() == other.plain_name) {
             findings.push(Finding::refusal(
                 format!(
-                    "column {} must not be null and has no default, so no row could be inserted: name it in the pipeline, give it a default,                      or allow null",
+                    "column {} must not be null and has no default, so no row could be inserted: name it in the pipeline, give it a default, \
+                     or allow null",
                     other.name
                 ),
                 other.allow_null(table),

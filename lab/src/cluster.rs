@@ -6,6 +6,7 @@ use tidegate::model::slot::{SLOTS, Slot};
 use tidegate::ops::sandbox::Valkey;
 
 use crate::harness::{Client, Resp, eventually, free_port};
+use crate::rights;
 use crate::tls::Certificate;
 
 /// How long a primary is silent until the others take it for dead, ms. On a busy machine one that lives is silent for a while, too.
@@ -105,7 +106,11 @@ impl Cluster {
         replicas: usize,
         arguments: &[&str],
     ) -> Cluster {
-        let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        let mut arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+        // Nobody tells a node of another one's users.
+        if rights::are_least() {
+            arguments.extend(rights::of_new_server());
+        }
         let mut cluster = Cluster { nodes: Vec::new(), arguments, certificate };
         for _ in 0..primaries * (1 + replicas) {
             cluster.nodes.push(Node::start(&cluster.arguments, cluster.certificate.as_ref()).await);

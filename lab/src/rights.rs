@@ -77,6 +77,13 @@ pub fn as_user(url: &str, user: &str) -> String {
     url.replace("://", &format!("://{user}:secret@"))
 }
 
+/// The url of servers that a test has beside the lab's, for the user that the document has for this verb; as it is, where programs run as the administrator, or
+/// the test names a user itself.
+pub fn least(url: &str, arguments: &[&str]) -> String {
+    let user = of_verb(arguments).0.filter(|_| are_least() && !url.contains('@'));
+    user.map_or_else(|| url.to_owned(), |user| as_user(url, user))
+}
+
 /// The url of this database for another role.
 pub fn as_role(url: &str, role: &str) -> String {
     let (_, place) = url.split_once('@').expect("a user in the url");

@@ -8,11 +8,12 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 
 use crate::harness::{Client, Lab, Resp, eventually};
+use crate::rights;
 
 /// The program on this Valkey. Its pipeline `counters` reads this stream as a member of the group, and `alone`, where it is named, that one alone.
 pub fn program(lab: &Lab, url: &str, arguments: &[&str], stream: &str, alone: Option<&str>) -> tokio::process::Command {
     let mut command = lab.program(arguments);
-    command.env("VALKEY_URL", url).env("TIDEGATE__PIPELINES__COUNTERS__STREAM", stream);
+    command.env("VALKEY_URL", rights::least(url, arguments)).env("TIDEGATE__PIPELINES__COUNTERS__STREAM", stream);
     command.env("TIDEGATE__PIPELINES__COUNTERS__DELIVERY", "group");
     if let Some(alone) = alone {
         for (key, value) in [("STREAM", alone), ("TABLE", "public.alone"), ("DELIVERY", "exclusive")] {

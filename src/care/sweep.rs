@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
-use crate::client::{lane_hour, postgres};
+use super::idle;
+use crate::client::postgres;
 use crate::flow::flush::Lane;
 use crate::functions::gate::{self, Opened, Standing, Word};
 use crate::functions::{self, Call, Function, Status};
@@ -19,7 +20,7 @@ use crate::postgres::Database;
 use crate::retry::{Fault, Incident, Verdict};
 use crate::shutdown::Stop;
 use crate::telemetry::contract::{ManagedState, Metrics};
-use crate::valkey::{self, Command, Link, info, unexpected};
+use crate::valkey::{self, Command, Link, unexpected};
 
 /// The name of its connections.
 const NAME: &str = "tidegate:sweep";
@@ -30,8 +31,7 @@ const WAIT_FOR_OPERATOR: Duration = Duration::from_secs(2);
 const REMIND_AFTER: Duration = Duration::from_secs(30);
 /// By which share the TTLs of counters that become clean together differ.
 const JITTER: f64 = 0.1;
-/// Lanes of producers are forgotten when they are this many hours old; a producer gives them up after a day.
-const LANES_KEPT_HOURS: u64 = 72;
+/// How often lanes of producers are looked at.
 const FORGET_LANES_EVERY: Duration = Duration::from_secs(3600);
 
 /// What a sweeper is made of.
@@ -284,31 +284,7 @@ impl Sweeper {
             return Ok(());
         }
         self.lanes_looked_at = Some(Instant::now());
-        let now_hours = info::time_ms(link.commands()).await? / 3_600_000;
-        let mut cursor = "0".to_owned();
-        loop {
-            let command = Command::new("HSCAN").arg(&self.keys.state).arg(&cursor).arg("MATCH").arg("lane:*");
-            let mut parts = link
-                .commands()
-                .call(command.arg("COUNT").arg(1000))
-                .await?
-                .into_array()
-                .ok_or_else(|| unexpected("HSCAN"))?;
-            let (next, pairs) = parts.next().zip(parts.next()).ok_or_else(|| unexpected("HSCAN"))?;
-            let is_old = |field: &&[u8]| {
-                let lane = std::str::from_utf8(field).ok().and_then(|field| field.strip_prefix("lane:"));
-                lane.and_then(lane_hour).is_some_and(|hour| hour + LANES_KEPT_HOURS < now_hours)
-            };
-            let old: Vec<&[u8]> = pairs.strings().step_by(2).filter(is_old).collect();
-            if !old.is_empty() {
-                let command = Command::new("HDEL").arg(&self.keys.state);
-                link.commands().call(old.iter().fold(command, |command, lane| command.bytes(lane))).await?;
-            }
-            cursor = next.as_text().ok_or_else(|| unexpected("HSCAN"))?.to_owned();
-            if cursor == "0" {
-                return Ok(());
-            }
-        }
+        idle::look(link, &self.keys.state).await
     }
 }
 

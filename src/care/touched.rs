@@ -22,7 +22,7 @@ const NAME: &str = "tidegate:touched";
 const PAGE: i64 = 500;
 
 /// What it is made of.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Touched {
     /// Where Valkey is.
     pub valkey: valkey::Endpoint,

@@ -4,8 +4,8 @@
 //! before. So a lane has one operation under way at a time, and whoever adds takes one of a bounded number of lanes. (Not to be taken for a lane of the
 //! ledger, which is a shard's place there.)
 //!
-//! A lane's name begins with the hour in which it was made. A lane that is a day old is given up for a new one; the daemon forgets those that are older
-//! than three days, so that the lanes of processes that are gone do not add up.
+//! A lane's name begins with the hour in which it was made. A lane that is a day old is given up for a new one; the daemon forgets those that nobody has used
+//! for two days more, so that the lanes of processes that are gone do not add up. For that it looks at their numbers: this process's clock may be wrong.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -32,6 +32,7 @@ pub mod rows;
 pub mod session;
 pub mod settler;
 pub mod setup;
+pub mod source;
 pub mod statement;
 pub(crate) mod strangers;
 pub mod taker;

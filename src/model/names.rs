@@ -86,6 +86,12 @@ pub fn connections_of(source: &str, pipeline: &str) -> String {
     format!("tidegate:{source}:{pipeline}:")
 }
 
+/// The source and the consumer that a connection's name tells of, if it is one of this pipeline's workers.
+pub fn source_of<'a>(connection: &'a str, pipeline: &str) -> Option<(&'a str, &'a str)> {
+    let (source, rest) = connection.strip_prefix("tidegate:")?.split_once(':')?;
+    Some((source, rest.strip_prefix(pipeline)?.strip_prefix(':')?))
+}
+
 /// The name of a worker's connections in versions before 0.2: without source and pipeline.
 pub fn former_connection(consumer: &str) -> String {
     format!("tidegate:{consumer}")

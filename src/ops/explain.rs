@@ -117,9 +117,9 @@ pub const EXITS: [(Exit, &str); 12] = [
 ];
 
 /// The codes of PostgreSQL that the table of faults names by themselves; of the others it names the class.
-const SQLSTATES: [&str; 23] = [
-    "40001", "40P01", "55P03", "0A000", "53200", "26000", "42P05", "25006", "25P03", "53100", "57014", "TG002",
-    "TG003", "23514", "42501", "42P01", "42703", "42704", "42P10", "3D000", "3F000", "XX001", "XX002",
+const SQLSTATES: [&str; 24] = [
+    "40001", "40P01", "55P03", "0A000", "53200", "26000", "42P05", "25006", "25P03", "25P04", "53100", "57014",
+    "TG002", "TG003", "23514", "42501", "42P01", "42703", "42704", "42P10", "3D000", "3F000", "XX001", "XX002",
 ];
 
 /// Every code that can be listed: an SQLSTATE of which only the class is known, or a trigger's own, is explained all the same.
@@ -155,8 +155,13 @@ pub fn explain(code: &str) -> Option<Explanation> {
     let is_word = upper.len() >= 2 && upper.bytes().all(|b| b.is_ascii_uppercase());
     let known_word = VALKEY.contains(&upper.as_str());
     let (said_by, fault) = if is_sqlstate && !known_word {
-        let fault =
-            Fault::Postgres { sqlstate: upper, message: String::new(), schema: None, constraint: Some(String::new()) };
+        let fault = Fault::Postgres {
+            sqlstate: upper,
+            message: String::new(),
+            schema: None,
+            constraint: Some(String::new()),
+            routine: None,
+        };
         ("PostgreSQL", fault)
     } else if is_word && known_word {
         ("Valkey", Fault::Valkey { code: upper, message: String::new() })

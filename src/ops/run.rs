@@ -52,7 +52,7 @@ pub async fn run(opts: Opts, context: &Context, telemetry: Option<&Telemetry>) -
     match service::run(loaded, options, pages, again).await {
         Ok(Ending::Settled) => Ok(Exit::Ok),
         Ok(Ending::LeftPending) => Ok(Exit::Retry),
-        Ok(Ending::NoWorkers) => Ok(Exit::Error),
+        Ok(Ending::Died) => Ok(Exit::Error),
         Ok(Ending::Lost(entries)) => Err(Failure::new(
             Exit::Drift,
             format!("Valkey lost {entries} entries before they were flushed: see the log for which"),

@@ -124,9 +124,9 @@ impl Endpoint {
                 Fault::PostgresLost(format!("cannot reach {}: {}", self.place(), socket_words(&error)))
             }
             error => match self.fault(error) {
-                Fault::Postgres { sqlstate, message, schema, constraint } => {
+                Fault::Postgres { sqlstate, message, schema, constraint, routine } => {
                     let message = format!("{message}, says {}", self.place());
-                    Fault::Postgres { sqlstate, message, schema, constraint }
+                    Fault::Postgres { sqlstate, message, schema, constraint, routine }
                 }
                 fault => fault,
             },
@@ -155,6 +155,7 @@ pub fn refusal(error: &dyn DatabaseError) -> Fault {
         message: error.message().to_owned(),
         schema: error.try_downcast_ref::<PgDatabaseError>().and_then(|e| e.schema()).map(str::to_owned),
         constraint: error.constraint().map(str::to_owned),
+        routine: error.try_downcast_ref::<PgDatabaseError>().and_then(|e| e.routine()).map(Into::into),
     }
 }
 

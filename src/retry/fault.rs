@@ -28,6 +28,8 @@ pub enum Fault {
         schema: Option<String>,
         /// The constraint it names, if it names one.
         constraint: Option<String>,
+        /// The function of the server's source that says it: one code stands for different things, and messages are translated.
+        routine: Option<Box<str>>,
     },
     /// PostgreSQL did not answer in time or closed the connection: what was sent may or may not have happened.
     PostgresLost(String),

@@ -207,7 +207,7 @@ mod tests {
     use super::*;
 
     fn postgres(code: &str) -> Fault {
-        Fault::Postgres { sqlstate: code.into(), message: String::new(), schema: None, constraint: None }
+        Fault::Postgres { sqlstate: code.into(), message: String::new(), schema: None, constraint: None, routine: None }
     }
 
     /// A fault is met: whether it is told, and how long it has lasted.

@@ -46,9 +46,20 @@ const fn halt(advice: &'static str) -> Judgement {
     Judgement { verdict: Verdict::Halt, advice }
 }
 
+/// What in PostgreSQL gives each transaction its number, and refuses to where they would begin again: by the code of a row that is too large.
+const GIVES_NUMBERS: [&str; 2] = ["GetNewTransactionId", "GetNewMultiXactId"];
+
 /// Judges a fault that has now been met `attempt` times in a row (1 for the first).
 pub fn judge(fault: &Fault, attempt: u32) -> Judgement {
     match fault {
+        Fault::Postgres { sqlstate, routine: Some(routine), .. }
+            if sqlstate == "54000" && GIVES_NUMBERS.contains(&&**routine) =>
+        {
+            halt(
+                "PostgreSQL takes no writes until old transactions are vacuumed (wraparound): end what holds them back (transactions that are open or \
+                 prepared, replication slots), and let VACUUM finish",
+            )
+        }
         Fault::Postgres { sqlstate, schema, constraint, .. } => {
             judge_postgres(sqlstate, schema.as_deref() == Some("tidegate"), constraint.as_deref(), attempt)
         }
@@ -103,6 +114,10 @@ fn judge_postgres(code: &str, ours: bool, constraint: Option<&str>, attempt: u32
         ("57014", _) if attempt <= A_FEW => retry("the statement ran out of time (postgres.statement_timeout)"),
         ("57014", _) => shrink(
             "the statement ran out of time (postgres.statement_timeout): is something else slow, or locked? smaller batches may help",
+        ),
+        ("25P04", _) if attempt <= A_FEW => retry("the transaction ran out of time (PostgreSQL's transaction_timeout)"),
+        ("25P04", _) => shrink(
+            "the transaction ran out of time (PostgreSQL's transaction_timeout): raise it for this role above postgres.statement_timeout; smaller batches may help",
         ),
         (_, "57") => retry("PostgreSQL is starting, stopping or was told to end the session"),
         (_, "08") => retry("the connection to PostgreSQL broke"),
@@ -253,7 +268,7 @@ mod tests {
     use super::*;
 
     fn postgres(code: &str) -> Fault {
-        Fault::Postgres { sqlstate: code.into(), message: String::new(), schema: None, constraint: None }
+        Fault::Postgres { sqlstate: code.into(), message: String::new(), schema: None, constraint: None, routine: None }
     }
 
     fn verdict(fault: &Fault, attempt: u32) -> Verdict {
@@ -304,9 +319,22 @@ mod tests {
                 message: String::new(),
                 schema: Some("tidegate".into()),
                 constraint: Some("any".into()),
+                routine: None,
             };
             assert_eq!(verdict(&fault, 1), Verdict::Halt, "{code}");
         }
+    }
+
+    #[test]
+    fn a_server_that_has_no_transaction_numbers_left_is_not_taken_for_a_row_that_is_too_large() {
+        let from = |function: &str| match postgres("54000") {
+            Fault::Postgres { sqlstate, message, schema, constraint, .. } => {
+                Fault::Postgres { sqlstate, message, schema, constraint, routine: Some(function.into()) }
+            }
+            other => other,
+        };
+        assert_eq!(verdict(&from("GetNewTransactionId"), 1), Verdict::Halt);
+        assert_eq!(verdict(&from("_bt_check_third_page"), 1), Verdict::Split);
     }
 
     #[test]
@@ -317,14 +345,17 @@ mod tests {
             message: String::new(),
             schema: Some("public".into()),
             constraint: Some("positive".into()),
+            routine: None,
         };
         assert_eq!(verdict(&check, 1), Verdict::Split);
     }
 
     #[test]
     fn time_outs_end_in_smaller_batches_and_unknown_errors_in_a_halt() {
-        assert_eq!(verdict(&postgres("57014"), A_FEW), Verdict::Retry);
-        assert_eq!(verdict(&postgres("57014"), A_FEW + 1), Verdict::Shrink);
+        for code in ["57014", "25P04"] {
+            assert_eq!(verdict(&postgres(code), A_FEW), Verdict::Retry);
+            assert_eq!(verdict(&postgres(code), A_FEW + 1), Verdict::Shrink);
+        }
         assert_eq!(verdict(&postgres("F0000"), A_FEW), Verdict::Retry);
         assert_eq!(verdict(&postgres("F0000"), A_FEW + 1), Verdict::Halt);
         assert_eq!(verdict(&postgres(""), A_FEW + 1), Verdict::Halt);

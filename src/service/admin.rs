@@ -19,7 +19,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep};
 use tracing::{info, warn};
 
+use super::supervise::keep;
 use crate::config::Loaded;
+use crate::shutdown::Stop;
 use crate::telemetry::admin::{Hosts, PATHS, Pages, router};
 
 /// How soon it is tried again to get a port that another process has.
@@ -59,9 +61,22 @@ impl Admin {
         // The port is free as soon as the task is dropped, and before that it is tried again.
         self.tasks.abort_all();
         if let Some((listen, hosts)) = asked.clone() {
-            self.tasks.spawn(serve(listen, hosts, self.pages.clone()));
+            let pages = self.pages.clone();
+            let serve = move || serve(listen, hosts.clone(), pages.clone());
+            self.tasks.spawn(keep("admin port".into(), serve, Stop::default()));
         }
         self.asked = asked;
+    }
+
+    /// Resolves when serving has died too often to be begun again.
+    pub(super) async fn died(&mut self) {
+        while let Some(ended) = self.tasks.join_next().await {
+            // What was ended for another one was not given up.
+            if ended.is_ok() {
+                return;
+            }
+        }
+        std::future::pending().await
     }
 }
 

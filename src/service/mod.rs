@@ -31,7 +31,7 @@ use self::prepare::{
 pub use self::prepare::{Options, Refusal};
 use self::presence::Herald;
 use self::report::Reporter;
-use self::supervise::{supervise, supervise_soloist};
+use self::supervise::{keep, supervise, supervise_soloist};
 use crate::care::caretaker::Caretaker;
 use crate::care::library::Library;
 use crate::care::schedule::Schedule;
@@ -57,8 +57,8 @@ pub enum Ending {
     Settled,
     /// Told twice, or out of time: what was held is pending.
     LeftPending,
-    /// No worker was alive any more.
-    NoWorkers,
+    /// A task died too often in a row to be started again.
+    Died,
     /// The streams are empty, and so many entries were lost upstream: deleted before anybody could flush them.
     Lost(u64),
     /// The streams are empty, and so many entries are dead letters.
@@ -98,11 +98,18 @@ pub async fn run(
     let mut running = Running::start(loaded, places, flows, findings, &registry);
     notify::ready(&registry);
     loop {
-        let reason = match running.watch(options, &mut signals, &mut hangups).await {
+        let watched = tokio::select! {
+            watched = running.watch(options, &mut signals, &mut hangups) => watched,
+            () = admin.died() => Watched::Died,
+        };
+        let reason = match watched {
             Watched::Stop(reason) => reason,
-            Watched::NoWorkers => {
-                error!("no worker is alive");
-                return Ok(Ending::NoWorkers);
+            Watched::Died => {
+                error!(
+                    "a task died too often in a row: ending, for whoever supervises this process to start another one"
+                );
+                running.stop(&mut signals, Drain::ToStop).await;
+                return Ok(Ending::Died);
             }
             Watched::Stuck(fault) => {
                 let why = fault.as_ref().map_or_else(|| "nothing was settled for a while".into(), Fault::to_string);
@@ -176,7 +183,7 @@ struct Running {
 enum Watched {
     Stop(&'static str),
     Stuck(Option<Fault>),
-    NoWorkers,
+    Died,
     Hangup,
 }
 
@@ -188,13 +195,22 @@ impl Running {
             let regrouped = Arc::new(Notify::new());
             let streams = by_stream(&flows);
             let valkey = places.valkey.of_stream(&flows[0].lanes[0].pipeline().stream);
-            let care =
-                |(stream, lanes): (&str, Vec<_>)| Caretaker::new(caretaker_setup(config, &places, stream, &lanes));
-            let streams = streams.into_iter().map(care).collect();
-            caretakers.spawn(Schedule::new(valkey, streams, regrouped.clone()).run(stop.clone()));
+            let first = &flows[0].lanes[0].pipeline().stream;
+            let setup = |(stream, lanes): (&str, Vec<_>)| caretaker_setup(config, &places, stream, &lanes);
+            let setups: Vec<_> = streams.into_iter().map(setup).collect();
+            let care = {
+                let (stop, regrouped) = (stop.clone(), regrouped.clone());
+                move || {
+                    let caretakers = setups.iter().cloned().map(Caretaker::new).collect();
+                    Schedule::new(valkey.clone(), caretakers, regrouped.clone()).run(stop.clone())
+                }
+            };
+            caretakers.spawn(keep(format!("caretaker of {first}"), care, stop.clone()));
             for flow in flows {
                 for parts in sweeper_setups(config, &places, flow) {
-                    caretakers.spawn(Sweeper::new(parts).run(stop.clone()));
+                    let name = format!("sweeper of {}", parts.lane.pipeline().stream);
+                    let at = stop.clone();
+                    caretakers.spawn(keep(name, move || Sweeper::new(parts.clone()).run(at.clone()), stop.clone()));
                 }
                 let parts = worker_setup(config, &places, flow, regrouped.clone());
                 if parts.is_exclusive() {
@@ -210,12 +226,14 @@ impl Running {
             let (valkey, database, every) =
                 (places.valkey.clone(), places.database.clone(), config.cache.touched_every);
             let touched = Touched { valkey, database, every, metrics: flow.metrics.clone() };
-            caretakers.spawn(touched.run(stop.clone()));
+            let at = stop.clone();
+            caretakers.spawn(keep("touched rows".into(), move || touched.clone().run(at.clone()), stop.clone()));
         }
         let needs_functions =
             !config.cache.touched_every.is_zero() || config.pipelines.iter().any(Pipeline::is_managed);
         if places.valkey.is_cluster() && needs_functions {
-            caretakers.spawn(Library::of(&places.valkey).run(stop.clone()));
+            let (valkey, at) = (places.valkey.clone(), stop.clone());
+            caretakers.spawn(keep("functions".into(), move || Library::of(&valkey).run(at.clone()), stop.clone()));
         }
         let shard = |flow: &Flow| {
             let labels = labels(&flow.pipeline, config.telemetry.per_stream);
@@ -248,23 +266,21 @@ impl Running {
         let mut findings = std::pin::pin!(self.findings.watch());
         let empty = until_empty(&self.places.valkey, &self.flows, options);
         let mut empty = std::pin::pin!(empty);
-        loop {
-            tokio::select! {
-                signal = signals.next() => return Watched::Stop(signal),
-                () = hangups.next() => return Watched::Hangup,
-                emptied = &mut empty => return match emptied {
-                    Emptied::Settled => Watched::Stop("everything is settled"),
-                    Emptied::Stuck(fault) => Watched::Stuck(fault),
-                },
-                never = &mut reports => match never {},
-                never = &mut presence => match never {},
-                never = &mut rooms => match never {},
-                never = &mut pauses => match never {},
-                never = &mut findings => match never {},
-                ended = self.workers.join_next() => if ended.is_none() {
-                    return Watched::NoWorkers;
-                },
-            }
+        tokio::select! {
+            signal = signals.next() => Watched::Stop(signal),
+            () = hangups.next() => Watched::Hangup,
+            emptied = &mut empty => match emptied {
+                Emptied::Settled => Watched::Stop("everything is settled"),
+                Emptied::Stuck(fault) => Watched::Stuck(fault),
+            },
+            never = &mut reports => match never {},
+            never = &mut presence => match never {},
+            never = &mut rooms => match never {},
+            never = &mut pauses => match never {},
+            never = &mut findings => match never {},
+            // Without a stop they end only where they have given up.
+            _ = self.workers.join_next() => Watched::Died,
+            _ = self.caretakers.join_next() => Watched::Died,
         }
     }
 

@@ -24,6 +24,7 @@ use crate::flow::read::Limits;
 use crate::flow::reclaim::Patience;
 use crate::flow::rows::NoZone;
 use crate::flow::setup::WorkerSetup;
+use crate::flow::source;
 use crate::flow::turn::Turn;
 use crate::lanes::{self, Identity, Record, Unregistered};
 use crate::model::names;
@@ -248,6 +249,7 @@ pub(super) async fn try_prepare(
         let (mut lanes, per_stream) = (Vec::new(), config.telemetry.per_stream);
         let together = is_together.then(|| Arc::new(Metrics::of(labels(pipeline, per_stream))));
         let identities: Vec<Identity> = shards.iter().map(|shard| Identity::of(source, shard)).collect();
+        known_by_its_name(&mut links, database, &shards, &identities).await?;
         let remapped = database.run(async |c| lanes::remapped(c, &identities).await).await.map_err(Refusal::Fault)?;
         let mut others_alive = BTreeSet::new();
         for n in remapped {
@@ -288,6 +290,47 @@ pub(super) async fn try_prepare(
     // Before a worker reads: it may have been paused while no daemon was there.
     pauses::look(database, &config.valkey.source, &flows).await;
     Ok(flows)
+}
+
+/// Makes sure that no stream is flushed under another name of its Valkey, or was: the ledger would not know what it holds.
+async fn known_by_its_name(
+    links: &mut Links,
+    database: &Database,
+    shards: &[Shard],
+    identities: &[Identity],
+) -> Result<(), Refusal> {
+    let refusal = |n: usize, before: String| {
+        let Identity { source, pipeline, stream, .. } = identities[n].clone();
+        Refusal::Unregistered(Unregistered::OtherSource { pipeline, stream, before, now: source })
+    };
+    // Each server is asked once who is connected: with many streams that must not become its work.
+    let mut strangers: HashMap<String, Vec<source::Stranger>> = HashMap::new();
+    for (n, (shard, identity)) in shards.iter().zip(identities).enumerate() {
+        // Where Valkey is out of reach nobody is seen.
+        let server = links.look(&shard.stream, async |link| Ok(link.generation().run_id.clone())).await;
+        let Ok(server) = server else { break };
+        if !strangers.contains_key(&server) {
+            let look = async |link: &Link| source::strangers(link, &identity.pipeline, &identity.source).await;
+            let Ok(told) = links.look(&shard.stream, look).await else { break };
+            strangers.insert(server.clone(), told);
+        }
+        let strangers = strangers.get(&server).filter(|strangers| !strangers.is_empty());
+        let Some(strangers) = strangers else { continue };
+        let look = async |link: &Link| source::of_the_living(link, shard, strangers).await;
+        if let Some(before) = links.look(&shard.stream, look).await.map_err(Refusal::Fault)? {
+            return Err(refusal(n, before));
+        }
+    }
+    let others = database.run(async |c| lanes::of_other_sources(c, identities).await).await.map_err(Refusal::Fault)?;
+    for others in others.chunk_by(|a, b| a.0 == b.0) {
+        let (n, lanes) = (others[0].0, others.iter().map(|(_, lane, name)| (*lane, name.clone())).collect::<Vec<_>>());
+        let look = async |link: &Link| source::of_the_ledger(link, database, &shards[n], &lanes).await;
+        // Without an answer it must not begin.
+        if let Some(before) = links.look(&shards[n].stream, look).await.map_err(Refusal::Fault)? {
+            return Err(refusal(n, before));
+        }
+    }
+    Ok(())
 }
 
 /// What tells a shard's metrics from others'.

@@ -12,6 +12,7 @@ use tracing::info;
 
 use super::accept::Findings;
 use super::prepare::Flow;
+use crate::failpoint;
 use crate::model::names;
 use crate::presence::{self, Finding, Presence, RENEWED_EVERY, State};
 use crate::retry::{Fault, Verdict, judge};
@@ -86,6 +87,7 @@ impl Herald {
                 }
                 match self.say(flow, &presence).await {
                     Ok(()) => {
+                        failpoint::reached("presence.said");
                         let Presence { state, findings, .. } = presence;
                         self.said[n] = Some(Said { state, findings, at: Instant::now() });
                     }

@@ -511,6 +511,16 @@ pub const EVENTS: &[Event] = &[
         "finding, evidence",
         "once: a finding with which `run` would not start has come while the daemon runs; it goes on, and will not start again",
     ),
+    event(
+        "panicked",
+        "thread, at, message",
+        "a panic, which is a bug: where it was, and what it said; with `backtrace` where RUST_BACKTRACE is set",
+    ),
+    event(
+        "task_died",
+        "task, cause, deaths",
+        "a worker or another task has panicked, and is started again; after ten `deaths` in a row, each within a minute, the process ends with exit code 1",
+    ),
     event("stopped", "phase", "the end: `settled`, or `left pending`"),
 ];
 

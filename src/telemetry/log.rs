@@ -3,6 +3,7 @@
 //! Takes the configuration's `[log]`; stdout stays free for results. No line carries the content of an entry or a secret. It
 //! cannot fail: the configuration has checked the level. The level can be changed while the process runs.
 
+use std::backtrace::{Backtrace, BacktraceStatus};
 use std::ffi::OsStr;
 use std::fmt;
 use std::io::IsTerminal;
@@ -10,7 +11,7 @@ use std::sync::OnceLock;
 
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
-use tracing::{Event, Subscriber};
+use tracing::{Event, Subscriber, error};
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
@@ -78,6 +79,32 @@ where
         }
     }
 }
+
+/// What is quoted of a panic's message: it may hold a piece of what was at hand.
+const QUOTED: usize = 200;
+
+/// From now on a panic, in whatever thread or task, is an event like any other, and no text among them. Where even errors are not to be told it is text.
+pub fn tell_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let message: String = panic.payload_as_str().unwrap_or("without a message").chars().take(QUOTED).collect();
+        let at = panic.location().map_or_else(String::new, ToString::to_string);
+        let thread = std::thread::current();
+        let thread = thread.name().unwrap_or("unnamed");
+        if !tracing::enabled!(tracing::Level::ERROR) {
+            // If stderr is closed there is nobody to tell.
+            let _ = std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("panicked at {at}: {message}\n"));
+            return;
+        }
+        let backtrace = Backtrace::capture();
+        match backtrace.status() {
+            BacktraceStatus::Captured => error!(event = "panicked", thread, at, message, %backtrace, "{A_BUG}"),
+            _ => error!(event = "panicked", thread, at, message, "{A_BUG}"),
+        }
+    }));
+}
+
+/// What a panic is.
+const A_BUG: &str = "a panic, which is a bug: please report it, with RUST_BACKTRACE=1 if it comes again";
 
 /// From now on this much is told.
 pub fn set_level(level: &str) {

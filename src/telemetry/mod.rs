@@ -68,6 +68,7 @@ impl Telemetry {
 
         let loggers = logs.map(|way| loggers(&way, resource.clone())).transpose()?;
         log::start(&config.log, loggers.as_ref());
+        log::tell_panics();
         let tracers = traces.map(|way| tracers(&way, &config.telemetry, &env, resource.clone())).transpose()?;
         if let Some(tracers) = &tracers {
             global::set_tracer_provider(tracers.clone());

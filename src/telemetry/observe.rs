@@ -3,6 +3,8 @@
 //! Takes the contract's metrics and the registry; registers one callback for each metric. It cannot fail. The same callbacks serve Prometheus
 //! and OTLP, so the names and the numbers are the same.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use opentelemetry::KeyValue;
 use opentelemetry::metrics::{Meter, MeterProvider};
 
@@ -71,7 +73,9 @@ fn counter(
 ) {
     let registry = registry.clone();
     let builder = meter.u64_observable_counter(metric.name).with_unit(metric.unit).with_description(metric.sentence);
-    builder.with_callback(move |told| look(&registry, &mut |value, labels| told.observe(value, labels))).build();
+    builder
+        .with_callback(move |told| alone(|| look(&registry, &mut |value, labels| told.observe(value, labels))))
+        .build();
 }
 
 fn gauge(
@@ -82,7 +86,15 @@ fn gauge(
 ) {
     let registry = registry.clone();
     let builder = meter.f64_observable_gauge(metric.name).with_unit(metric.unit).with_description(metric.sentence);
-    builder.with_callback(move |told| look(&registry, &mut |value, labels| told.observe(value, labels))).build();
+    builder
+        .with_callback(move |told| alone(|| look(&registry, &mut |value, labels| told.observe(value, labels))))
+        .build();
+}
+
+/// A look that panics is an event of the log (`panicked`), and takes no other metric with it: beyond this callback it would end the exporter's thread, or
+/// poison its locks, and no metric at all would be told any more.
+fn alone(look: impl FnOnce()) {
+    let _ = catch_unwind(AssertUnwindSafe(look));
 }
 
 /// The labels and one more, where there is a word for it.
@@ -91,4 +103,25 @@ fn with(mut labels: Vec<KeyValue>, name: &'static str, word: &str) -> Vec<KeyVal
         labels.push(KeyValue::new(name, word.to_owned()));
     }
     labels
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::telemetry::prometheus::Scrape;
+    use opentelemetry_sdk::metrics::SdkMeterProvider;
+
+    #[test]
+    fn a_metric_whose_look_panics_takes_no_other_one_with_it() {
+        let (scrape, registry) = (Scrape::default(), Registry::default());
+        let meters = SdkMeterProvider::builder().with_reader(scrape.reader().expect("a reader")).build();
+        let meter = meters.meter(SCOPE);
+        let metric = |name: &str| METRICS.iter().find(|metric| metric.name == name).expect("a metric");
+        counter(&meter, metric("tidegate.reloads"), &registry, |_, _| panic!("a bug"));
+        gauge(&meter, metric("tidegate.shards"), &registry, |_, tell| tell(7.0, &[]));
+        for _ in 0..2 {
+            let text = scrape.text().expect("told");
+            assert!(text.contains("tidegate_shards 7"), "{text}");
+        }
+    }
 }

@@ -177,6 +177,76 @@ async fn after_a_restore_the_audit_shows_what_a_replay_will_bring_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn after_valkey_came_back_with_an_older_copy_the_audit_judges_at_once() {
+    let mut lab = Lab::new().await;
+    let mut client = lab.client().await;
+    add(&mut client, "a", "5").await;
+    add(&mut client, "b", "1").await;
+    lab.settle_everything().await;
+    client.call(&["SAVE"]).await;
+    add(&mut client, "a", "20").await;
+    add(&mut client, "c", "7").await;
+    lab.settle_everything().await;
+    let (code, found) = audit(&lab, &["--full"]).await;
+    assert_eq!((code, &found["equal"], &found["gone"]), (0, &3.into(), &0.into()), "{found}");
+    lab.valkey.kill();
+    lab.valkey.restart().await.expect("Valkey comes back");
+    // Nothing was added since, and no daemon has been here.
+    let lost = vec!["a pg_ahead -20".to_owned(), "c pg_ahead -7".into()];
+    let (code, found) = audit(&lab, &["--full"]).await;
+    assert_eq!((code, keys(&found), &found["gone"]), (3, lost.clone(), &2.into()), "{found}");
+    assert!(found["differences"][0]["why"].to_string().contains("Valkey lost increments"), "{found}");
+    // The daemon raises the stream's last id to the ledger's.
+    lab.settle_everything().await;
+    let (code, found) = audit(&lab, &["--full"]).await;
+    assert_eq!((code, keys(&found), &found["gone"]), (3, lost, &2.into()), "{found}");
+    let (code, found) = audit(&lab, &["--full", "--repair", "--yes"]).await;
+    assert_eq!((code, &found["repaired"]), (0, &2.into()), "{found}");
+    assert_eq!(lab.client().await.call(&["GET", "counter:a"]).await.text(), "25");
+    // And with no group, and no stream.
+    lab.client().await.call(&["FLUSHALL"]).await;
+    let (code, found) = audit(&lab, &["--full"]).await;
+    assert_eq!((code, &found["pg_ahead"], &found["gone"]), (3, &3.into(), &4.into()), "{found}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_entries_leave_the_stream_nothing_is_said_of_those_that_are_gone() {
+    let lab = Lab::new().await;
+    let mut client = lab.client().await;
+    for n in 0..10 {
+        add(&mut client, &format!("k{}", n % 5), "1").await;
+    }
+    lab.settle_everything().await;
+    // The group stands at the start again, as behind a replay, and the ledger has everything.
+    client.call(&["XGROUP", "SETID", STREAM, GROUP, "0"]).await;
+    let first = client.call(&["XRANGE", STREAM, "-", "+", "COUNT", "1"]).await.array().remove(0).array().remove(0);
+    client.call(&["XDEL", STREAM, &first.text()]).await;
+    let stop = tokio_util::sync::CancellationToken::new();
+    let deleter = tokio::spawn({
+        let (stop, port) = (stop.clone(), lab.valkey.port());
+        async move {
+            let mut client = Client::connect(port).await;
+            while !stop.is_cancelled() {
+                let id = client.call(&["XADD", STREAM, "*", "id", "other", "amount", "0"]).await.text();
+                client.call(&["XDEL", STREAM, &id]).await;
+            }
+        }
+    });
+    let (code, stdout, stderr) = output(&mut lab.program(&["audit", "--full"])).await;
+    stop.cancel();
+    deleter.await.expect("it deleted");
+    assert_eq!((code, stdout.as_str()), (75, ""), "{stderr}");
+    assert!(stderr.contains("1 entries of flush:counters were trimmed or deleted while they were read"), "{stderr}");
+    // At rest it is judged: what left the stream is in the counters.
+    let (code, found) = audit(&lab, &["--full"]).await;
+    assert_eq!(
+        (code, &found["pending"], &found["equal"], &found["gone"]),
+        (0, &0.into(), &5.into(), &1.into()),
+        "{found}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_table_whose_keys_have_several_spellings_is_judged_by_its_rows() {
     let lab = Lab::new().await;
     lab.execute("alter table public.counters alter column id type uuid using id::uuid").await;

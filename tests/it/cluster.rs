@@ -62,7 +62,7 @@ struct Flowing {
 impl Flowing {
     async fn on(cluster: &Cluster, url: &str, tag: &str) -> Flowing {
         let lab = lab().await;
-        let (group, alone) = (format!("flush:{{{tag}}}"), format!("alone:{{{tag}}}"));
+        let (group, alone) = (format!("flush:{{{tag}}}"), format!("flush:{{{tag}}}:alone"));
         let daemons = (0..2).map(|_| Daemon::start(program(&lab, url, &["run"], &group, Some(&alone)))).collect();
         let writers = [&group, &alone].map(|stream| Writer::to(&cluster.ports(), stream)).into();
         let flowing = Flowing { lab, group, alone, daemons, writers };
@@ -195,7 +195,7 @@ async fn slots_that_move_in_one_step_under_load_are_followed() {
 async fn while_a_slot_is_on_its_way_its_stream_is_read_where_it_has_gone() {
     let cluster = cluster().await;
     let lab = lab().await;
-    let (group, alone) = ("flush:{on-its-way}", "alone:{on-its-way}");
+    let (group, alone) = ("flush:{on-its-way}", "flush:{on-its-way}:alone");
     let (from, to) = (cluster.await_primary_of(group).await, cluster.other_primaries(group).await[0]);
     let mut client = cluster.client_of(group).await;
     for stream in [group, alone] {
@@ -446,6 +446,19 @@ async fn as_the_documented_users_over_tls_while_a_slot_moves() {
     landed(10).await;
     let length = async || cluster.client_of(group).await.call(&["XLEN", group]).await.int();
     eventually("trimmed where it is now", true, async || length().await.is_some_and(|length| length <= 1)).await;
+    for arguments in [
+        &["status"][..],
+        &["doctor"],
+        &["pending", "--pipeline", "counters"],
+        &["group", "list", "--pipeline", "counters"],
+        &["audit", "--pipeline", "counters"],
+    ] {
+        let (code, stdout, stderr) = output(&mut program(arguments, "observer")).await;
+        assert!(code < 5 && !(stdout.clone() + &stderr).contains("NOPERM"), "{arguments:?}: {code} {stdout}{stderr}");
+    }
+    let repair = ["audit", "--pipeline", "counters", "--repair", "--yes"];
+    let (code, stdout, stderr) = output(&mut program(&repair, "operator")).await;
+    assert_eq!(code, 0, "{stdout}{stderr}");
     let (code, stdout, stderr) =
         output(&mut program(&["replay", "--pipeline", "counters", "--since", "1h", "--yes"], "replay_operator")).await;
     assert_eq!(code, 0, "{stdout}{stderr}");

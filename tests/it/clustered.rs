@@ -14,7 +14,7 @@ use tidegate::client::{
 };
 use tidegate::config::{Needs, Sources};
 use tidegate::functions;
-use tidegate::model::pipeline::{Mode, Pipeline};
+use tidegate::model::pipeline::{Mode, Pipeline, ShardKeys};
 use tidegate::model::shard::shard_of;
 use tidegate::retry::Fault;
 use tidegate::valkey::{Connection, Endpoint};
@@ -39,7 +39,7 @@ fn pipeline(stream: &str) -> Pipeline {
     Pipeline {
         stream: stream.into(),
         shards: 3,
-        counters: format!("of-{stream}"),
+        counters: format!("counter:of-{stream}:"),
         mode: Mode::Managed,
         ..Pipeline::counters()
     }
@@ -68,14 +68,15 @@ async fn counters(lab: &Lab, url: &str, pipeline: &Pipeline) -> Counters<Databas
     Counters::connect(&address(url), pipeline, database, options).await.expect("connected")
 }
 
-/// Waits until a daemon manages all shards.
+/// Waits until a daemon manages all shards and their gates are open: the groups are there, too.
 async fn is_managed(cluster: &Cluster, pipeline: &Pipeline) {
     for shard in 0..pipeline.shards {
-        let state = pipeline.keys_of(shard).state;
+        let ShardKeys { stream, index, state, group, .. } = pipeline.keys_of(shard);
         eventually("managed", true, async || {
             let mut client = cluster.client_of(&state).await;
-            client.call(&["HEXISTS", &state, "lineage"]).await.int() == Some(1)
-                && client.call(&["HEXISTS", &state, "closed"]).await.int() == Some(0)
+            let lineage = client.call(&["HEXISTS", &state, "lineage"]).await.int();
+            let status = client.call(&["FCALL", "tidegate_1_status", "3", &stream, &index, &state, &group]).await;
+            lineage == Some(1) && matches!(&status, Resp::Array(answer) if answer[0] == Resp::Int(1))
         })
         .await;
     }
@@ -191,7 +192,7 @@ async fn assert_agree(lab: &Lab, counters: &Counters<Database>) -> Vec<i64> {
 #[tokio::test(flavor = "multi_thread")]
 async fn managed_counters_are_exact_while_slots_move_and_values_vanish() {
     let (cluster, lab) = (cluster().await, lab().await);
-    let pipeline = pipeline("managed-moves");
+    let pipeline = pipeline("flush:managed-moves");
     let _daemons = [0, 1].map(|_| Daemon::start(program(&lab, &cluster.url(), &pipeline, &["run"])));
     is_managed(&cluster, &pipeline).await;
     let counters = counters(&lab, &cluster.url(), &pipeline).await;
@@ -218,7 +219,7 @@ async fn managed_counters_are_exact_while_slots_move_and_values_vanish() {
 #[tokio::test(flavor = "multi_thread")]
 async fn managed_counters_agree_with_their_rows_after_a_primary_has_died() {
     let (mut cluster, lab) = (cluster().await, lab().await);
-    let pipeline = pipeline("managed-dies");
+    let pipeline = pipeline("flush:managed-dies");
     let _daemons = [0, 1].map(|_| Daemon::start(program(&lab, &cluster.url(), &pipeline, &["run"])));
     is_managed(&cluster, &pipeline).await;
     let counters = counters(&lab, &cluster.url(), &pipeline).await;
@@ -244,7 +245,7 @@ async fn managed_counters_agree_with_their_rows_after_a_primary_has_died() {
 #[tokio::test(flavor = "multi_thread")]
 async fn values_in_doubt_are_dropped_wherever_a_slot_that_is_on_its_way_has_them() {
     let (cluster, lab) = (cluster().await, lab().await);
-    let pipeline = pipeline("managed-doubt");
+    let pipeline = pipeline("flush:managed-doubt");
     let mut daemon = Daemon::start(program(&lab, &cluster.url(), &pipeline, &["run"]));
     is_managed(&cluster, &pipeline).await;
     let counters = counters(&lab, &cluster.url(), &pipeline).await;
@@ -280,16 +281,16 @@ async fn values_in_doubt_are_dropped_wherever_a_slot_that_is_on_its_way_has_them
 #[tokio::test(flavor = "multi_thread")]
 async fn a_managed_pipeline_without_a_hash_tag_is_refused_with_the_next_step() {
     let (cluster, lab) = (cluster().await, lab().await);
-    let untagged = Pipeline { shards: 1, ..pipeline("managed-untagged") };
+    let untagged = Pipeline { shards: 1, ..pipeline("flush:managed-untagged") };
     let (code, _, stderr) = output(&mut program(&lab, &cluster.url(), &untagged, &["run", "--until-empty"])).await;
-    let told = "give the stream a hash tag, such as {managed-untagged}, or the pipeline several shards";
+    let told = "give the stream a hash tag, such as {flush:managed-untagged}, or the pipeline several shards";
     assert!(code == 78 && stderr.contains(told), "{code} {stderr}");
     let env = [("DATABASE_URL".to_owned(), lab.database.clone())].into();
     let loaded = tidegate::config::load(&Sources { env, ..Sources::default() }, Needs::POSTGRES).expect("valid");
     let database = Database::new(loaded.config.postgres.address().expect("set"), "main", &untagged, 1);
     let refused = Counters::connect(&address(&cluster.url()), &untagged, database, CounterOptions::default()).await;
     assert!(matches!(refused, Err(Fault::Valkey { code, .. }) if code == "CROSSSLOT"));
-    let tagged = Pipeline { stream: "{managed-tagged}".into(), ..untagged };
+    let tagged = Pipeline { stream: "flush:{managed-tagged}".into(), ..untagged };
     let (code, _, stderr) = output(&mut program(&lab, &cluster.url(), &tagged, &["run", "--until-empty"])).await;
     assert_eq!(code, 0, "{stderr}");
 }
@@ -478,7 +479,7 @@ async fn the_functions_are_on_every_primary_also_on_one_that_joins() {
     // One of its own, for it ends with another node than it began with.
     let mut cluster = Cluster::start(3, 0, &[]).await;
     let lab = lab().await;
-    let pipeline = pipeline("managed-joins");
+    let pipeline = pipeline("flush:managed-joins");
     let _daemon = Daemon::start(program(&lab, &cluster.url(), &pipeline, &["run"]));
     let knows = async |cluster: &Cluster, number: usize| {
         let list = ["FUNCTION", "LIST", "LIBRARYNAME", functions::NAME];
@@ -497,7 +498,7 @@ async fn the_functions_are_on_every_primary_also_on_one_that_joins() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_commands_about_counters_and_rows_ask_every_primary() {
     let (cluster, lab) = (cluster().await, lab().await);
-    let pipeline = pipeline("managed-verbs");
+    let pipeline = pipeline("flush:managed-verbs");
     let verb = async |arguments: &[&str]| output(&mut program(&lab, &cluster.url(), &pipeline, arguments)).await;
     let homes: BTreeSet<usize> = {
         let mut homes = BTreeSet::new();

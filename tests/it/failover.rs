@@ -4,7 +4,8 @@ use rustix::process::Signal;
 use tidegate::ops::sandbox::Valkey;
 use tidegate_lab::sentinel::{SERVICE, Sentinel};
 
-use crate::harness::{Client, Daemon, Lab, Resp, STREAM, eventually, free_port};
+use crate::harness::{Client, Daemon, Lab, Resp, STREAM, eventually, free_port, valkey};
+use crate::rights::least;
 
 /// Whether INFO of this server has this line. A sentinel that promotes it cuts whoever asks meanwhile.
 async fn info(port: u16, line: &str) -> bool {
@@ -27,8 +28,7 @@ impl Pair {
         let lab = Lab::new().await;
         let primary = lab.valkey.port();
         let of = primary.to_string();
-        let replica = Valkey::start(&["--replicaof", "127.0.0.1", &of, "--repl-diskless-sync-delay", "0"]).await;
-        let replica = replica.expect("Valkey starts");
+        let replica = valkey(&["--replicaof", "127.0.0.1", &of, "--repl-diskless-sync-delay", "0"]).await;
         eventually("replicating", true, async || info(replica.port(), "master_link_status:up").await).await;
         let sentinel = Sentinel::watching(primary, free_port().await, 1, &[]).await;
         let knows = async || match sentinel.ask(&["SENTINEL", "REPLICAS", SERVICE]).await {
@@ -43,7 +43,7 @@ impl Pair {
         let (first, second) = (self.sentinel.port, self.second);
         let url = format!("valkey-sentinel://127.0.0.1:{first}?node=127.0.0.1:{second}&sentinelServiceName={SERVICE}");
         let mut command = self.lab.program(&["run"]);
-        command.env("VALKEY_URL", url);
+        command.env("VALKEY_URL", least(&url, &["run"]));
         Daemon::start(command)
     }
 

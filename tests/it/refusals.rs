@@ -192,6 +192,30 @@ async fn a_postgresql_whose_disk_is_full_halts_buries_nothing_and_goes_on_by_its
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_timeout_that_is_too_short_for_a_batch_makes_smaller_ones() {
+    let lab = Lab::new().await;
+    if lab.number("select count(*) from pg_settings where name = 'transaction_timeout'").await == 0 {
+        return eprintln!("skipped: this PostgreSQL has no transaction_timeout");
+    }
+    lab.execute(
+        "create function public.slow() returns trigger language plpgsql as $$ begin perform pg_sleep(0.01); return new; end $$;
+         create trigger slow before insert on public.counters for each row execute function public.slow()",
+    )
+    .await;
+    let mut client = lab.client().await;
+    for n in 0..60 {
+        client.add(&format!("k{n}"), 1).await;
+    }
+    let database = lab.database.rsplit('/').next().expect("a name");
+    lab.execute(&format!("alter database {database} set transaction_timeout = '200ms'")).await;
+    let (mut daemon, admin) = started(&lab).await;
+    let landed = async || lab.number("select count(*) from public.counters").await;
+    eventually("landed", 60, landed).await;
+    assert!(met(&admin, "25P04").await);
+    assert_called_nobody(&lab, &mut daemon).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_postgresql_without_a_free_connection_is_waited_for() {
     let (lab, _postgres) = lab_of_its_own().await;
     lab.execute("create role worker login; grant all on all tables in schema tidegate, public to worker; grant usage on schema tidegate to worker").await;

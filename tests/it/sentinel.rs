@@ -9,7 +9,7 @@ use tidegate_lab::sentinel::{SERVICE, Sentinel};
 use tidegate_lab::tls::Certificate;
 use tidegate_lab::writers::{Writer, both_go_on, lab, program, rows};
 
-use crate::harness::{Client, Daemon, Lab, Resp, eventually, free_port, output};
+use crate::harness::{Client, Daemon, Lab, Resp, eventually, free_port, output, valkey};
 use crate::rights::{as_user, blocks};
 
 /// A primary, a replica, and three sentinels of whom two must agree.
@@ -30,10 +30,10 @@ async fn says(server: &Valkey, line: &str) -> bool {
 
 impl Watched {
     async fn new() -> Watched {
-        let primary = Valkey::start(&[]).await.expect("it starts");
+        let primary = valkey(&[]).await;
         let of = primary.port().to_string();
         let replica = ["--replicaof", "127.0.0.1", &of, "--repl-diskless-sync-delay", "0"];
-        let servers = [primary, Valkey::start(&replica).await.expect("it starts")];
+        let servers = [primary, valkey(&replica).await];
         eventually("replicating", true, async || says(&servers[1], "master_link_status:up").await).await;
         let mut sentinels = Vec::new();
         // Where their votes are split they try again after twice this time. A server that is slow for a moment is not dead.

@@ -102,6 +102,9 @@ pub struct Audit {
     pub pg_ahead: u64,
     /// Counters of which it cannot be said what they should be.
     pub unexplained: u64,
+    /// Entries that are in the rows, and that the streams had no longer although nothing had trimmed them: Valkey came back with an older copy, or
+    /// they were deleted. Only those behind the last entry that is settled and acknowledged are seen.
+    pub gone: u64,
     /// Counters that were set right.
     pub repaired: u64,
     /// Whether nothing was set right because that was only tried.
@@ -204,7 +207,7 @@ async fn examine(
     let mut audit = Audit { pipeline: pipeline.name.clone(), scope, dry_run: opts.dry_run, ..Audit::default() };
     let mut groups = keys.groups(opts, servers);
     while let Some(ids) = groups.next(servers).await? {
-        let judged = judge(say, servers, pipeline, keys, ids).await?;
+        let judged = judge(say, servers, pipeline, keys, ids, &mut audit.gone).await?;
         audit.add(&judged);
     }
     audit.differences.sort_by_key(|difference| std::cmp::Reverse(difference.exact.unsigned_abs()));
@@ -218,6 +221,7 @@ async fn judge(
     pipeline: &Pipeline,
     keys: &Keys,
     ids: BTreeSet<String>,
+    gone: &mut u64,
 ) -> Result<BTreeMap<String, (Class, Sums)>, Failure> {
     let mut judged = BTreeMap::new();
     let mut history: BTreeMap<String, History> = BTreeMap::new();
@@ -226,7 +230,7 @@ async fn judge(
         if round > 0 {
             tokio::time::sleep(pause()).await;
         }
-        let sums = persistently(say, servers, pipeline, keys, &open).await?;
+        let sums = persistently(say, servers, pipeline, keys, &open, gone).await?;
         let mut differ = BTreeSet::new();
         for (id, sums) in sums {
             let history = history.entry(id.clone()).or_default();
@@ -247,24 +251,32 @@ fn pause() -> Duration {
     Duration::from_millis(rand::random_range(BETWEEN_MS.0..=BETWEEN_MS.1))
 }
 
-/// A round, again where something was trimmed while it was read.
+/// A round, again where something was trimmed while it was read. `gone`: how many entries the ledger has that the streams have no longer.
 async fn persistently(
     say: &(dyn Fn(&str) + Sync),
     servers: &mut Servers,
     pipeline: &Pipeline,
     keys: &Keys,
     ids: &BTreeSet<String>,
+    gone: &mut u64,
 ) -> Result<BTreeMap<String, Sums>, Failure> {
+    let mut last = String::new();
     for _ in 0..TRIES {
         match round::take(servers, pipeline, keys, ids).await? {
-            Round::Whole(sums) => return Ok(sums),
-            Round::Partial(why) => say(&format!("reading again: {why}")),
+            Round::Whole(sums, now_gone) => {
+                *gone = now_gone.max(*gone);
+                return Ok(sums);
+            }
+            Round::Partial(why) => {
+                say(&format!("reading again: {why}"));
+                last = why;
+            }
         }
         tokio::time::sleep(pause()).await;
     }
     Err(Failure::new(
         Exit::Retry,
-        "entries were trimmed, or a server changed, each time while they were read: nothing was judged. Run it again, or raise trim.retention",
+        format!("nothing was judged: each of {TRIES} times {last}. Run it again, or raise trim.retention"),
     ))
 }
 
@@ -340,6 +352,12 @@ impl Report for Audit {
             if number > 0 {
                 page.line(format!("  {:>12}  {words}", count(number)));
             }
+        }
+        if self.gone > 0 {
+            let entries = plural(self.gone, "entry", "entries");
+            page.line(format!(
+                "{entries} in PostgreSQL are no longer in the stream: Valkey came back with an older copy, or they were deleted"
+            ));
         }
         if self.differences.is_empty() {
             return;

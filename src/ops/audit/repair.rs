@@ -92,7 +92,7 @@ pub(super) async fn repair(
     }
     // What was done is looked at, and not assumed.
     let ids: BTreeSet<String> = meant.into_iter().map(|(key, _)| key).collect();
-    let judged = super::judge(&|line| context.say(line), servers, pipeline, keys, ids).await?;
+    let judged = super::judge(&|line| context.say(line), servers, pipeline, keys, ids, &mut audit.gone).await?;
     for difference in &mut audit.differences {
         difference.repaired = judged.get(&difference.key).is_some_and(|(class, _)| !class.differs());
         audit.repaired += u64::from(difference.repaired);

@@ -2,6 +2,11 @@
 //!
 //! Takes the servers and keys; gives the sums of each, all as of the moment at which its counter was read. Fails with what a server says;
 //! gives a [`Round::Partial`] where something was trimmed, or a server became another one, while it was read: then nothing can be said.
+//!
+//! Entries that the ledger has and the stream lacks are of two kinds. Those that were removed while the round was under way make it void: a counter may
+//! have been read before one of them was added, and whose it was cannot be known. Those that were gone before the round began were either in the counters
+//! and removed since (XDEL, trimming), or lost with the increments that belong to them (Valkey came back with an older copy): both are as the counters
+//! and rows say. Which of the two it was is told by how many entries the stream has ever given away.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::ControlFlow;
@@ -23,6 +28,7 @@ use crate::ops::Failure;
 use crate::ops::observe::Servers;
 use crate::retry::Fault;
 use crate::telemetry::trace::Trace;
+use crate::valkey::info::Stream;
 use crate::valkey::resp::Bounds;
 use crate::valkey::{Command, Delivered, Link, Reply, Wire, info, unexpected};
 
@@ -36,8 +42,8 @@ const BOUNDS: Bounds = Bounds { entry: 1 << 20, kept: 4 << 10 };
 /// What one look gave.
 #[derive(Debug)]
 pub(super) enum Round {
-    /// The sums of each key.
-    Whole(BTreeMap<String, Sums>),
+    /// The sums of each key; and how many entries the ledger has that no stream had any more when the round began.
+    Whole(BTreeMap<String, Sums>, u64),
     /// Not everything could be read, for this reason.
     Partial(String),
 }
@@ -49,8 +55,35 @@ struct Source {
     lane: Option<LaneId>,
     /// Everything below is settled.
     frontier: EntryId,
+    /// The stream when the round began, before any counter was read; none if there was none.
+    began: Option<Stream>,
+}
+
+impl Source {
     /// The last id when the round began.
-    end: EntryId,
+    fn end(&self) -> EntryId {
+        self.began.as_ref().map_or(EntryId::MIN, |told| told.last_generated)
+    }
+
+    /// Whether no entry has left the stream since the round began.
+    async fn lost_nothing_since(&self) -> Result<bool, Fault> {
+        let now = info::stream(self.link.commands(), &self.shard.stream).await?;
+        Ok(match (&self.began, &now) {
+            // What came and went meanwhile would have left a stream behind, unless that was deleted with it.
+            (None, now) => now.is_none(),
+            (Some(_), None) => false,
+            (Some(before), Some(now)) => {
+                removed(before).is_some_and(|before| removed(now) == Some(before))
+                    && now.added >= before.added
+                    && before.first.is_none_or(|first| now.first == Some(first))
+            }
+        })
+    }
+}
+
+/// How many entries have left a stream, in all its life; none where the server does not tell.
+fn removed(stream: &Stream) -> Option<u64> {
+    stream.added?.checked_sub(stream.length)
 }
 
 /// Answers the counters' values, each `v` and the value, `n` for none, or `e` and an error; and the stream's last id.
@@ -78,15 +111,15 @@ pub(super) async fn take(
 ) -> Result<Round, Failure> {
     let sources = sources(servers, pipeline).await?;
     let counted = counters(pipeline, &sources, ids).await?;
-    let highest = counted.values().map(|counted| counted.up_to).chain(sources.iter().map(|source| source.end)).max();
+    let highest = counted.values().map(|counted| counted.up_to).chain(sources.iter().map(Source::end)).max();
     // A connection of its own: the snapshot lasts for as long as the streams are read.
     let session = servers.database.address().connect().await?;
     let mut connection = session.into_connection();
     let read = read_snapshot(servers, keys, &sources, &counted, highest.unwrap_or(EntryId::MIN), &mut connection).await;
     // If it cannot be closed it is closed already.
     let _ = tokio::time::timeout(Duration::from_secs(1), connection.close()).await;
-    let sums = match read? {
-        Ok(sums) => sums,
+    let (sums, gone) = match read? {
+        Ok(whole) => whole,
         Err(partial) => return Ok(Round::Partial(partial)),
     };
     for source in &sources {
@@ -94,7 +127,7 @@ pub(super) async fn take(
             return Ok(Round::Partial("Valkey became another server".into()));
         }
     }
-    Ok(Round::Whole(sums))
+    Ok(Round::Whole(sums, gone))
 }
 
 async fn sources(servers: &mut Servers, pipeline: &Pipeline) -> Result<Vec<Source>, Failure> {
@@ -106,8 +139,8 @@ async fn sources(servers: &mut Servers, pipeline: &Pipeline) -> Result<Vec<Sourc
         let lane = servers.database.run(async |c| lanes::find(c, &identity).await).await?;
         // Without a group nothing is known to be settled.
         let frontier = read::frontier(&link, &shard.stream, &shard.pipeline.group()).await?.unwrap_or(EntryId::MIN);
-        let end = info::stream(link.commands(), &shard.stream).await?.map_or(EntryId::MIN, |told| told.last_generated);
-        sources.push(Source { shard, link, lane, frontier, end });
+        let began = info::stream(link.commands(), &shard.stream).await?;
+        sources.push(Source { shard, link, lane, frontier, began });
     }
     Ok(sources)
 }
@@ -155,7 +188,7 @@ async fn counters(
     Ok(counted)
 }
 
-/// Reads rows, letters and ledger in one snapshot, and the streams beside it.
+/// Reads rows, letters and ledger in one snapshot, and the streams beside it. Gives the sums, and how many entries were gone before.
 async fn read_snapshot(
     servers: &Servers,
     keys: &Keys,
@@ -163,7 +196,7 @@ async fn read_snapshot(
     counted: &BTreeMap<String, Counted>,
     highest: EntryId,
     connection: &mut PgConnection,
-) -> Result<Result<BTreeMap<String, Sums>, String>, Failure> {
+) -> Result<Result<(BTreeMap<String, Sums>, u64), String>, Failure> {
     let fault = |error: sqlx::Error| -> Failure {
         match &error {
             sqlx::Error::Database(refused) => crate::postgres::refusal(&**refused).into(),
@@ -184,10 +217,10 @@ async fn read_snapshot(
     for (key, value) in stored {
         book.store(&key, value);
     }
-    let mut partial = None;
+    let (mut partial, mut gone) = (None, 0);
     for (n, source) in sources.iter().enumerate() {
         let Some(lane) = source.lane else {
-            partial = stream(n, source, None, highest, &mut snapshot, keys, &mut book, &HashSet::new()).await?;
+            stream(n, source, None, highest, &mut snapshot, keys, &mut book, &HashSet::new()).await?;
             continue;
         };
         let letters = letters(&mut snapshot, lane).await.map_err(fault)?;
@@ -195,17 +228,21 @@ async fn read_snapshot(
         for letter in letters {
             book.letter(n, &letter, &keys.pipeline);
         }
-        partial = stream(n, source, Some(lane), highest, &mut snapshot, keys, &mut book, &held).await?;
-        if partial.is_some() {
+        let Lacking { missing, retained } =
+            stream(n, source, Some(lane), highest, &mut snapshot, keys, &mut book, &held).await?;
+        if missing > 0 && !source.lost_nothing_since().await? {
+            let name = &source.shard.stream;
+            partial = Some(format!("{missing} entries of {name} were trimmed or deleted while they were read"));
             break;
         }
+        gone += retained;
     }
     // Behind this transaction a pooler's connection may be somebody else's.
     snapshot.clear_cached_statements().await.map_err(fault)?;
     snapshot.rollback().await.map_err(fault)?;
     Ok(match partial {
         Some(why) => Err(why),
-        None => Ok(book.close()),
+        None => Ok((book.close(), gone)),
     })
 }
 
@@ -244,7 +281,16 @@ async fn letters(connection: &mut PgConnection, lane: LaneId) -> Result<Vec<Lett
         .collect()
 }
 
-/// Reads a stream from where everything is settled, as far as anything of it can matter. Says why, where a part of it is gone.
+/// Entries that the snapshot has, behind where reading began, and that the stream has no longer: whose they were cannot be known.
+#[derive(Default)]
+struct Lacking {
+    /// All of them.
+    missing: u64,
+    /// Those above the trim line, which nothing has trimmed.
+    retained: u64,
+}
+
+/// Reads a stream from where everything is settled, as far as anything of it can matter.
 #[expect(clippy::too_many_arguments, reason = "one step of the round, cut out for reading")]
 async fn stream(
     n: usize,
@@ -255,7 +301,7 @@ async fn stream(
     keys: &Keys,
     book: &mut Book<'_>,
     letters: &HashSet<(EntryId, u64)>,
-) -> Result<Option<String>, Failure> {
+) -> Result<Lacking, Failure> {
     let fault = |error: sqlx::Error| Failure::from(Fault::PostgresLost(format!("the ledger cannot be read: {error}")));
     let in_ledger = match lane {
         Some(lane) => ledger::highest(&mut *snapshot, lane).await.map_err(fault)?.unwrap_or(EntryId::MIN),
@@ -263,7 +309,12 @@ async fn stream(
     };
     let end = highest.max(in_ledger);
     let (mut wire, _) = source.link.open_wire("tidegate:audit", BOUNDS).await?;
-    let (mut from, mut known_behind) = (Some(source.frontier), 0u64);
+    let trimmed_below = match lane {
+        Some(lane) => lanes::trimmed_below(&mut *snapshot, lane).await.map_err(fault)?,
+        None => EntryId::MIN,
+    };
+    let froms = [source.frontier, source.frontier.max(trimmed_below)];
+    let (mut from, mut known) = (Some(source.frontier), [0u64; 2]);
     while let Some(start) = from.filter(|start| *start <= end) {
         let page = page(&mut wire, source, start, end).await?;
         let (Some(first), Some(last)) = (page.entries().first(), page.entries().last()) else { break };
@@ -273,8 +324,11 @@ async fn stream(
         };
         let findings = judge::examine(&page, &rows);
         let starts_behind =
-            |id: EntryId| rows.iter().any(|row| row.first >= source.frontier && row.first <= id && id <= row.last);
-        known_behind += findings.known.iter().filter(|&&index| starts_behind(page.entries()[index].id)).count() as u64;
+            |from: EntryId, id: EntryId| rows.iter().any(|row| row.first >= from && row.first <= id && id <= row.last);
+        for (from, known) in froms.iter().zip(&mut known) {
+            let is_behind = |&&index: &&usize| starts_behind(*from, page.entries()[index].id);
+            *known += findings.known.iter().filter(is_behind).count() as u64;
+        }
         for (state, indices) in
             [(State::Missing, &findings.new), (State::Known, &findings.known), (State::Doubtful, &findings.unjudgeable)]
         {
@@ -286,20 +340,17 @@ async fn stream(
         }
         from = last.id.next().filter(|_| page.len() == STEP);
     }
-    let Some(lane) = lane else { return Ok(None) };
-    // Entries that the snapshot has, behind where reading began, and that the stream had no longer: whose they were cannot be known.
+    let Some(lane) = lane else { return Ok(Lacking::default()) };
     let sql = "select coalesce(sum(entries), 0)::bigint from tidegate.ledger
                where lane = $1 and lower(ids) >= $2::numeric and lower(ids) <= $3::numeric and digests is not null";
-    let expected: i64 = sqlx::query_scalar(sql)
-        .bind(lane)
-        .bind(source.frontier.number().to_string())
-        .bind(end.number().to_string())
-        .fetch_one(snapshot)
-        .await
-        .map_err(fault)?;
-    let missing = (expected.max(0) as u64).saturating_sub(known_behind);
-    Ok((missing > 0)
-        .then(|| format!("{missing} entries of {} were trimmed or deleted while they were read", source.shard.stream)))
+    let mut lacking = [0; 2];
+    for ((from, known), lacking) in froms.iter().zip(known).zip(&mut lacking) {
+        let query = sqlx::query_scalar(sql).bind(lane).bind(from.number().to_string()).bind(end.number().to_string());
+        let expected: i64 = query.fetch_one(&mut *snapshot).await.map_err(fault)?;
+        *lacking = (expected.max(0) as u64).saturating_sub(known);
+    }
+    let [missing, retained] = lacking;
+    Ok(Lacking { missing, retained })
 }
 
 async fn page(wire: &mut Wire, source: &Source, first: EntryId, last: EntryId) -> Result<Batch, Fault> {
