@@ -145,7 +145,7 @@ suite: cargo servers
 # start no program, or none on servers of the lab
 NOT_AS_USERS = repository:: documents:: measuring:: releases:: browser:: real_parts::
 # make users and roles of their own, or judge them
-NOT_AS_USERS += permissions:: secrets::
+NOT_AS_USERS += permissions:: secrets:: verbs::
 # judge what an administrator sees
 NOT_AS_USERS += doctor::
 # begins with schemas that the administrator has made, and not the migrator

@@ -308,6 +308,12 @@ pub async fn find(connection: &mut PgConnection, identity: &Identity) -> Result<
         .await
 }
 
+/// The pipelines and streams that the ledger knows of a deployment.
+pub async fn names(connection: &mut PgConnection, source: &str) -> Result<Vec<(String, String)>, sqlx::Error> {
+    let names = "select distinct pipeline, stream from tidegate.lanes where source = $1 order by 1, 2";
+    sqlx::query_as(names).bind(source).fetch_all(connection).await
+}
+
 /// Gives a pipeline's lanes its new name; gives their streams.
 pub async fn rename(
     connection: &mut PgConnection,

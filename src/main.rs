@@ -1,4 +1,4 @@
-//! The program: parse the command line, start telemetry, run the verb, say what failed, exit.
+//! The program: answer a shell that completes, or parse the command line, start telemetry, run the verb, say what failed, exit.
 
 use std::io::Write;
 use std::panic::AssertUnwindSafe;
@@ -7,12 +7,15 @@ use std::process::ExitCode;
 use clap::Parser;
 use futures_util::FutureExt;
 use tidegate::ops::cli::Cli;
-use tidegate::ops::{Exit, Failure};
+use tidegate::ops::{Exit, Failure, complete};
 
 /// What a panic is.
 const A_BUG: &str = "it panicked, which is a bug: please report it, with what stands above";
 
 fn main() -> ExitCode {
+    if complete::answered() {
+        return ExitCode::SUCCESS;
+    }
     let cli = Cli::parse();
     let (verb, context) = (cli.verb(), cli.context());
     // The one provider of cryptography; it is not set yet.

@@ -125,9 +125,25 @@ pub async fn check_tables(
     connection: &mut PgConnection,
     pipeline: &Pipeline,
 ) -> Result<Result<Vec<Fit>, Unfit>, sqlx::Error> {
+    check(connection, pipeline, Depth::Refusals).await
+}
+
+/// The same for a role that only reads the tables.
+pub async fn check_tables_that_are_read(
+    connection: &mut PgConnection,
+    pipeline: &Pipeline,
+) -> Result<Result<Vec<Fit>, Unfit>, sqlx::Error> {
+    check(connection, pipeline, Depth::Reading).await
+}
+
+async fn check(
+    connection: &mut PgConnection,
+    pipeline: &Pipeline,
+    depth: Depth,
+) -> Result<Result<Vec<Fit>, Unfit>, sqlx::Error> {
     let (mut fits, mut unfit) = (Vec::new(), Vec::new());
     for target in pipeline.targets() {
-        let (fit, findings) = examine_table(connection, &target, Depth::Refusals).await?;
+        let (fit, findings) = examine_table(connection, &target, depth).await?;
         match fit {
             Some(fit) => fits.push(fit),
             None => {
@@ -153,6 +169,8 @@ pub async fn examine(connection: &mut PgConnection, pipeline: &Pipeline) -> Resu
 /// How deep a table is looked into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Depth {
+    /// For what cannot be written by whoever has the right to. This role only reads.
+    Reading,
     /// For what cannot be written. No lock of the table is waited for, so a daemon starts while somebody holds one.
     Refusals,
     /// For warnings and advice, too.
@@ -173,7 +191,8 @@ async fn examine_table(
     }
     let columns = find_columns(connection, relation.oid).await?;
     let indexes = catalog::indexes(connection, relation.oid).await?;
-    let mut findings: Vec<Finding> = surroundings::rights(target, &relation, &columns).into_iter().collect();
+    let mut findings: Vec<Finding> =
+        surroundings::rights(target, &relation, &columns, depth == Depth::Reading).into_iter().collect();
     findings.extend(surroundings::dangers(target, &relation));
     findings.extend(of_columns(target, &relation.name, &columns));
     let column = |name: &Identifier| columns.iter().find(|column| column.plain_name == name.as_str());

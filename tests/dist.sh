@@ -30,9 +30,12 @@ root=$work/unpacked/$name
 for file in README.md CHANGELOG.md LICENSE-APACHE LICENSE-MIT docs/configuration.md docs/runbooks/TidegateStuck.md systemd/tidegate.service systemd/tidegate.toml; do
     [ -s "$root/$file" ] || fail "the archive lacks $file"
 done
-bash -n "$root/completions/tidegate.bash" || fail "the completions are no bash"
+# The scripts ask the program that they came with.
+completed=$(PATH=$root:$PATH bash -c 'source "$0" && COMP_LINE="tidegate dead redr" COMP_POINT=18 COMP_WORDS=(tidegate dead redr) COMP_CWORD=2 &&
+    _tidegate tidegate redr dead && echo "${COMPREPLY[@]}"' "$root/completions/tidegate.bash")
+[ "$completed" = redrive ] || fail "in bash a verb does not complete: $completed"
 for shell in completions/_tidegate completions/tidegate.fish; do
-    grep --quiet redrive "$root/$shell" || fail "$shell does not know a verb"
+    grep --quiet "_TIDEGATE_COMPLETE=" "$root/$shell" || fail "$shell does not ask the program"
 done
 # One manual page for each verb, and each verb of a verb.
 for page in tidegate tidegate-run tidegate-dead tidegate-dead-redrive; do

@@ -103,7 +103,9 @@ pub fn of_verb(arguments: &[&str]) -> (Option<&'static str>, Option<&'static str
         "produce" => (Some("producer"), None),
         "audit" | "group" if has("--repair") || has("repair") => (Some("operator"), Some("tidegate_operator")),
         "status" | "top" | "pending" | "tap" | "wait" | "trim" | "group" | "doctor" | "audit" | "dead" | "pause"
-        | "resume" => (Some("observer"), Some("tidegate_operator")),
+        | "resume"
+        // A shell asks what can stand at the cursor.
+        | "--" => (Some("observer"), Some("tidegate_operator")),
         _ => (None, None),
     }
 }

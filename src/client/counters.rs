@@ -5,7 +5,7 @@
 //! from PostgreSQL by whoever first needs it; an increment never waits for that ([`Counters::add`]).
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
@@ -22,7 +22,7 @@ use crate::functions::{Answer, Call, Function, Status, had_begun};
 use crate::model::entry::EntryId;
 use crate::model::pipeline::{Pipeline, ShardKeys};
 use crate::model::shard::shard_of;
-use crate::retry::{Fault, Verdict, judge};
+use crate::retry::{Fault, FaultKind, Verdict, judge, kind};
 use crate::valkey::{Command, Endpoint, unexpected};
 
 /// How many increments one call does: 0.3 ms of the server's time, and they are accepted or refused together.
@@ -92,6 +92,9 @@ pub enum Why {
     /// PostgreSQL did not answer, or failed to a short while ago.
     #[error("PostgreSQL does not answer")]
     PostgresDown,
+    /// PostgreSQL refuses the role, its password or what it was asked, or is not what the address says: [`Counters::fault`] has its words.
+    #[error("PostgreSQL refuses to tell")]
+    PostgresRefuses,
     /// The flush has to catch up first: a replay, a new group, values that are being dropped, or no daemon that manages the pipeline.
     #[error("the flush has to catch up first")]
     CatchingUp,
@@ -107,9 +110,24 @@ pub enum Why {
     /// Valkey could not be asked, or is full.
     #[error("Valkey cannot be asked")]
     ValkeyDown,
+    /// Valkey refuses the user, its password or the command, or is not what the address says: [`Counters::fault`] has its words.
+    #[error("Valkey refuses the command")]
+    ValkeyRefuses,
     /// No counter can have this id: it holds a NUL, which no text in PostgreSQL can.
     #[error("no counter can have an id with a NUL in it")]
     BadId,
+}
+
+impl Why {
+    fn of(fault: &Fault) -> Why {
+        let is_refusal = matches!(kind(fault), FaultKind::NoPermission | FaultKind::Config);
+        match (fault, is_refusal) {
+            (Fault::Valkey { .. } | Fault::ValkeyLost(_) | Fault::ValkeyProtocol(_), false) => Why::ValkeyDown,
+            (Fault::Valkey { .. } | Fault::ValkeyLost(_) | Fault::ValkeyProtocol(_), true) => Why::ValkeyRefuses,
+            (_, false) => Why::PostgresDown,
+            (_, true) => Why::PostgresRefuses,
+        }
+    }
 }
 
 /// How a take ended.
@@ -153,6 +171,7 @@ pub(super) struct Shared<T> {
     pub(super) truth: T,
     pub(super) options: CounterOptions,
     pub(super) breaker: Breaker,
+    fault: Mutex<Option<Fault>>,
     keys: Vec<ShardKeys>,
     lanes: Lanes,
     flights: Flights<Result<i64, Why>>,
@@ -195,6 +214,7 @@ impl<T: Truth> Counters<T> {
                 ..options
             },
             breaker: Breaker::default(),
+            fault: Mutex::default(),
             lanes: Lanes::new(options.lanes),
             flights: Flights::default(),
         };
@@ -204,6 +224,11 @@ impl<T: Truth> Counters<T> {
         // One that is out of reach among many is met when it is needed.
         shared.connector.connection(&pipeline.stream_of(0)).await?;
         Ok(Counters { shared: Arc::new(shared) })
+    }
+
+    /// What a server said, or that it did not answer, when a value last could not be brought; none where none failed so.
+    pub fn fault(&self) -> Option<Fault> {
+        self.shared.fault.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Adds `by`. It never waits for PostgreSQL: where the value is absent it stays so.
@@ -221,7 +246,8 @@ impl<T: Truth> Counters<T> {
     pub async fn incr(&self, id: &str, by: i64) -> Result<Count, NotAdded> {
         let shared = &self.shared;
         let until = Instant::now() + shared.options.patience;
-        let (mut want, mut why, mut doubted) = (!shared.breaker.is_open(), Why::PostgresDown, None);
+        let resting = shared.breaker.open();
+        let (mut want, mut why, mut doubted) = (resting.is_none(), resting.unwrap_or(Why::PostgresDown), None);
         loop {
             match shared.try_incr(id, by, want, None, &mut doubted).await? {
                 Tried::Value(value) => return Ok(Count::Exact(value)),
@@ -268,8 +294,10 @@ impl<T: Truth> Counters<T> {
         let shared = &self.shared;
         let until = Instant::now() + shared.options.patience;
         loop {
-            if shared.breaker.is_open() && self.shared.peek(id).await.is_none() {
-                return Ok(Taken::Unknown(Why::PostgresDown));
+            if let Some(why) = shared.breaker.open()
+                && self.shared.peek(id).await.is_none()
+            {
+                return Ok(Taken::Unknown(why));
             }
             match shared.try_incr(id, -i64::from(count), true, Some(floor), doubted).await? {
                 Tried::Value(left) => return Ok(Taken::Yes(Some(left))),
@@ -322,7 +350,7 @@ impl<T: Truth> Counters<T> {
         }
         let brought = match shared.peek(id).await {
             Some(Ok(value)) => return Count::Exact(value),
-            Some(Err(_)) => Err(Why::ValkeyDown),
+            Some(Err(fault)) => Err(shared.failed(fault)),
             None => shared.flights.join(id, shared.longest(), async || (shared.fetch(id).await, None)).await,
         };
         match brought {
@@ -399,6 +427,13 @@ impl<T: Truth> Shared<T> {
     /// How long bringing a value takes at the most.
     fn longest(&self) -> Duration {
         self.options.patience + self.options.lease * 2
+    }
+
+    /// Why a value could not be brought, by what a server said; that is kept.
+    pub(super) fn failed(&self, fault: Fault) -> Why {
+        let why = Why::of(&fault);
+        *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
+        why
     }
 
     /// The keys of a counter's shard.

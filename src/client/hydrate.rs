@@ -40,15 +40,17 @@ impl Granted {
 
 /// Open for a while after PostgreSQL failed to answer.
 #[derive(Debug, Default)]
-pub(super) struct Breaker(Mutex<Option<Instant>>);
+pub(super) struct Breaker(Mutex<Option<(Instant, Why)>>);
 
 impl Breaker {
-    pub(super) fn is_open(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|until| Instant::now() < until)
+    /// Why PostgreSQL is left alone; none where it is not.
+    pub(super) fn open(&self) -> Option<Why> {
+        let until = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        until.and_then(|(until, why)| (Instant::now() < until).then_some(why))
     }
 
-    fn trip(&self, rest: Duration) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + rest);
+    fn trip(&self, rest: Duration, why: Why) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((Instant::now() + rest, why));
     }
 }
 
@@ -150,7 +152,8 @@ impl<T: Truth> Shared<T> {
     /// What PostgreSQL has of these counters, where that is better than nothing: while the flush catches up.
     pub(super) async fn stored(&self, ids: &[&str], why: Why) -> Vec<Count> {
         let unknown = || vec![Count::Unknown(why); ids.len()];
-        if !matches!(why, Why::CatchingUp | Why::ValkeyDown) || self.breaker.is_open() {
+        let may_help = matches!(why, Why::CatchingUp | Why::ValkeyDown | Why::ValkeyRefuses);
+        if !may_help || self.breaker.open().is_some() {
             return unknown();
         }
         // The stream says only whose ledger is asked about the witness, and there is none.
@@ -163,16 +166,31 @@ impl<T: Truth> Shared<T> {
         };
         match tokio::time::timeout(self.options.lease, read).await {
             Ok(Ok(values)) => values.into_iter().map(Count::Stored).collect(),
-            _ => {
-                self.breaker.trip(self.options.breaker);
+            Ok(Err(error)) => {
+                self.rest(error);
+                unknown()
+            }
+            Err(_) => {
+                self.rest(self.too_late());
                 unknown()
             }
         }
     }
 
+    /// Leaves PostgreSQL alone for a while.
+    fn rest(&self, error: TruthError) -> Why {
+        let why = self.failed(error.0);
+        self.breaker.trip(self.options.breaker, why);
+        why
+    }
+
+    fn too_late(&self) -> TruthError {
+        TruthError::lost(format!("PostgreSQL did not answer within {:?}", self.options.lease))
+    }
+
     async fn ask(&self, id: &str) -> Asked {
-        if self.breaker.is_open() {
-            return Asked::Failed(Why::PostgresDown);
+        if let Some(why) = self.breaker.open() {
+            return Asked::Failed(why);
         }
         let (keys, token) = (self.keys_of(id), token());
         let of_counter = [&keys.counter(id), &keys.lease(id), &keys.stream, &keys.index, &keys.state];
@@ -182,7 +200,7 @@ impl<T: Truth> Shared<T> {
             Ok(answer) => answer,
             // The slot is being moved: a moment later its keys are together again.
             Err(fault) if fault.code() == "TRYAGAIN" => return Asked::Busy,
-            Err(_) => return Asked::Failed(Why::ValkeyDown),
+            Err(fault) => return Asked::Failed(self.failed(fault)),
         };
         match answer.status {
             Status::Done => answer.number(0).map_or(Asked::Failed(Why::ValkeyDown), Asked::Present),
@@ -205,7 +223,7 @@ impl<T: Truth> Shared<T> {
             let status = match self.send(call).await {
                 Ok(answer) => answer.status,
                 Err(fault) if fault.code() == "TRYAGAIN" => Status::Busy,
-                Err(_) => return Err(Why::ValkeyDown),
+                Err(fault) => return Err(self.failed(fault)),
             };
             match status {
                 Status::Done => is_ready = true,
@@ -220,8 +238,8 @@ impl<T: Truth> Shared<T> {
     /// Brings counters of one shard, whose leases know the same PostgreSQL and the same witness, from one snapshot.
     async fn hydrate(&self, keys: &ShardKeys, leases: &[(&str, Granted)]) -> Vec<Result<i64, Why>> {
         let all = |why: Why| vec![Err(why); leases.len()];
-        if self.breaker.is_open() {
-            return all(Why::PostgresDown);
+        if let Some(why) = self.breaker.open() {
+            return all(why);
         }
         let Some((_, first)) = leases.first() else { return Vec::new() };
         let ids: Vec<&str> = leases.iter().map(|(id, _)| *id).collect();
@@ -242,7 +260,7 @@ impl<T: Truth> Shared<T> {
                     Ok(answer) if answer.status == Status::Judge => {
                         self.judge(keys, &mut view, (id, granted), *value, &answer).await?
                     }
-                    answer => installed(answer),
+                    answer => self.installed(answer),
                 });
             }
             view.end().await;
@@ -251,10 +269,8 @@ impl<T: Truth> Shared<T> {
         // Beyond that the lease has run out.
         match tokio::time::timeout(self.options.lease, work).await {
             Ok(Ok(outcomes)) => outcomes,
-            Ok(Err(_)) | Err(_) => {
-                self.breaker.trip(self.options.breaker);
-                all(Why::PostgresDown)
-            }
+            Ok(Err(error)) => all(self.rest(error)),
+            Err(_) => all(self.rest(self.too_late())),
         }
     }
 
@@ -274,7 +290,16 @@ impl<T: Truth> Shared<T> {
         let base = lacking.map(|((_, amount), _)| *amount).try_fold(value, i64::checked_add);
         // No counter of 64 bits holds it.
         let Some(base) = base else { return Ok(Err(Why::Busy)) };
-        Ok(installed(self.send(self.install(keys, id, granted, base, notes.len() as i64)).await))
+        Ok(self.installed(self.send(self.install(keys, id, granted, base, notes.len() as i64)).await))
+    }
+
+    fn installed(&self, answer: Result<Answer, Fault>) -> Result<i64, Why> {
+        let answer = answer.map_err(|fault| self.failed(fault))?;
+        match answer.status {
+            Status::Done => answer.number(0).ok_or(Why::ValkeyDown),
+            Status::Closed => Err(Why::CatchingUp),
+            _ => Err(Why::Busy),
+        }
     }
 
     fn install(&self, keys: &ShardKeys, id: &str, granted: &Granted, base: i64, judged: i64) -> Call {
@@ -291,15 +316,6 @@ async fn ended(lease: Lease, brought: &Result<i64, Why>) {
     match brought {
         Ok(_) => lease.over(),
         Err(_) => lease.give_back().await,
-    }
-}
-
-fn installed(answer: Result<Answer, Fault>) -> Result<i64, Why> {
-    let answer = answer.map_err(|_| Why::ValkeyDown)?;
-    match answer.status {
-        Status::Done => answer.number(0).ok_or(Why::ValkeyDown),
-        Status::Closed => Err(Why::CatchingUp),
-        _ => Err(Why::Busy),
     }
 }
 
@@ -323,10 +339,10 @@ mod tests {
     #[test]
     fn a_breaker_is_open_for_a_while() {
         let breaker = Breaker::default();
-        assert!(!breaker.is_open());
-        breaker.trip(Duration::from_secs(60));
-        assert!(breaker.is_open());
-        breaker.trip(Duration::ZERO);
-        assert!(!breaker.is_open());
+        assert_eq!(breaker.open(), None);
+        breaker.trip(Duration::from_secs(60), Why::PostgresRefuses);
+        assert_eq!(breaker.open(), Some(Why::PostgresRefuses));
+        breaker.trip(Duration::ZERO, Why::PostgresDown);
+        assert_eq!(breaker.open(), None);
     }
 }

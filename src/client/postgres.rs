@@ -61,6 +61,10 @@ impl Database {
 }
 
 impl Shared {
+    fn error(&self, error: sqlx::Error) -> TruthError {
+        TruthError(self.address.fault(error))
+    }
+
     fn idle(&self) -> MutexGuard<'_, Vec<PgConnection>> {
         // Whoever held it did nothing but push or pop.
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
@@ -72,13 +76,16 @@ impl Truth for Database {
 
     async fn view(&self) -> Result<Snapshot, TruthError> {
         // The semaphore is never closed.
-        let turn = Arc::clone(&self.shared.turns).acquire_owned().await.map_err(in_words)?;
+        let turn = Arc::clone(&self.shared.turns)
+            .acquire_owned()
+            .await
+            .map_err(|closed| TruthError::lost(closed.to_string()))?;
         loop {
             let idle = self.shared.idle().pop();
             let is_idle = idle.is_some();
             let mut connection = match idle {
                 Some(connection) => connection,
-                None => self.shared.address.connect().await.map_err(in_words)?.into_connection(),
+                None => self.shared.address.connect().await.map_err(TruthError)?.into_connection(),
             };
             match sqlx::raw_sql(AssertSqlSafe(self.shared.begin.as_str())).execute(&mut connection).await {
                 Ok(_) => {
@@ -87,7 +94,7 @@ impl Truth for Database {
                 }
                 // The server, or what stands between, has closed it meanwhile: so are the others.
                 Err(_) if is_idle => self.shared.idle().clear(),
-                Err(error) => return Err(in_words(error)),
+                Err(error) => return Err(self.shared.error(error)),
             }
         }
     }
@@ -115,7 +122,7 @@ const LANE: &str = "(select lane from tidegate.lanes where source = $1 and pipel
 
 impl Snapshot {
     fn connection(&mut self) -> Result<&mut PgConnection, TruthError> {
-        self.connection.as_mut().ok_or_else(|| TruthError("the snapshot has ended".into()))
+        self.connection.as_mut().ok_or_else(|| TruthError::lost("the snapshot has ended"))
     }
 }
 
@@ -135,16 +142,20 @@ impl View for Snapshot {
             .persistent(false)
             .fetch_one(&mut *connection)
             .await
-            .map_err(in_words)?;
-        let (lineage, has_witness) = (row.try_get(0).map_err(in_words)?, row.try_get(1).map_err(in_words)?);
+            .map_err(|error| shared.error(error))?;
+        let (lineage, has_witness) = (
+            row.try_get(0).map_err(|error| shared.error(error))?,
+            row.try_get(1).map_err(|error| shared.error(error))?,
+        );
         let texts: Vec<String> = sqlx::query_scalar(AssertSqlSafe(shared.values.as_str()))
             .bind(ids)
             .persistent(false)
             .fetch_all(connection)
             .await
-            .map_err(in_words)?;
+            .map_err(|error| shared.error(error))?;
         let whole = |text: &String| {
-            text.parse().map_err(|_| TruthError(format!("a row holds {text}, which is no whole number of 64 bits")))
+            text.parse()
+                .map_err(|_| TruthError::lost(format!("a row holds {text}, which is no whole number of 64 bits")))
         };
         Ok(Standing { values: texts.iter().map(whole).collect::<Result<_, _>>()?, lineage, has_witness })
     }
@@ -164,7 +175,7 @@ impl View for Snapshot {
             .persistent(false)
             .fetch_all(self.connection()?)
             .await
-            .map_err(in_words)
+            .map_err(|error| shared.error(error))
     }
 
     async fn end(mut self) {
@@ -173,8 +184,4 @@ impl View for Snapshot {
             self.shared.idle().push(connection);
         }
     }
-}
-
-fn in_words(error: impl std::fmt::Display) -> TruthError {
-    TruthError(error.to_string())
 }

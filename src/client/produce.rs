@@ -36,8 +36,8 @@ use crate::model::entry::EntryId;
 use crate::model::names;
 use crate::model::pipeline::Pipeline;
 use crate::model::shard::shard_of;
-use crate::retry::{Fault, Verdict, backoff, judge};
-use crate::valkey::{Command, Connection, Endpoint, Reply, unexpected};
+use crate::retry::{Fault, FaultKind, Verdict, backoff, judge, kind};
+use crate::valkey::{Command, Connection, Endpoint, Reply, server_error, unexpected};
 
 /// The field that makes an increment unlike every other one: two equal ones under one entry id differ by it.
 pub const OP_FIELD: &str = "op";
@@ -148,6 +148,17 @@ impl NotAdded {
     /// Whether it certainly did not happen, so that sending it again cannot count it twice.
     pub fn happened_not(&self) -> bool {
         !matches!(self, NotAdded::Unknown(_))
+    }
+
+    /// What Valkey said, or that it did not answer; none where nothing was sent.
+    pub fn fault(&self) -> Option<&Fault> {
+        match self {
+            NotAdded::BadId => None,
+            NotAdded::CounterRefused(fault)
+            | NotAdded::StreamRefused(fault)
+            | NotAdded::Unavailable(fault)
+            | NotAdded::Unknown(fault) => Some(fault),
+        }
     }
 }
 
@@ -319,14 +330,11 @@ fn outcome(line: &str, amount: i64) -> Result<Added, NotAdded> {
     if let Some(added) = added() {
         return Ok(added);
     }
-    let fault = |message: &str| Fault::Valkey {
-        code: message.split(' ').next().unwrap_or_default().to_owned(),
-        message: message.to_owned(),
-    };
-    // What would be refused whatever the increment, and passes: no memory, a replica, a disk that is full.
-    let passing = |fault: &Fault| judge(fault, u32::MAX).verdict == Verdict::Retry;
-    Err(match (line.get(..1), line.get(1..).map(fault)) {
-        (Some("c" | "s"), Some(fault)) if passing(&fault) => NotAdded::Unavailable(fault),
+    // What would be refused whatever the increment: no memory, a replica, a disk that is full, a user without the right.
+    let is_of_all =
+        |fault: &Fault| judge(fault, u32::MAX).verdict == Verdict::Retry || kind(fault) == FaultKind::NoPermission;
+    Err(match (line.get(..1), line.get(1..).map(server_error)) {
+        (Some("c" | "s"), Some(fault)) if is_of_all(&fault) => NotAdded::Unavailable(fault),
         (Some("c"), Some(fault)) => NotAdded::CounterRefused(fault),
         (Some("s"), Some(fault)) => NotAdded::StreamRefused(fault),
         (Some("u"), Some(fault)) => NotAdded::Unknown(fault),
@@ -358,6 +366,10 @@ mod tests {
         assert_eq!(outcome(&format!("c{overflow}"), 1), Err(NotAdded::CounterRefused(fault(overflow))));
         let memory = "OOM command not allowed when used memory > 'maxmemory'.";
         assert_eq!(outcome(&format!("c{memory}"), 1), Err(NotAdded::Unavailable(fault(memory))));
+        let right = "ERR ACL failure in script: User a has no permissions to run the 'incrby' command";
+        assert!(
+            matches!(outcome(&format!("c{right}"), 1), Err(NotAdded::Unavailable(fault)) if fault.code() == "NOPERM")
+        );
     }
 
     #[test]

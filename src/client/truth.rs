@@ -5,6 +5,7 @@
 //! [`super::postgres::Database`] does all of it; the statements that another implementation needs are in docs/reading.md.
 
 use crate::model::entry::EntryId;
+use crate::retry::Fault;
 
 /// Opens snapshots of the primary. A standby must be refused: it may lag.
 pub trait Truth: Send + Sync {
@@ -48,10 +49,17 @@ pub struct Standing {
     pub has_witness: bool,
 }
 
-/// Why PostgreSQL could not be asked, in plain words.
+/// Why PostgreSQL could not be asked: what it refused, or that it did not answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct TruthError(pub String);
+pub struct TruthError(pub Fault);
+
+impl TruthError {
+    /// It did not answer, in these words, or what it answered cannot be understood.
+    pub fn lost(words: impl Into<String>) -> TruthError {
+        TruthError(Fault::PostgresLost(words.into()))
+    }
+}
 
 /// For applications that only add to counters and never ask for a value: nothing is ever brought from PostgreSQL.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -61,17 +69,17 @@ impl Truth for NoTruth {
     type View = NoTruth;
 
     async fn view(&self) -> Result<NoTruth, TruthError> {
-        Err(TruthError("this client was made without a way to PostgreSQL".into()))
+        Err(TruthError::lost("this client was made without a way to PostgreSQL"))
     }
 }
 
 impl View for NoTruth {
     async fn read(&mut self, _: &str, _: &[&str], _: Option<EntryId>) -> Result<Standing, TruthError> {
-        Err(TruthError("this client was made without a way to PostgreSQL".into()))
+        Err(TruthError::lost("this client was made without a way to PostgreSQL"))
     }
 
     async fn holds(&mut self, _: &str, _: &[EntryId]) -> Result<Vec<bool>, TruthError> {
-        Err(TruthError("this client was made without a way to PostgreSQL".into()))
+        Err(TruthError::lost("this client was made without a way to PostgreSQL"))
     }
 
     async fn end(self) {}

@@ -43,12 +43,13 @@ pub(super) fn read_file(path: &Path) -> Result<String, NotRead> {
         Ok(text)
     };
     read().map_err(|error| {
-        let kind = match error.kind() {
+        let (kind, why) = match error.kind() {
             // It was read, and is no text of ours.
-            ErrorKind::FileTooLarge | ErrorKind::InvalidData => ProblemKind::Invalid,
-            _ => ProblemKind::Unreadable,
+            ErrorKind::FileTooLarge => (ProblemKind::Invalid, error.to_string()),
+            ErrorKind::InvalidData => (ProblemKind::Invalid, "it is not UTF-8 text".into()),
+            _ => (ProblemKind::Unreadable, error.to_string()),
         };
-        NotRead { kind, why: error.to_string() }
+        NotRead { kind, why }
     })
 }
 

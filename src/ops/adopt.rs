@@ -7,6 +7,7 @@
 use serde::Serialize;
 
 use super::columns::Page;
+use super::complete::{Name, by};
 use super::context::{Report, managed};
 use super::{Context, Exit, Failure};
 use crate::client::postgres::lineage;
@@ -23,7 +24,7 @@ use crate::valkey::{Link, Links, info};
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     /// The pipeline; may be left out where there is only one
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = by(Name::ManagedPipeline))]
     pub pipeline: Option<String>,
     /// This PostgreSQL is another one than before and has lost nothing (a planned switch-over). After a restore, or a failover with loss, run `tidegate replay` instead
     #[arg(long)]

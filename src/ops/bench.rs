@@ -24,6 +24,7 @@ use self::load::{LONGEST_ID, Load};
 use self::recovery::Recovery;
 use self::watch::Watch;
 use self::workers::Workers;
+use super::complete::{Name, by};
 use super::context::Format;
 use super::stage::{Servers, Stage, Trouble};
 use super::{Context, Exit, Failure};
@@ -90,7 +91,7 @@ pub struct Opts {
     #[arg(long, requires = "sandbox")]
     pub no_aof: bool,
     /// How the stream is read: group or exclusive
-    #[arg(long, default_value = "group", value_parser = delivery)]
+    #[arg(long, default_value = "group", value_parser = delivery, add = by(Name::Delivery))]
     pub delivery: Delivery,
     /// Streams that the entries are spread over, while a backlog drains
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=10_000))]
@@ -202,11 +203,10 @@ pub async fn run(mut opts: Opts, context: &Context) -> Result<Exit, Failure> {
         false => Some(context.configured(Vec::new(), Needs::BOTH)?),
     };
     let mut signals = Signals::listen()?;
-    let failed = |trouble: Trouble| Failure::new(Exit::Error, trouble.to_string());
     let servers = servers(&opts, config.as_ref()).await?;
-    let stage = set(&opts, &servers, config.as_ref()).await.map_err(failed)?;
+    let stage = set(&opts, &servers, config.as_ref()).await?;
     let measured = tokio::select! {
-        measured = measure(&opts, &stage) => measured.map_err(failed),
+        measured = measure(&opts, &stage) => measured.map_err(Failure::from),
         // Dropping the measurement ends its processes.
         signal = signals.next() => {
             context.say(&format!("{signal}: cleaning up"));
@@ -217,13 +217,11 @@ pub async fn run(mut opts: Opts, context: &Context) -> Result<Exit, Failure> {
         && let Err(trouble) = stage.clear([]).await
     {
         let (stream, table) = (&stage.pipeline.stream, stage.table());
-        if let Some(words) = measured.err().and_then(|failure| failure.told_by("bench")) {
-            context.say(&words);
-        }
-        return Err(Failure::new(
-            Exit::Error,
-            format!("could not take away stream {stream}, table {table} and its rows in schema tidegate: {trouble}"),
-        ));
+        let left =
+            format!("could not take away stream {stream}, table {table} and its rows in schema tidegate: {trouble}");
+        let Err(first) = measured else { return Err(Failure::new(Exit::Error, left)) };
+        context.say(&left);
+        return Err(first);
     }
     measured
 }
@@ -244,7 +242,7 @@ async fn servers(opts: &Opts, config: Option<&Config>) -> Result<Servers, Failur
             let durable = ["--appendonly", "yes", "--appendfsync", "everysec"];
             let arguments = if opts.no_aof { &[][..] } else { &durable[..] };
             let private = Servers::private(arguments, &["fsync=on", "full_page_writes=on", "max_wal_size=4GB"]).await;
-            private.map_err(|trouble| Failure::new(Exit::Error, trouble.to_string()))
+            private.map_err(Failure::from)
         }
     }
 }

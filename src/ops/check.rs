@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::columns::{Page, Tone};
-use super::context::{Format, Report};
+use super::context::{Format, Report, not_written};
 use super::{Context, Exit, Failure};
 use crate::config::{Loaded, Needs, Sources, load};
 use crate::postgres::Database;
@@ -81,12 +81,12 @@ pub enum Severity {
 /// Runs the verb.
 pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
     if !opts.live && context.format == Format::Table {
-        return Ok(answer(opts, &context.sources(Vec::new()), &mut io::stdout(), &mut io::stderr())?);
+        return answer(opts, &context.sources(Vec::new()), &mut io::stdout(), &mut io::stderr()).map_err(not_written);
     }
     let loaded = context.load(Vec::new(), if opts.live { Needs::POSTGRES } else { Needs::BOTH })?;
     in_term(&loaded.config.accepted, Timestamp::now()).map_err(|why| Failure::new(Exit::Config, why.to_string()))?;
     if opts.print && context.format == Format::Table {
-        print(&loaded, &mut io::stdout())?;
+        print(&loaded, &mut io::stdout()).map_err(not_written)?;
     }
     let mut tables = Vec::new();
     if opts.live {

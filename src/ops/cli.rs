@@ -92,7 +92,11 @@ enum Verb {
     Config(config::Opts),
     /// Make a pipeline from a table or from a stream's entries; test pipelines without a server
     Pipeline(pipeline::Opts),
-    /// Print completions for a shell
+    /// Print what a shell sources to complete commands, options and names
+    ///
+    /// In ~/.bashrc: source <(tidegate completions bash), in ~/.zshrc the same with zsh, in fish: tidegate completions fish | source. The script
+    /// calls this program at each Tab, and belongs to its version. Names come from the configuration that the command would read (--config, TIDEGATE_CONFIG, TIDEGATE__*
+    /// variables) and from the servers, which are asked for 300 ms at the most. Where something is wrong nothing is offered and nothing is said.
     Completions(pages::CompletionsOpts),
     /// Print the manual page, or write the pages of all commands
     Man(pages::ManOpts),

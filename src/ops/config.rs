@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::columns::{Page, printable};
+use super::complete::{Name, by};
 use super::context::Report;
 use super::{Context, Exit, Failure};
 use crate::config::{Loaded, Needs, Row};
@@ -30,7 +31,7 @@ pub struct ShowOpts {
     #[arg(long)]
     changed: bool,
     /// Only keys that begin so, such as batch or pipelines.counters
-    #[arg(value_name = "KEY")]
+    #[arg(value_name = "KEY", add = by(Name::Key))]
     keys: Vec<String>,
 }
 

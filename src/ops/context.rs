@@ -4,7 +4,7 @@
 //! in the asked form, a way to talk on stderr, and the answer to a question. It fails where the configuration is not valid, or where
 //! stdout or stderr is closed.
 
-use std::io::{BufRead, IsTerminal, Write};
+use std::io::{BufRead, ErrorKind, IsTerminal, Write};
 use std::path::PathBuf;
 
 use serde::Serialize;
@@ -14,6 +14,7 @@ use super::columns::{Page, Paint};
 use super::failure::Failure;
 use crate::config::{Config, Loaded, Needs, Sources, load};
 use crate::model::pipeline::Pipeline;
+use crate::retry::socket_words;
 use crate::telemetry;
 
 /// How data is printed.
@@ -101,8 +102,7 @@ impl Context {
     /// Writes text on stdout as it is.
     pub fn write(&self, text: &str) -> Result<(), Failure> {
         let mut stdout = std::io::stdout().lock();
-        stdout.write_all(text.as_bytes())?;
-        Ok(stdout.flush()?)
+        stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(not_written)
     }
 
     /// Talks on stderr.
@@ -129,6 +129,14 @@ impl Context {
             "y" | "Y" | "yes" => Ok(()),
             _ => Err(Failure::new(Exit::Error, "nothing was changed")),
         }
+    }
+}
+
+/// Why stdout could not be written to. That nobody reads the rest is no failure.
+pub(super) fn not_written(error: std::io::Error) -> Failure {
+    match error.kind() {
+        ErrorKind::BrokenPipe => error.into(),
+        _ => Failure::new(Exit::Error, format!("stdout cannot be written to: {}", socket_words(&error))),
     }
 }
 

@@ -6,6 +6,7 @@
 use serde::Serialize;
 
 use super::columns::{Page, Tone, printable};
+use super::complete::{Name, by};
 use super::context::{Report, one_of_counters};
 use super::{Context, Exit, Failure};
 use crate::client::postgres;
@@ -36,7 +37,7 @@ enum What {
         /// The key of the row
         id: String,
         /// The pipeline; may be left out where there is only one
-        #[arg(long, value_name = "NAME")]
+        #[arg(long, value_name = "NAME", add = by(Name::CounterPipeline))]
         pipeline: Option<String>,
     },
 }
@@ -63,7 +64,7 @@ impl From<Failed> for Failure {
     fn from(failed: Failed) -> Failure {
         match failed {
             Failed::Valkey(fault) => fault.into(),
-            Failed::Postgres(error) => Failure::new(Exit::Unavailable, error.to_string()),
+            Failed::Postgres(error) => error.0.into(),
         }
     }
 }
@@ -141,6 +142,11 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
     Ok(if counter.agrees { Exit::Ok } else { Exit::Drift })
 }
 
+async fn value_of(connection: &Connection, counter: &str) -> Result<Option<String>, Fault> {
+    let told = connection.call(Command::new("GET").arg(counter)).await;
+    Ok(told.map_err(|fault| fault.about(counter))?.as_text().map(str::to_owned))
+}
+
 /// Looks once: an error if the counter changed meanwhile.
 async fn look(
     connection: &Connection,
@@ -150,7 +156,7 @@ async fn look(
 ) -> Result<Result<Known, Known>, Failed> {
     let keys = pipeline.keys_of(shard_of(id, pipeline.shards));
     let text = |reply: Reply| reply.as_text().map(str::to_owned);
-    let value = text(connection.call(Command::new("GET").arg(keys.counter(id))).await?);
+    let value = value_of(connection, &keys.counter(id)).await?;
     // From where on entries may not be flushed: first asked, then the table is read, so that nothing falls in between.
     let standing = info::standing(connection, &keys.stream, &keys.group).await?;
     let from = [standing.oldest_pending, standing.first_undelivered].into_iter().flatten().min();
@@ -173,7 +179,7 @@ async fn look(
         unflushed,
         value,
     };
-    let again = text(connection.call(Command::new("GET").arg(keys.counter(id))).await?);
+    let again = value_of(connection, &keys.counter(id)).await?;
     let now = info::standing(connection, &keys.stream, &keys.group).await?;
     let is_stable = again == known.value && (known.is_right() || now.first_undelivered == standing.first_undelivered);
     Ok(if is_stable { Ok(known) } else { Err(known) })

@@ -72,7 +72,7 @@ pub struct Opts {
 pub async fn run(opts: Opts, _: &Context) -> Result<Exit, Failure> {
     let mut signals = Signals::listen()?;
     tokio::select! {
-        shown = show(&opts) => shown.map_err(|trouble| Failure::new(Exit::Error, trouble.to_string())),
+        shown = show(&opts) => shown.map_err(Failure::from),
         // Dropping the show ends its processes and servers.
         signal = signals.next() => {
             say(&format!("{signal}: cleaning up"));

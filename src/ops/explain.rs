@@ -6,6 +6,7 @@
 use serde::Serialize;
 
 use super::columns::{Page, Tone};
+use super::complete::{Name, by};
 use super::context::Report;
 use super::{Context, Exit, Failure};
 use crate::retry::{A_FEW, Fault, Verdict, judge};
@@ -14,7 +15,7 @@ use crate::retry::{A_FEW, Fault, Verdict, judge};
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     /// An SQLSTATE (42P01), an error of Valkey (NOGROUP), the reason of a dead letter (bad_amount), a check of doctor (D1), or an exit code (78)
-    #[arg(value_name = "CODE")]
+    #[arg(value_name = "CODE", add = by(Name::Code))]
     pub code: String,
 }
 
@@ -47,7 +48,7 @@ pub fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
 }
 
 /// The reasons of dead letters.
-const REASONS: [(&str, &str); 13] = [
+pub const REASONS: [(&str, &str); 13] = [
     (
         "missing_key",
         "the entry has no field with the row's key (pipelines.<name>.key_field): correct the producer or the configuration, then redrive",
@@ -115,6 +116,19 @@ pub const EXITS: [(Exit, &str); 12] = [
     (Exit::Interrupted, "ended by Ctrl-C"),
 ];
 
+/// The codes of PostgreSQL that the table of faults names by themselves; of the others it names the class.
+const SQLSTATES: [&str; 24] = [
+    "40001", "40P01", "55P03", "0A000", "53200", "26000", "42P05", "25006", "25P03", "25P04", "53100", "57014",
+    "TG002", "TG003", "23514", "42501", "42P01", "42703", "42704", "42P10", "3D000", "3F000", "XX001", "XX002",
+];
+
+/// Every code that can be listed: an SQLSTATE of which only the class is known, or a trigger's own, is explained all the same.
+pub fn codes() -> impl Iterator<Item = String> {
+    let checks = super::doctor::checks::CHECKS.iter().map(|check| check.id);
+    let words = REASONS.iter().map(|(reason, _)| *reason).chain(checks).chain(VALKEY).chain(SQLSTATES);
+    words.map(str::to_owned).chain(EXITS.iter().map(|(exit, _)| (*exit as u8).to_string()))
+}
+
 /// What a code means; none if it is not known.
 pub fn explain(code: &str) -> Option<Explanation> {
     let explanation = |said_by, meaning: String, what_happens: &str| {
@@ -174,7 +188,7 @@ pub fn advice(code: &str) -> Option<String> {
 }
 
 /// The errors of Valkey that have a row in the table.
-const VALKEY: [&str; 19] = [
+const VALKEY: [&str; 22] = [
     "NOGROUP",
     "UNBLOCKED",
     "READONLY",
@@ -185,6 +199,7 @@ const VALKEY: [&str; 19] = [
     "TRYAGAIN",
     "NOREPLICAS",
     "LOADING",
+    "MAXCLIENTS",
     "BUSY",
     "MISCONF",
     "OOM",
@@ -192,6 +207,8 @@ const VALKEY: [&str; 19] = [
     "NOAUTH",
     "WRONGPASS",
     "NOPERM",
+    "NOFUNCTION",
+    "OTHERLIBRARY",
     "CROSSSLOT",
     "ERR",
 ];
@@ -243,6 +260,26 @@ mod tests {
         }
         for unknown in ["", "hello", "999", "D999", "bad amount", "42", "ABCDEFG"] {
             assert_eq!(explain(unknown), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn every_code_that_the_table_of_faults_names_is_explained() {
+        let table = include_str!("../retry/table.rs");
+        let of_servers = table
+            .split("fn judge_postgres")
+            .nth(1)
+            .and_then(|rest| rest.split("/// What a fault means for a command").next());
+        let codes = of_servers.expect("the table").split('"').filter(|word| {
+            word.len() >= 3
+                && word.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())
+                && word.parse::<u8>().is_err()
+        });
+        let codes: Vec<&str> = codes.collect();
+        assert!(codes.len() > 40, "{codes:?}");
+        let listed: Vec<String> = super::codes().collect();
+        for code in codes {
+            assert!(explain(code).is_some() && listed.iter().any(|other| other == code), "{code}");
         }
     }
 

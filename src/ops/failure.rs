@@ -6,6 +6,7 @@
 use std::fmt;
 
 use super::Exit;
+use super::stage::Trouble;
 use crate::config::Problems;
 use crate::retry::{Fault, advised};
 
@@ -53,6 +54,21 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
+impl From<Trouble> for Failure {
+    /// What a server or the configuration says keeps its exit code and its next step, however far it came.
+    fn from(trouble: Trouble) -> Failure {
+        let trouble = match trouble.downcast::<Fault>() {
+            Ok(fault) => return Failure::from(*fault),
+            Err(trouble) => trouble,
+        };
+        let trouble = match trouble.downcast::<Problems>() {
+            Ok(problems) => return Failure::from(*problems),
+            Err(trouble) => trouble,
+        };
+        Failure::new(Exit::Error, trouble.to_string())
+    }
+}
+
 impl From<Fault> for Failure {
     fn from(fault: Fault) -> Failure {
         Failure::new(Exit::from(&fault), advised(&fault))
@@ -85,5 +101,8 @@ mod tests {
         let lost = Failure::from(Fault::ValkeyLost("cannot reach Valkey at h:1".into()));
         assert_eq!(lost.exit(), Exit::Unavailable);
         assert!(lost.to_string().contains("is it running"), "{lost}");
+        let carried: Trouble = Fault::ValkeyLost("cannot reach Valkey at h:1".into()).into();
+        assert_eq!(Failure::from(carried), lost);
+        assert_eq!(Failure::from(Trouble::from("odd")), Failure::new(Exit::Error, "odd"));
     }
 }

@@ -6,6 +6,7 @@
 use serde::Serialize;
 
 use super::columns::{Page, Tone, count, lasting_ms, plural, printable};
+use super::complete::{Name, by};
 use super::context::{Report, chosen};
 use super::observe::valkey::{Named, Stream};
 use super::observe::{Look, Servers};
@@ -34,7 +35,7 @@ enum Action {
 #[derive(Debug, Clone, clap::Args)]
 pub struct ListOpts {
     /// Only of these pipelines' streams; default: all
-    #[arg(long = "pipeline", value_name = "NAME")]
+    #[arg(long = "pipeline", value_name = "NAME", add = by(Name::Pipeline))]
     pipelines: Vec<String>,
 }
 
@@ -42,7 +43,7 @@ pub struct ListOpts {
 #[derive(Debug, Clone, clap::Args)]
 pub struct RepairOpts {
     /// This group, although no pipeline was renamed: another program's that is not used any more
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = by(Name::Group))]
     group: Option<String>,
     /// Only say what would be destroyed
     #[arg(long)]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::columns::Page;
+use super::complete::{Name, by};
 use super::context::{Report, managed};
 use super::{Context, Exit, Failure};
 use crate::client::invalidate::{scan, unlink};
@@ -34,7 +35,7 @@ pub struct Opts {
     #[arg(long, value_name = "PATTERN")]
     pub pattern: Option<String>,
     /// The counters of this managed pipeline
-    #[arg(long, value_name = "PIPELINE")]
+    #[arg(long, value_name = "PIPELINE", add = by(Name::ManagedPipeline))]
     pub counters: Option<String>,
     /// With --counters: those with deltas that are not settled, too
     #[arg(long, requires = "counters")]

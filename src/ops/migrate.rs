@@ -2,6 +2,7 @@
 //!
 //! Takes the configuration; prints what was done, or with `--dry-run` what would be.
 
+use super::complete::{Name, by};
 use super::{Context, Exit, Failure};
 use crate::config::{Config, Needs};
 use crate::lanes;
@@ -17,10 +18,10 @@ pub struct Opts {
     #[arg(long)]
     pub dry_run: bool,
     /// Carry the ledger of a renamed pipeline over to its new name, before the daemon starts under it
-    #[arg(long, value_name = "OLD=NEW", value_parser = parse_rename)]
+    #[arg(long, value_name = "OLD=NEW", value_parser = parse_rename, add = by(Name::Rename))]
     pub rename_pipeline: Option<(String, String)>,
     /// Carry the ledger of a pipeline over to the table that the configuration names, after the table was renamed
-    #[arg(long, value_name = "PIPELINE", conflicts_with = "rename_pipeline")]
+    #[arg(long, value_name = "PIPELINE", conflicts_with = "rename_pipeline", add = by(Name::Pipeline))]
     pub retarget: Option<String>,
 }
 
@@ -69,9 +70,18 @@ impl From<Error> for Failure {
 }
 
 /// Gives a pipeline's lanes its new name.
-async fn rename(address: &Endpoint, config: &Config, old: &str, new: &str) -> Result<String, Error> {
+async fn rename(address: &Endpoint, config: &Config, old: &str, new: &str) -> Result<String, Failure> {
     let source = &config.valkey.source;
     let database = Database::new(address.clone(), 1);
+    let names = database.run(async |c| lanes::names(c, source).await).await?;
+    let knows = |name: &str| names.iter().any(|(pipeline, _)| pipeline == name);
+    // Done before, it is no mistake; a slip of the pen is.
+    if !knows(old) && !knows(new) {
+        let mut known: Vec<&str> = names.iter().map(|(pipeline, _)| pipeline.as_str()).collect();
+        known.dedup();
+        let known = if known.is_empty() { "none yet".into() } else { known.join(", ") };
+        return Err(Failure::new(Exit::Config, format!("the ledger knows no pipeline {old:?}: it knows {known}")));
+    }
     let streams = database.run(async |c| lanes::rename(c, source, old, new).await).await?;
     let mut text = format!("{} ledgers carried over from {old} to {new}\n", streams.len());
     for stream in streams {

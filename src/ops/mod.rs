@@ -8,6 +8,7 @@ pub mod bench;
 pub mod check;
 pub mod cli;
 pub mod columns;
+pub mod complete;
 pub mod config;
 pub mod console;
 pub mod context;

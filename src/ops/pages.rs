@@ -1,4 +1,4 @@
-//! `tidegate completions` and `tidegate man`: made from the same definitions as the command line itself.
+//! `tidegate completions` and `tidegate man`: what is installed beside the program.
 
 use std::path::PathBuf;
 
@@ -6,7 +6,7 @@ use clap::CommandFactory;
 use clap_complete::Shell;
 
 use super::cli::Cli;
-use super::{Context, Exit, Failure};
+use super::{Context, Exit, Failure, complete};
 
 /// What can be said on the command line.
 #[derive(Debug, Clone, clap::Args)]
@@ -20,15 +20,15 @@ pub struct CompletionsOpts {
 #[derive(Debug, Clone, clap::Args)]
 pub struct ManOpts {
     /// Write the page of every command into this folder, instead of the main one to stdout
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", value_hint = clap::ValueHint::DirPath)]
     pub out: Option<PathBuf>,
 }
 
-/// Prints completions for a shell.
+/// Prints what a shell sources to complete: a script that asks this program at each Tab.
 pub fn completions(opts: CompletionsOpts, context: &Context) -> Result<Exit, Failure> {
-    let mut text = Vec::new();
-    clap_complete::generate(opts.shell, &mut Cli::command(), "tidegate", &mut text);
-    context.write(&String::from_utf8_lossy(&text))?;
+    let none = || Failure::usage(format!("there are no completions for {}", opts.shell));
+    let script = complete::script(&opts.shell.to_string()).ok_or_else(none)?;
+    context.write(&String::from_utf8_lossy(&script))?;
     Ok(Exit::Ok)
 }
 

@@ -9,6 +9,7 @@ use serde::Serialize;
 use sqlx::postgres::PgConnection;
 
 use super::columns::{Page, Tone, lasting, plural, printable};
+use super::complete::{Name, by};
 use super::context::{Report, chosen};
 use super::observe::{Look, Servers};
 use super::{Context, Exit, Failure};
@@ -26,7 +27,7 @@ const ASK_EVERY: Duration = Duration::from_millis(200);
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     /// The pipelines
-    #[arg(value_name = "PIPELINE", required_unless_present = "all")]
+    #[arg(value_name = "PIPELINE", required_unless_present = "all", add = by(Name::Pipeline))]
     pub pipelines: Vec<String>,
     /// Every pipeline of the configuration
     #[arg(long, conflicts_with = "pipelines")]
@@ -43,7 +44,7 @@ pub struct Opts {
 #[derive(Debug, Clone, clap::Args)]
 pub struct ResumeOpts {
     /// The pipelines
-    #[arg(value_name = "PIPELINE", required_unless_present = "all")]
+    #[arg(value_name = "PIPELINE", required_unless_present = "all", add = by(Name::Pipeline))]
     pub pipelines: Vec<String>,
     /// Every pipeline of the configuration
     #[arg(long, conflicts_with = "pipelines")]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::columns::{Page, Tone, count, lasting_ms, plural, printable};
+use super::complete::{Name, by};
 use super::context::{Report, chosen};
 use super::observe::{Servers, valkey as observed};
 use super::{Context, Exit, Failure};
@@ -20,13 +21,13 @@ use crate::valkey::{Command, Connection, Reply, unexpected};
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     /// Only of these pipelines; default: all
-    #[arg(long = "pipeline", value_name = "NAME")]
+    #[arg(long = "pipeline", value_name = "NAME", add = by(Name::Pipeline))]
     pub pipelines: Vec<String>,
     /// Each entry, too, the oldest first
     #[arg(long)]
     pub entries: bool,
     /// With --entries: only those of this consumer
-    #[arg(long, value_name = "NAME", requires = "entries")]
+    #[arg(long, value_name = "NAME", requires = "entries", add = by(Name::Consumer))]
     pub consumer: Option<String>,
     /// With --entries: so many of each stream at the most
     #[arg(long, default_value_t = 100, value_name = "N")]
@@ -84,6 +85,12 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
         for shard in servers.shards(pipeline).await {
             streams.push(of_shard(&opts, &mut servers, &shard, config.reclaim.dead_after).await?);
         }
+    }
+    if let Some(name) = &opts.consumer
+        && !streams.iter().flat_map(|stream| &stream.consumers).any(|consumer| consumer.name == *name)
+    {
+        let next = "`tidegate pending` lists those that are there; what a consumer that has gone had is taken over";
+        context.say(&format!("there is no consumer {name:?} in these streams' groups: {next}"));
     }
     context.print(&Pending { streams })?;
     Ok(Exit::Ok)

@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 
 use sqlx::{AssertSqlSafe, Row};
 
+use super::complete::{Name, by};
 use super::context::one_of_counters;
 use super::{Context, Exit, Failure};
-use crate::client::Producer;
+use crate::client::{NotAdded, Producer};
 use crate::config::{Config, Needs};
 use crate::model::pipeline::Pipeline;
+use crate::model::shard::shard_of;
 use crate::postgres::{Database, Endpoint};
-use crate::target::check_tables;
+use crate::retry::advised;
+use crate::target::check_tables_that_are_read;
 
 /// How often the row is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -24,7 +27,7 @@ const STAYS_FOR: Duration = Duration::from_millis(2_500);
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     /// The pipeline; may be left out where there is only one
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = by(Name::CounterPipeline))]
     pub pipeline: Option<String>,
     /// The key that is probed: one that nobody else adds to, and that the key's column takes
     #[arg(long, value_name = "KEY", default_value = "tidegate-probe")]
@@ -50,8 +53,7 @@ async fn probe(opts: &Opts, config: &Config) -> Result<String, Failure> {
     let producer = Producer::connect(&valkey, pipeline).await?;
     let sent = Instant::now();
     let added = producer.add(&opts.key, 1).await;
-    let added =
-        added.map_err(|why| Failure::new(Exit::Unavailable, format!("the delta was not sent for certain: {why}")))?;
+    let added = added.map_err(|why| not_added(why, pipeline, &opts.key))?;
     let landed = loop {
         let value = table.value().await?;
         if value != before {
@@ -92,6 +94,23 @@ async fn probe(opts: &Opts, config: &Config) -> Result<String, Failure> {
     ))
 }
 
+/// What Valkey refused ends as it ends every verb; where nobody knows whether it was sent the next probe takes another key.
+fn not_added(why: NotAdded, pipeline: &Pipeline, key: &str) -> Failure {
+    let about = match why {
+        NotAdded::CounterRefused(_) => pipeline.counter_of(key),
+        _ => pipeline.stream_of(shard_of(key, pipeline.shards)),
+    };
+    let (exit, advised) = match why.fault() {
+        Some(fault) => (Exit::from(fault), advised(&fault.clone().about(&about))),
+        None => (Exit::Usage, format!("{why}: choose another --key")),
+    };
+    let sent = match why.happened_not() {
+        true => "nothing was sent",
+        false => "the delta may or may not have been sent, so take another --key next time",
+    };
+    Failure::new(exit, format!("{sent}: {advised}"))
+}
+
 /// One row of a pipeline's table.
 struct Counter<'a> {
     database: Database,
@@ -102,7 +121,7 @@ struct Counter<'a> {
 impl<'a> Counter<'a> {
     async fn of(address: Endpoint, pipeline: &Pipeline, key: &'a str) -> Result<Counter<'a>, Failure> {
         let database = Database::new(address, 1);
-        let fits = database.run(async |connection| check_tables(connection, pipeline).await).await?;
+        let fits = database.run(async |connection| check_tables_that_are_read(connection, pipeline).await).await?;
         let fits = fits.map_err(|unfit| Failure::new(Exit::Config, unfit.to_string()))?;
         let table = pipeline.table.quoted();
         let (column, value) = (pipeline.key.quoted(), pipeline.value.quoted());

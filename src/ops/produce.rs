@@ -23,6 +23,7 @@ use tokio::time::Instant;
 
 use self::source::{Source, read};
 use self::summary::{Progress, Summary};
+use super::complete::{Name, by};
 use super::context::one_of_counters;
 use super::{Context, Exit, Failure};
 use crate::client::Producer;
@@ -46,7 +47,7 @@ pub struct Opts {
     pub files: Vec<PathBuf>,
 
     /// The pipeline whose stream takes the entries
-    #[arg(long, value_name = "NAME", default_value = "counters")]
+    #[arg(long, value_name = "NAME", default_value = "counters", add = by(Name::CounterPipeline))]
     pub pipeline: String,
 
     /// No progress bar, and no summary if every line was added
@@ -79,8 +80,8 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
 
 /// Adds what the files have to this pipeline's counters; gives the exit code.
 ///
-/// 0: every line was added. 65: some lines are bad or were refused. 66: a file cannot be read. 75: Valkey was out of
-/// reach, or some lines may or may not have been added. 78: Valkey refuses the credentials. 130: Ctrl-C.
+/// 0: every line was added. 65: some lines are bad or were refused. 66: a file cannot be read. 69 or 75: Valkey was out
+/// of reach, or some lines may or may not have been added. 77: Valkey refuses the user. 78: the stream's key holds another type. 130: Ctrl-C.
 pub async fn produce(opts: Opts, address: Endpoint, pipeline: Pipeline) -> Exit {
     let sources = match opts.files.iter().map(|path| Source::find(path)).collect::<Result<Vec<_>, _>>() {
         Ok(sources) if sources.is_empty() => vec![Source::stdin()],

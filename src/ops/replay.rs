@@ -12,6 +12,7 @@ use std::collections::HashSet;
 use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
+use super::complete::{Name, by};
 use super::context::one;
 use super::{Context, Exit, Failure};
 use crate::care::session::Session;
@@ -40,7 +41,7 @@ pub struct Opts {
     #[arg(long, value_name = "WHEN")]
     pub since: Since,
     /// The pipeline; may be left out where there is only one
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = by(Name::Pipeline))]
     pub pipeline: Option<String>,
     /// Do it; without this nothing is changed
     #[arg(long)]

@@ -2,16 +2,22 @@
 //!
 //! Takes the name of an alert; prints its page of docs/runbooks, which is embedded in the program. Without a name it lists them.
 
+use super::complete::{Name, by};
 use super::{Context, Exit, Failure};
 
 /// Every runbook: its name and its text.
 const RUNBOOKS: &[(&str, &str)] = include!(concat!(env!("OUT_DIR"), "/runbooks.rs"));
 
+/// The name of every runbook.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    RUNBOOKS.iter().map(|(name, _)| *name)
+}
+
 /// What can be said on the command line.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     /// The alert, such as TidegateHalted; without it, the list of all
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = by(Name::Runbook))]
     pub name: Option<String>,
 }
 

@@ -4,7 +4,6 @@
 //! anybody. What comes faster than it may be shown is skipped and counted. Nothing of an entry reaches the terminal unescaped; with --redact no
 //! value is shown at all.
 
-use std::io::Write;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -12,6 +11,7 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::columns::{cut, printable};
+use super::complete::{Name, by};
 use super::context::{Format, chosen, json};
 use super::dead::show::{Bytes, added_at};
 use super::observe::Servers;
@@ -38,7 +38,7 @@ const SHOWN: usize = 200;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     /// Only of these pipelines; default: all
-    #[arg(long = "pipeline", value_name = "NAME")]
+    #[arg(long = "pipeline", value_name = "NAME", add = by(Name::Pipeline))]
     pub pipelines: Vec<String>,
     /// So many entries a second at the most; the rest is skipped and counted
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -139,15 +139,16 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
     let mut shown = 0;
     while opts.limit.is_none_or(|limit| shown < limit) {
         let next = tokio::select! {
+            biased;
             next = tapped.recv() => next,
+            // One stream that cannot be read is not passed over because of the others.
+            Some(Ok(Err(fault))) = taps.join_next() => return Err(fault.into()),
             _ = signals.next() => return Ok(Exit::Ok),
         };
         let Some(entry) = next else { break };
         shown += 1;
         let line = if context.format == Format::Json { json(&entry)? } else { entry.line() };
-        let mut stdout = std::io::stdout().lock();
-        writeln!(stdout, "{line}")?;
-        stdout.flush()?;
+        context.write(&format!("{line}\n"))?;
     }
     if opts.limit.is_some_and(|limit| shown >= limit) {
         return Ok(Exit::Ok);
@@ -194,7 +195,7 @@ impl Tap {
                 at = delivered.id();
                 ControlFlow::Continue(())
             });
-            run.await?;
+            run.await.map_err(|fault| fault.about(&self.shard.stream))?;
             for entry in got.into_iter().filter(|entry| !self.bad || entry.bad.is_some()) {
                 left = left.saturating_sub(1);
                 let skipped = std::mem::take(&mut self.skipped);

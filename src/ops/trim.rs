@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use super::columns::{Page, Tone, count, lasting, plural, printable};
+use super::complete::{Name, by};
 use super::context::{Report, chosen};
 use super::dead::show::added_at;
 use super::observe::Servers;
@@ -28,7 +29,7 @@ const STEP: usize = 5_000;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     /// Only the streams of these pipelines; default: all
-    #[arg(long = "pipeline", value_name = "NAME")]
+    #[arg(long = "pipeline", value_name = "NAME", add = by(Name::Pipeline))]
     pub pipelines: Vec<String>,
     /// Say what would be trimmed, and change nothing: the daemon trims by itself
     #[arg(long, required = true)]
@@ -76,7 +77,8 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
     by_stream.retain(|_, shards| shards.iter().any(|shard| named.iter().any(|p| p.name == shard.pipeline.name)));
     let mut streams = Vec::new();
     for (stream, shards) in by_stream {
-        streams.push(of_stream(&config, &mut servers, &stream, &shards).await?);
+        let told = of_stream(&config, &mut servers, &stream, &shards).await;
+        streams.push(told.map_err(|fault| fault.about(&stream))?);
     }
     context.print(&Trim { retention_seconds: config.trim.retention.as_secs_f64(), streams })?;
     Ok(Exit::Ok)

@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::columns::{Page, Tone, lasting_ms};
+use super::complete::{Name, by};
 use super::context::{Report, chosen};
 use super::observe::{self, Servers};
 use super::{Context, Exit, Failure};
@@ -28,7 +29,7 @@ const SAY_AFTER: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     /// Only for these pipelines; default: all
-    #[arg(long = "pipeline", value_name = "NAME")]
+    #[arg(long = "pipeline", value_name = "NAME", add = by(Name::Pipeline))]
     pub pipelines: Vec<String>,
     /// Wait for entries up to this id; default: the last one that each stream has now
     #[arg(long, value_name = "ID")]

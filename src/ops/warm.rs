@@ -11,13 +11,14 @@ use serde::Serialize;
 use sqlx::AssertSqlSafe;
 
 use super::columns::Page;
+use super::complete::{Name, by};
 use super::context::{Report, managed};
 use super::{Context, Exit, Failure};
-use crate::client::{Count, CounterOptions, Counters, postgres};
+use crate::client::{Count, CounterOptions, Counters, Why, postgres};
 use crate::config::Needs;
 use crate::model::pipeline::Pipeline;
 use crate::postgres::Database;
-use crate::retry::Fault;
+use crate::retry::{Fault, advised};
 
 /// How many are brought from one snapshot.
 const AT_ONCE: usize = 200;
@@ -33,7 +34,7 @@ pub struct Opts {
     #[arg(long, value_name = "N")]
     pub top: Option<u32>,
     /// The pipeline; may be left out where there is only one
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = by(Name::ManagedPipeline))]
     pub pipeline: Option<String>,
     /// How many are brought in a second
     #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u64).range(1..))]
@@ -67,7 +68,10 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
     let (valkey, address) = (config.valkey.address()?, config.postgres.address()?);
     let ids = match (&opts.ids, opts.top) {
         (Some(file), _) => {
-            read_ids(file).map_err(|error| Failure::new(Exit::NoInput, format!("{}: {error}", file.display())))?
+            let next = "name a text file with an id on each line, or - for standard input";
+            read_ids(file).map_err(|error| {
+                Failure::new(Exit::NoInput, format!("cannot read {} ({error}): {next}", file.display()))
+            })?
         }
         (None, top) => {
             let database = Database::new(address.clone(), 1);
@@ -86,18 +90,36 @@ pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
         for count in counters.get_many(&names).await {
             match count {
                 Count::Exact(_) => warm += 1,
-                Count::Unknown(reason) => why_not = Some(reason.to_string()),
-                Count::Stored(_) => why_not = Some("the flush has to catch up first".into()),
+                Count::Unknown(reason) => why_not = Some(reason),
+                Count::Stored(_) => why_not = Some(Why::CatchingUp),
             }
+        }
+        // Who lacks a right lacks it for the next ones, too.
+        if counters.fault().is_some_and(|fault| Exit::from(&fault) == Exit::NoPermission) {
+            break;
         }
         let due = Duration::from_secs_f64(ids.len() as f64 / opts.rate as f64);
         tokio::time::sleep(due.saturating_sub(began.elapsed())).await;
     }
+    // A server that failed is the cause, whatever could be said of a counter without it.
+    let fault = why_not.and_then(|_| counters.fault());
+    let why_not = why_not.map(|why| fault.as_ref().map_or_else(|| why.to_string(), advised));
     let warmed = Warmed { pipeline: pipeline.name.clone(), asked: ids.len() as u64, warm, why_not };
     context.print(&warmed)?;
     match warmed.why_not {
         None => Ok(Exit::Ok),
-        Some(why) => Err(Failure::new(Exit::Retry, format!("some could not be brought: {why}"))),
+        Some(why) => {
+            let exit = fault.as_ref().map_or(Exit::Retry, ended_by);
+            Err(Failure::new(exit, format!("some could not be brought: {why}")))
+        }
+    }
+}
+
+/// What was not brought may be brought later, unless somebody has to act first.
+fn ended_by(fault: &Fault) -> Exit {
+    match Exit::from(fault) {
+        exit @ (Exit::NoPermission | Exit::Config) => exit,
+        _ => Exit::Retry,
     }
 }
 

@@ -134,7 +134,7 @@ impl Endpoint {
     }
 
     /// An error of the client library, in plain words.
-    pub(super) fn fault(&self, error: sqlx::Error) -> Fault {
+    pub(crate) fn fault(&self, error: sqlx::Error) -> Fault {
         let place = self.place();
         match error {
             sqlx::Error::Database(error) => refusal(&*error),

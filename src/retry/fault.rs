@@ -57,6 +57,17 @@ impl Fault {
         }
     }
 
+    /// The same where a server does not say which key it is about, and somebody has to know.
+    pub fn about(self, key: &str) -> Fault {
+        match self {
+            Fault::Valkey { code, message } if code == "WRONGTYPE" => {
+                let message = format!("{} ({key:?})", without_script(&message));
+                Fault::Valkey { code, message }
+            }
+            fault => fault,
+        }
+    }
+
     /// Whether a server of a cluster said that another one has, or gets, what it was asked for.
     pub fn is_redirection(&self) -> bool {
         matches!(self, Fault::Valkey { code, .. } if ["MOVED", "ASK"].contains(&&**code))
@@ -75,10 +86,18 @@ fn plain(code: &str) -> &str {
     if is_plain { code } else { "other" }
 }
 
+/// A server's words without the script in which it met the error: its hash says nothing to anybody.
+fn without_script(message: &str) -> &str {
+    match message.rsplit_once(" script: ") {
+        Some((words, place)) if place.contains(", on @user_script:") => words,
+        _ => message,
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Fault::Valkey { message, .. } => write!(f, "Valkey: {message}"),
+            Fault::Valkey { message, .. } => write!(f, "Valkey: {}", without_script(message)),
             Fault::ValkeyLost(why)
             | Fault::ValkeyProtocol(why)
             | Fault::PostgresLost(why)

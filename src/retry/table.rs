@@ -88,7 +88,8 @@ pub fn judge(fault: &Fault, attempt: u32) -> Judgement {
 
 /// A fault with what to do about it, for a command that ends because of it.
 pub fn advised(fault: &Fault) -> String {
-    format!("{fault}: {}", judge(fault, u32::MAX).advice)
+    // Some sentences of Valkey's end with a stop.
+    format!("{}: {}", fault.to_string().trim_end_matches('.'), judge(fault, u32::MAX).advice)
 }
 
 /// The table for PostgreSQL. `ours`: the error names a table of the schema `tidegate`, so no entry can be the cause.
@@ -207,9 +208,10 @@ fn judge_valkey(code: &str, attempt: u32) -> Judgement {
             "Valkey holds a function library under the name of Tidegate's own, and it is another one: look at it with FUNCTION LIST, and remove it with \
              FUNCTION DELETE where nobody needs it",
         ),
-        "WRONGTYPE" => {
-            halt("the stream's key holds another type: rename or delete it, or correct the pipeline's stream")
-        }
+        "WRONGTYPE" => halt(
+            "a key that is to be the stream, or a counter, holds another type: rename or delete it, or correct stream or counter_prefix of the \
+                 pipeline",
+        ),
         "NOAUTH" | "WRONGPASS" => halt("Valkey refuses the user or password: correct valkey.url"),
         "NOPERM" => {
             halt("the Valkey user lacks a permission: grant it with ACL SETUSER (docs/permissions.md has the commands)")
@@ -254,8 +256,8 @@ pub fn kind(fault: &Fault) -> FaultKind {
             "WRONGTYPE" => FaultKind::Config,
             "UNBLOCKED" | "READONLY" | "MASTERDOWN" | "MOVED" | "ASK" | "CLUSTERDOWN" | "TRYAGAIN" | "LOADING"
             | "MAXCLIENTS" => FaultKind::Unavailable,
-            "CROSSSLOT" => FaultKind::Config,
-            "BUSY" | "MISCONF" | "OOM" | "NOREPLICAS" | "NOGROUP" => FaultKind::Passing,
+            "CROSSSLOT" | "OTHERLIBRARY" => FaultKind::Config,
+            "BUSY" | "MISCONF" | "OOM" | "NOREPLICAS" | "NOGROUP" | "NOFUNCTION" => FaultKind::Passing,
             _ => FaultKind::Other,
         },
     }

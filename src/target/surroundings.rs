@@ -43,8 +43,8 @@ pub(super) fn unsuitable(relation: &Relation) -> Option<Finding> {
     Some(Finding::refusal_alone(what))
 }
 
-/// The rights that the role lacks, in one statement.
-pub(super) fn rights(target: &Target, relation: &Relation, columns: &[Column]) -> Option<Finding> {
+/// The rights that the role lacks, in one statement; to read alone, or to write.
+pub(super) fn rights(target: &Target, relation: &Relation, columns: &[Column], reads: bool) -> Option<Finding> {
     let of = |is_wanted: &dyn Fn(&Identifier) -> bool, has: fn(&Column) -> bool| -> Vec<&str> {
         let names = target.columns().into_iter().filter(|name| is_wanted(name));
         let found = names.filter_map(|name| columns.iter().find(|column| column.plain_name == name.as_str()));
@@ -54,14 +54,14 @@ pub(super) fn rights(target: &Target, relation: &Relation, columns: &[Column]) -
     let is_stamp = |name: &Identifier| target.updated_at.as_ref() == Some(name);
     let inserts_only = target.write == Write::Insert;
     let select = of(&|name| is_key(name) || !inserts_only && !is_stamp(name), |column| column.can_select);
-    let insert = of(&|_| true, |column| column.can_insert);
-    let update = of(&|name| !inserts_only && !is_key(name), |column| column.can_update);
+    let insert = of(&|_| !reads, |column| column.can_insert);
+    let update = of(&|name| !reads && !inserts_only && !is_key(name), |column| column.can_update);
     let mut rights: Vec<String> = [("select", select), ("insert", insert), ("update", update)]
         .into_iter()
         .filter(|(_, columns)| !columns.is_empty())
         .map(|(right, columns)| format!("{right} ({})", columns.join(", ")))
         .collect();
-    if target.write == Write::DeleteZero && !relation.can_delete {
+    if !reads && target.write == Write::DeleteZero && !relation.can_delete {
         rights.push("delete".into());
     }
     let rights = rights.join(", ");

@@ -67,7 +67,7 @@ pub async fn consumers(connection: &Connection, stream: &str, group: &str) -> Re
         Err(fault) if is_no_such_key(&fault) => {
             return Err(Fault::Valkey { code: "NOGROUP".into(), message: format!("NOGROUP no such key {stream}") });
         }
-        reply => reply?,
+        reply => reply.map_err(|fault| fault.about(stream))?,
     };
     let parse = |consumer: Reply| {
         let fields = Fields::of(consumer)?;
@@ -97,9 +97,14 @@ pub struct Group {
 
 /// One group of a stream; none if there is no such group, or no stream.
 pub async fn group(connection: &Connection, stream: &str, group: &str) -> Result<Option<Group>, Fault> {
+    Ok(groups(connection, stream).await?.into_iter().find(|found| found.name == group))
+}
+
+/// All groups of a stream; none if there is no stream.
+pub async fn groups(connection: &Connection, stream: &str) -> Result<Vec<Group>, Fault> {
     let reply = match connection.call(Command::new("XINFO").arg("GROUPS").arg(stream)).await {
-        Err(fault) if is_no_such_key(&fault) => return Ok(None),
-        reply => reply?,
+        Err(fault) if is_no_such_key(&fault) => return Ok(Vec::new()),
+        reply => reply.map_err(|fault| fault.about(stream))?,
     };
     let parse = |group: Reply| {
         let fields = Fields::of(group)?;
@@ -111,7 +116,7 @@ pub async fn group(connection: &Connection, stream: &str, group: &str) -> Result
             read: fields.number("entries-read"),
         })
     };
-    Ok(rows(reply, "XINFO GROUPS", parse)?.into_iter().find(|found| found.name == group))
+    rows(reply, "XINFO GROUPS", parse)
 }
 
 /// A stream, without its entries.
@@ -140,7 +145,8 @@ return {info['length'], first and first[1] or '', info['last-generated-id'], inf
 
 /// One stream; none if there is no such key.
 pub async fn stream(connection: &Connection, stream: &str) -> Result<Option<Stream>, Fault> {
-    let reply = connection.call(Command::new("EVAL").arg(STREAM).arg(1).arg(stream)).await?;
+    let told = connection.call(Command::new("EVAL").arg(STREAM).arg(1).arg(stream)).await;
+    let reply = told.map_err(|fault| fault.about(stream))?;
     let Some(parts) = reply.into_array() else { return Ok(None) };
     let parts: Vec<Reply> = parts.collect();
     let id = |n: usize| parts.get(n).and_then(Reply::as_text);
@@ -189,7 +195,8 @@ return {now, pending, lag, oldest, first and first[1] or ''}";
 
 /// What a group has yet to settle. A group that does not exist yet has all the stream before it.
 pub async fn standing(connection: &Connection, stream: &str, group: &str) -> Result<Standing, Fault> {
-    let reply = connection.call(Command::new("EVAL").arg(STANDING).arg(1).arg(stream).arg(group)).await?;
+    let told = connection.call(Command::new("EVAL").arg(STANDING).arg(1).arg(stream).arg(group)).await;
+    let reply = told.map_err(|fault| fault.about(stream))?;
     let parts: Vec<Reply> = reply.into_array().ok_or_else(|| unexpected("EVAL"))?.collect();
     let parse = || {
         let id = |n: usize| parts.get(n).and_then(Reply::as_text).map(|text| text.parse().ok());

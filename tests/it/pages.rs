@@ -28,6 +28,11 @@ const NOT_TYPED: &[(&str, &str)] = &[
     ("tidegate bench", "measures for minutes: tests/it/measuring.rs runs a short one"),
     ("sha256sum ", "needs a release that was published: `make dist-test` checks the sums"),
     ("gh ", "needs a release that was published"),
+    (
+        "source <(tidegate completions ",
+        "changes the shell that somebody types at: tests/it/completing.rs has a bash of its own",
+    ),
+    ("tidegate completions fish ", "changes the shell that somebody types at"),
     ("OTEL_EXPORTER_OTLP_ENDPOINT=", "needs a collector: tests/it/otlp.rs, `make telemetry-test`"),
 ];
 

@@ -289,3 +289,56 @@ async fn managed_counters_and_cached_rows_work_with_the_documented_rights_and_no
     let lines = daemon.all_lines();
     assert!(!lines.iter().any(|line| line.contains("NOPERM") || line.contains("permission denied")), "{lines:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_warms_without_the_rights_is_told_which_server_refuses_and_what_to_grant() {
+    let lab = Lab::new().await;
+    create_users(&lab, "managed").await;
+    // What a daemon of this pipeline may do, and a role that may read the ledger and not the table.
+    let reader = "create role reads_no_counters login";
+    create(&mut lab.sql().await, reader).await;
+    lab.execute(
+        "grant usage on schema tidegate to reads_no_counters;
+         grant select on tidegate.lanes, tidegate.ledger to reads_no_counters;
+         insert into public.counters values ('a', 3, now())",
+    )
+    .await;
+    let program = |arguments: &[&str], user: Option<&str>, role: Option<&str>| {
+        let mut command = lab.program(arguments);
+        command.env("TIDEGATE__PIPELINES__COUNTERS__MODE", "managed");
+        command.env("VALKEY_URL", user.map_or_else(|| lab.valkey.url(), |user| as_user(&lab.valkey.url(), user)));
+        command.env("DATABASE_URL", role.map_or_else(|| lab.database.clone(), |role| as_role(&lab.database, role)));
+        command
+    };
+    let _daemon = Daemon::start(program(&["run"], None, None));
+    crate::managed::is_managed(&lab).await;
+    let ids = tempfile::NamedTempFile::new().expect("a file");
+    let many: String = (0..450).map(|n| format!("id-{n}\n")).collect();
+    std::fs::write(ids.path(), many).expect("written");
+    let ids = ids.path().to_str().expect("text");
+    let (of_postgresql, of_valkey) = ("grant it (docs/permissions.md", "the Valkey user lacks a permission");
+    let no_table = Some("reads_no_counters");
+    for (arguments, user, role, words) in [
+        (&["warm", "--ids", ids][..], None, no_table, ["permission denied for table counters (42501)", of_postgresql]),
+        (&["warm", "--top", "5"], None, no_table, ["permission denied for table counters (42501)", of_postgresql]),
+        (&["counter", "show", "a"], None, no_table, ["permission denied for table counters (42501)", of_postgresql]),
+        // Who looks may call no function; the worker may not do what a function does to bring a value.
+        (&["warm", "--ids", ids], Some("observer"), None, ["NOPERM", of_valkey]),
+        (&["warm", "--ids", ids], Some("tidegate"), None, ["ACL failure in script", of_valkey]),
+    ] {
+        let (code, stdout, stderr) = output(&mut program(arguments, user, role)).await;
+        assert_eq!(code, 77, "{arguments:?} {user:?}: {stdout}{stderr}");
+        for word in words {
+            assert!(stderr.contains(word), "{arguments:?} {user:?}: {stderr}");
+        }
+        assert!(!stderr.contains("does not answer") && !stderr.contains("catch up"), "{stderr}");
+    }
+    // With the rights all are there, and a server that is away is no lack of rights.
+    let nobody = crate::harness::free_port().await;
+    let mut away = program(&["warm", "--ids", ids], None, None);
+    away.env("DATABASE_URL", format!("postgres://a@127.0.0.1:{nobody}/b"));
+    let (code, _, stderr) = output(&mut away).await;
+    assert!(code == 75 && stderr.contains("cannot reach PostgreSQL at 127.0.0.1"), "{code} {stderr}");
+    let (code, stdout, stderr) = output(&mut program(&["warm", "--ids", ids], None, None)).await;
+    assert_eq!((code, &*stdout), (0, "450 of 450 counters are in place\n"), "{stderr}");
+}

@@ -345,7 +345,7 @@ async fn a_stream_that_refuses_ends_the_verb() {
     let url = &server.url();
     let corner = Corner::new(url).await;
     corner.set(&corner.pipeline.stream, "no stream").await;
-    assert_eq!(corner.produce(url, corner.id("a").as_bytes()).await, Exit::BadInput);
+    assert_eq!(corner.produce(url, corner.id("a").as_bytes()).await, Exit::Config);
     assert_eq!(corner.counter("a").await, None);
 }
 

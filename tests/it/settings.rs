@@ -48,9 +48,12 @@ async fn completions_and_manual_pages_know_every_command() {
         .collect();
     assert!(verbs.len() > 20, "{verbs:?}");
     for shell in ["bash", "zsh", "fish"] {
-        let (code, stdout, _) = output(&mut lab.program(&["completions", shell])).await;
-        assert_eq!(code, 0);
-        verbs.iter().for_each(|verb| assert!(stdout.contains(verb), "{shell} does not know {verb}"));
+        let (code, script, _) = output(&mut lab.program(&["completions", shell])).await;
+        assert!(code == 0 && script.contains(&format!("_TIDEGATE_COMPLETE={shell}")), "{script}");
+        // What the script asks for at a Tab.
+        let (_, stdout, _) = output(lab.program(&["--", "tidegate", ""]).env("_TIDEGATE_COMPLETE", shell)).await;
+        let offered: Vec<&str> = stdout.lines().filter_map(|line| line.split([':', '\t']).next()).collect();
+        verbs.iter().for_each(|verb| assert!(offered.contains(verb), "{shell} does not know {verb}: {offered:?}"));
     }
     let folder = tempfile::tempdir().expect("a folder");
     let place = folder.path().join("man");

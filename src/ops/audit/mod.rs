@@ -33,6 +33,7 @@ use self::judge::{Class, History, Sums};
 use self::keys::Keys;
 use self::round::Round;
 use super::columns::{Page, Tone, count, cut, plural, printable, signed};
+use super::complete::{Name, by};
 use super::context::{Report, one_of_counters};
 use super::observe::Servers;
 use super::{Context, Exit, Failure};
@@ -54,7 +55,7 @@ const BETWEEN_MS: (u64, u64) = (40, 200);
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     /// The pipeline; may be left out where there is only one
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = by(Name::CounterPipeline))]
     pub pipeline: Option<String>,
     /// Every counter, of the table and of Valkey
     #[arg(long, conflicts_with_all = ["sample", "keys"])]
@@ -183,7 +184,7 @@ pub async fn look(
 
 /// The keys of the pipeline's table, which must fit.
 async fn keys(pipeline: &Pipeline, servers: &Servers) -> Result<Keys, Failure> {
-    let checked = servers.database.run(async |c| target::check_tables(c, pipeline).await).await?;
+    let checked = servers.database.run(async |c| target::check_tables_that_are_read(c, pipeline).await).await?;
     let fits = checked.map_err(|unfit| Failure::new(Exit::Config, unfit.to_string()))?;
     Ok(Keys::new(pipeline, &fits[0]))
 }

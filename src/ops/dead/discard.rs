@@ -16,7 +16,7 @@ use crate::postgres::Database;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     #[command(flatten)]
-    filter: Filter,
+    pub(super) filter: Filter,
     /// Every open letter
     #[arg(long)]
     all: bool,
@@ -35,7 +35,7 @@ pub struct Opts {
 #[derive(Debug, Clone, clap::Args)]
 pub struct ReopenOpts {
     #[command(flatten)]
-    filter: Filter,
+    pub(super) filter: Filter,
     /// Every discarded letter
     #[arg(long)]
     all: bool,

@@ -20,7 +20,7 @@ const SHOWN: usize = 60;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     #[command(flatten)]
-    filter: Filter,
+    pub(super) filter: Filter,
     /// Letters in which state
     #[arg(long, value_enum, default_value_t = State::Open)]
     state: State,

@@ -9,12 +9,14 @@ pub mod redrive;
 pub mod select;
 pub mod show;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use self::select::{Filter, Search, State};
+use super::explain::REASONS;
 use super::{Context, Exit, Failure};
 use crate::config::{Config, Needs};
 use crate::flow::redrive::LetterId;
+use crate::lanes;
 use crate::model::pipeline::Pipeline;
 use crate::model::target::Part;
 use crate::postgres::Database;
@@ -40,10 +42,24 @@ enum Action {
     Reopen(discard::ReopenOpts),
 }
 
+impl Action {
+    fn filter(&self) -> &Filter {
+        match self {
+            Action::List(list::Opts { filter, .. })
+            | Action::Show(show::Opts { filter, .. })
+            | Action::Redrive(redrive::Opts { filter, .. })
+            | Action::Discard(discard::Opts { filter, .. })
+            | Action::Reopen(discard::ReopenOpts { filter, .. }) => filter,
+        }
+    }
+}
+
 /// Runs the verb.
 pub async fn run(opts: Opts, context: &Context) -> Result<Exit, Failure> {
     let config = context.configured(Vec::new(), Needs::POSTGRES)?;
     let database = Database::new(config.postgres.address()?, 1);
+    let unknown = unknown_names(opts.action.filter(), &config, &database).await?;
+    unknown.iter().for_each(|words| context.say(words));
     let outcome = match opts.action {
         Action::List(opts) => list::run(&opts, context, &config, &database).await,
         Action::Show(opts) => show::run(&opts, context, &config, &database).await,
@@ -88,6 +104,35 @@ impl Chosen {
         self.letters.iter().for_each(|(_, _, reason)| *by_reason.entry(reason.clone()).or_default() += 1);
         list::summary(self.letters.len() as u64, &by_reason)
     }
+}
+
+/// A sentence about each name in a filter that nobody knows: else a slip of the pen looks as if there were no letters. Letters may be of pipelines and
+/// streams that are no longer configured; the ledger knows those.
+async fn unknown_names(filter: &Filter, config: &Config, database: &Database) -> Result<Vec<String>, Failure> {
+    let mut unknown: Vec<String> = Vec::new();
+    for reason in filter.reasons.iter().filter(|reason| REASONS.iter().all(|(known, _)| known != reason)) {
+        let known: Vec<&str> = REASONS.iter().map(|(known, _)| *known).collect();
+        unknown.push(format!("{reason:?} is no reason of dead letters: they are {}", known.join(", ")));
+    }
+    if filter.pipelines.is_empty() && filter.streams.is_empty() {
+        return Ok(unknown);
+    }
+    let lanes = database.run(async |c| lanes::names(c, &config.valkey.source).await).await?;
+    let configured = config.pipelines.iter().map(|pipeline| pipeline.name.as_str());
+    let pipelines: BTreeSet<&str> = configured.chain(lanes.iter().map(|(pipeline, _)| pipeline.as_str())).collect();
+    for name in filter.pipelines.iter().filter(|name| !pipelines.contains(name.as_str())) {
+        let known: Vec<&str> = pipelines.iter().copied().collect();
+        unknown.push(format!(
+            "neither the configuration nor the ledger knows a pipeline {name:?}: they know {}",
+            known.join(", ")
+        ));
+    }
+    for stream in filter.streams.iter().filter(|name| lanes.iter().all(|(_, stream)| stream != *name)) {
+        unknown.push(format!(
+            "nothing was ever flushed from a stream {stream:?}: `tidegate group list` shows the streams"
+        ));
+    }
+    Ok(unknown)
 }
 
 /// Who does it, for the letter's tombstone.

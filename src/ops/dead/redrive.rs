@@ -33,7 +33,7 @@ const SHOWN: usize = 20;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     #[command(flatten)]
-    filter: Filter,
+    pub(super) filter: Filter,
     /// Every open letter
     #[arg(long)]
     all: bool,

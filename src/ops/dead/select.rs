@@ -10,6 +10,7 @@ use sqlx::postgres::{PgConnection, PgRow};
 
 use crate::flow::redrive::LetterId;
 use crate::model::entry::EntryId;
+use crate::ops::complete::{Name, by};
 
 /// The reason of letters that the ledger could not judge: whether their delta is in the table nobody can know.
 pub const DOUBTFUL: &str = "cannot_be_judged";
@@ -40,16 +41,16 @@ impl FromStr for Which {
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Filter {
     /// Letters by the id of their entry, or id/digest
-    #[arg(value_name = "ID")]
+    #[arg(value_name = "ID", add = by(Name::Letter))]
     pub ids: Vec<Which>,
     /// Only of these pipelines
-    #[arg(long = "pipeline", value_name = "NAME")]
+    #[arg(long = "pipeline", value_name = "NAME", add = by(Name::Pipeline))]
     pub pipelines: Vec<String>,
     /// Only of these streams
-    #[arg(long = "stream", value_name = "KEY")]
+    #[arg(long = "stream", value_name = "KEY", add = by(Name::Stream))]
     pub streams: Vec<String>,
     /// Only with these reasons, such as bad_amount
-    #[arg(long = "reason", value_name = "WORD")]
+    #[arg(long = "reason", value_name = "WORD", add = by(Name::Reason))]
     pub reasons: Vec<String>,
     /// Only of this row's key
     #[arg(long, value_name = "KEY")]

@@ -19,7 +19,7 @@ const SHOWN: Piece = Piece { skip: 0, limit: 100 };
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     #[command(flatten)]
-    filter: Filter,
+    pub(super) filter: Filter,
 }
 
 /// Letters with all that is kept of them.

@@ -17,6 +17,7 @@ use serde::Serialize;
 use self::accepted::AcceptedAs;
 use self::checks::{CHECKS, Check};
 use super::columns::{Page, Tone, plural, printable};
+use super::complete::{Name, by};
 use super::context::{Report, chosen};
 use super::observe::{Look, Servers};
 use super::{Context, Exit, Failure};
@@ -28,7 +29,7 @@ use crate::retry::{Fault, advised};
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     /// Only these pipelines; default: all
-    #[arg(long = "pipeline", value_name = "NAME")]
+    #[arg(long = "pipeline", value_name = "NAME", add = by(Name::Pipeline))]
     pub pipelines: Vec<String>,
     /// Exit 4 for warnings, too
     #[arg(long)]

@@ -192,7 +192,8 @@ return answer";
 pub async fn look(servers: &mut Servers, shard: &Shard, dead_after: Duration) -> Result<Stream, Fault> {
     let link = servers.link(&shard.stream).await?;
     let (connection, group) = (link.commands(), shard.pipeline.group());
-    let reply = connection.call(Command::new("EVAL").arg(LOOK).arg(1).arg(&shard.stream).arg(&group)).await?;
+    let told = connection.call(Command::new("EVAL").arg(LOOK).arg(1).arg(&shard.stream).arg(&group)).await;
+    let reply = told.map_err(|fault| fault.about(&shard.stream))?;
     let mut stream = parse(reply).ok_or_else(|| unexpected("EVAL"))?;
     if let (Some(length), Some(group)) = (stream.length, &stream.group)
         && stream.undelivered == UNTOLD

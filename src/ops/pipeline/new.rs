@@ -11,6 +11,7 @@ use super::{stream, table};
 use crate::config::{Config, Needs, is_pipeline_name};
 use crate::model::entry::{Canonical, write_canonical};
 use crate::model::pipeline::{Pipeline, Table};
+use crate::ops::complete::{Name, by};
 use crate::ops::context::Format;
 use crate::ops::{Context, Exit, Failure};
 use crate::postgres::Database;
@@ -25,10 +26,10 @@ const BOUNDS: Bounds = Bounds { entry: 256 << 10, kept: 4 << 10 };
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     /// Make it from this table, as schema.name: keys from its primary key or a unique index, values by type
-    #[arg(long, value_name = "TABLE", required_unless_present = "stream", conflicts_with_all = ["stream", "count"])]
+    #[arg(long, value_name = "TABLE", required_unless_present = "stream", conflicts_with_all = ["stream", "count"], add = by(Name::Table))]
     pub table: Option<String>,
     /// Make it from the newest entries of this stream: types from all their values
-    #[arg(long, value_name = "KEY")]
+    #[arg(long, value_name = "KEY", add = by(Name::AnyStream))]
     pub stream: Option<String>,
     /// With --stream: how many entries are looked at
     #[arg(long, default_value_t = 1000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000))]

@@ -12,7 +12,7 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 use super::source::{Chunk, Source};
 use crate::client::{Added, NotAdded};
 use crate::ops::Exit;
-use crate::retry::Fault;
+use crate::retry::{Fault, advised};
 
 /// How many rejected lines the summary shows.
 pub(super) const SHOWN_LINES: usize = 20;
@@ -133,7 +133,7 @@ impl Summary {
                 NotAdded::BadId | NotAdded::CounterRefused(_) | NotAdded::StreamRefused(_) => {
                     // A stream that refuses one entry refuses the next as well.
                     if let NotAdded::StreamRefused(fault) = &why {
-                        self.stopped_by.get_or_insert_with(|| fault.clone());
+                        self.stopped_by.get_or_insert_with(|| fault.clone().about(&self.stream));
                     }
                     self.refused += 1;
                     if rejected.len() < 2 * SHOWN_LINES {
@@ -151,7 +151,12 @@ impl Summary {
     pub(super) fn exit_code(&self) -> Exit {
         if self.interrupted {
             Exit::Interrupted
-        } else if self.unknown.count + self.untaken.count > 0 {
+        } else if self.unknown.count > 0 {
+            Exit::Retry
+        } else if let Some(exit @ (Exit::NoPermission | Exit::Config)) = self.stopped_by.as_ref().map(Exit::from) {
+            // To run it again is of no use until somebody has acted.
+            exit
+        } else if self.untaken.count > 0 {
             Exit::Retry
         } else if self.unreadable.is_some() {
             Exit::NoInput
@@ -188,7 +193,7 @@ impl fmt::Display for Summary {
             writeln!(f, "  and {hidden} more")?;
         }
         if let Some(fault) = &self.stopped_by {
-            writeln!(f, "stopped: {fault}")?;
+            writeln!(f, "stopped: {}", advised(fault))?;
         }
         if let Some(why) = &self.unreadable {
             writeln!(f, "stopped: {why}")?;

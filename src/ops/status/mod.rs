@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use self::reasons::{Limits, Severity};
 use self::report::Status;
+use super::complete::{Name, by};
 use super::context::{Format, chosen};
 use super::observe::{Look, Servers};
 use super::{Context, Exit, Failure};
@@ -26,7 +27,7 @@ const CLEAR: &str = "\x1b[H\x1b[2J";
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     /// Only these pipelines; default: all
-    #[arg(long = "pipeline", value_name = "NAME")]
+    #[arg(long = "pipeline", value_name = "NAME", add = by(Name::Pipeline))]
     pub pipelines: Vec<String>,
     /// Look again and again, until Ctrl-C; with --output json one document a line
     #[arg(long)]

@@ -11,6 +11,7 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers
 use tokio::sync::mpsc;
 
 use self::picture::Picture;
+use super::complete::{Name, by};
 use super::context::chosen;
 use super::observe::{Look, Servers};
 use super::status::{limits, report::Status};
@@ -21,7 +22,7 @@ use crate::config::Needs;
 #[derive(Debug, Clone, clap::Args)]
 pub struct Opts {
     /// Only these pipelines; default: all
-    #[arg(long = "pipeline", value_name = "NAME")]
+    #[arg(long = "pipeline", value_name = "NAME", add = by(Name::Pipeline))]
     pub pipelines: Vec<String>,
     /// How often it looks
     #[arg(long, default_value = "1s", value_name = "DURATION", value_parser = humantime::parse_duration)]
