@@ -13,7 +13,10 @@ git ls-files README.md ARCHITECTURE.md CHANGELOG.md CONTRIBUTING.md SECURITY.md 
 
 # Folders have a page that lists what is in them.
 for folder in runbooks schemas; do
-    { echo "# ${folder^}"; echo; (cd docs/$folder && printf -- '- [%s](%s)\n' $(for file in *; do echo "${file%.*}" "$file"; done)); } > $site/src/docs/$folder/README.md
+    {
+        printf '# %s\n\n' "${folder^}"
+        for file in docs/"$folder"/*; do name=${file##*/}; echo "- [${name%.*}]($name)"; done
+    } > "$site/src/docs/$folder/README.md"
 done
 {
     echo '# Summary'
