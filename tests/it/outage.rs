@@ -90,11 +90,15 @@ async fn what_its_own_tables_refuse_is_nobodys_dead_letter() {
 async fn two_deployments_give_the_same_ids_and_both_count() {
     let east = Lab::new().await;
     let west = Lab { database: east.database.clone(), ..Lab::new().await };
-    let _daemons = [(&east, "east"), (&west, "west")].map(|(lab, source)| {
+    let mut daemons = [(&east, "east"), (&west, "west")].map(|(lab, source)| {
         let mut command = lab.program(&["run"]);
         command.env("TIDEGATE__VALKEY__SOURCE", source);
         Daemon::start(command)
     });
+    // Streams that hold just the same are taken for one at the start: here they come to do so later.
+    for daemon in &mut daemons {
+        daemon.wait_for_event("running", |_| true).await;
+    }
     for lab in [&east, &west] {
         lab.client().await.call(&["XADD", STREAM, "1700000000000-0", "id", "a", "amount", "1"]).await;
     }
