@@ -7,6 +7,8 @@
 #   DOCKER_UP             further arguments of `docker compose up`, such as `--pull never`
 set -eEuo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=tests/until.sh
+. tests/until.sh
 
 say() { echo "compose: $*"; }
 trap 'say "failed: ended by an error in line $LINENO"' ERR
@@ -31,14 +33,6 @@ logs() { compose logs --no-color --tail 4 migrate worker valkey postgres || true
 clean() { compose down --volumes --timeout 5 --rmi local > /dev/null 2>&1 || true; docker rmi "$TIDEGATE_IMAGE" > /dev/null 2>&1 || true; }
 trap clean EXIT
 
-# Asks again, twice a second, until it holds.
-until_holds() {
-    local what=$1 deadline=$((SECONDS + ${LIMIT:-90})); shift
-    until "$@"; do
-        [ $SECONDS -lt $deadline ] || fail "$what: not within ${LIMIT:-90} s"
-        sleep 0.5
-    done
-}
 valkey() { compose exec -T valkey valkey-cli "$@"; }
 sql() { compose exec -T --env PGPASSWORD="$POSTGRES_PASSWORD" postgres psql --username app --no-align --tuples-only --field-separator ' ' --command "$1"; }
 total() { sql 'select coalesce(sum(value), 0) from counters'; }

@@ -7,6 +7,8 @@
 #   TIDEGATE_MACHINE_IMAGE   an image as tests/machine/Dockerfile makes it, for where builds have no network
 set -eEuo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=tests/until.sh
+. tests/until.sh
 
 say() { echo "machine: $*"; }
 skip() { say "skipped: $*"; exit 0; }
@@ -24,14 +26,6 @@ docker run --detach --name $name --privileged --cgroupns host --volume /sys/fs/c
 
 on() { docker exec --interactive $name "$@"; }
 fail() { say "failed: $*"; on journalctl --unit tidegate --no-pager --lines 20 || true; exit 1; }
-# Asks again, twice a second, until it holds.
-until_holds() {
-    local what=$1 deadline=$((SECONDS + ${LIMIT:-60})); shift
-    until "$@"; do
-        [ $SECONDS -lt $deadline ] || fail "$what: not within ${LIMIT:-60} s"
-        sleep 0.5
-    done
-}
 is() { [ "$(on systemctl show tidegate --property "$1" --value)" = "$2" ]; }
 # Active again, as another process than this one.
 is_back() { is ActiveState active && ! is MainPID "$1"; }
@@ -41,6 +35,8 @@ logged() { [[ $(on journalctl --unit tidegate --no-pager) == *"$1"* ]]; }
 url=postgres://user:password@localhost:5432/app
 tidegate() { docker exec --interactive --env VALKEY_URL=valkey://localhost:6379 --env "DATABASE_URL=$url" $name tidegate "$@"; }
 credential() { on sh -c "umask 077 && cat > /etc/tidegate/credentials/$1" <<< "$2"; }
+# How long anything may take, in seconds.
+LIMIT=60
 added=0
 # So many increments of nine counters.
 add() { added=$((added + $1)); seq "$1" | sed 's/.*\(.\)$/counter-\1/' | tidegate produce --quiet; }

@@ -14,7 +14,7 @@ use tidegate::client::{
 };
 use tidegate::config::{Needs, Sources};
 use tidegate::functions;
-use tidegate::model::pipeline::{Mode, Pipeline, ShardKeys};
+use tidegate::model::pipeline::{Mode, Pipeline};
 use tidegate::model::shard::shard_of;
 use tidegate::retry::Fault;
 use tidegate::valkey::{Connection, Endpoint};
@@ -25,6 +25,7 @@ use tokio::task::JoinHandle;
 
 use crate::cluster::{cluster, locked};
 use crate::harness::{Client, Daemon, Lab, Resp, eventually, output};
+use crate::managed::is_open;
 
 /// Counters of each test's pipeline.
 const COUNTERS: usize = 24;
@@ -68,17 +69,11 @@ async fn counters(lab: &Lab, url: &str, pipeline: &Pipeline) -> Counters<Databas
     Counters::connect(&address(url), pipeline, database, options).await.expect("connected")
 }
 
-/// Waits until a daemon manages all shards and their gates are open: the groups are there, too.
+/// Waits until a daemon manages all shards.
 async fn is_managed(cluster: &Cluster, pipeline: &Pipeline) {
     for shard in 0..pipeline.shards {
-        let ShardKeys { stream, index, state, group, .. } = pipeline.keys_of(shard);
-        eventually("managed", true, async || {
-            let mut client = cluster.client_of(&state).await;
-            let lineage = client.call(&["HEXISTS", &state, "lineage"]).await.int();
-            let status = client.call(&["FCALL", "tidegate_1_status", "3", &stream, &index, &state, &group]).await;
-            lineage == Some(1) && matches!(&status, Resp::Array(answer) if answer[0] == Resp::Int(1))
-        })
-        .await;
+        let keys = pipeline.keys_of(shard);
+        eventually("managed", true, async || is_open(&mut cluster.client_of(&keys.state).await, &keys).await).await;
     }
 }
 

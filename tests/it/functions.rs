@@ -45,28 +45,40 @@ async fn adds_fifteen(lab: &Lab, mut command: Command, id: &str) {
     lab.await_value(id, 15).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_documented_python_program_adds_with_the_real_client_library() {
+/// A program by the library `valkey` of Python; none, which is said, where it is not installed.
+pub(crate) fn in_python(program: &str) -> Option<Command> {
     let Ok(python) = std::env::var("PYTHON") else {
         eprintln!("skipped: PYTHON names no interpreter with the library valkey (make peers)");
-        return;
+        return None;
     };
-    let (lab, _daemon) = managed().await;
-    let [program] = blocks(DOCUMENT, "python")[..] else { panic!("one program") };
     let mut command = Command::new(python);
     command.args(["-c", program]);
+    Some(command)
+}
+
+/// A program by the library `iovalkey` of Node; none, which is said, where it is not installed.
+pub(crate) fn in_node(program: &str) -> Option<Command> {
+    let Ok(folder) = std::env::var("NODE_PEER") else {
+        eprintln!("skipped: NODE_PEER names no folder with the library iovalkey (make peers)");
+        return None;
+    };
+    let mut command = Command::new("node");
+    command.args(["--input-type=module", "--eval", program]).current_dir(Path::new(&folder));
+    Some(command)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_python_program_adds_with_the_real_client_library() {
+    let [program] = blocks(DOCUMENT, "python")[..] else { panic!("one program") };
+    let Some(command) = in_python(program) else { return };
+    let (lab, _daemon) = managed().await;
     adds_fifteen(&lab, command, "python").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documented_node_program_adds_with_the_real_client_library() {
-    let Ok(folder) = std::env::var("NODE_PEER") else {
-        eprintln!("skipped: NODE_PEER names no folder with the library iovalkey (make peers)");
-        return;
-    };
-    let (lab, _daemon) = managed().await;
     let [program] = blocks(DOCUMENT, "javascript")[..] else { panic!("one program") };
-    let mut command = Command::new("node");
-    command.args(["--input-type=module", "--eval", program]).current_dir(Path::new(&folder));
+    let Some(command) = in_node(program) else { return };
+    let (lab, _daemon) = managed().await;
     adds_fifteen(&lab, command, "node").await;
 }

@@ -12,7 +12,7 @@ use tidegate::client::truth::NoTruth;
 use tidegate::client::{Count, CounterOptions, Counters, NotAdded, Taken, Why};
 use tidegate::config::{Needs, Sources};
 use tidegate::functions;
-use tidegate::model::pipeline::{Mode, Pipeline};
+use tidegate::model::pipeline::{Mode, Pipeline, ShardKeys};
 use tidegate::ops::sandbox::Postgres;
 use tidegate::retry::Fault;
 use tidegate::valkey::{Connection, Endpoint};
@@ -79,13 +79,14 @@ pub(crate) async fn counters(lab: &Lab) -> Counters<Database> {
 
 /// Waits until a daemon manages the shard and the gate is open: the group is there, too.
 pub(crate) async fn is_managed(lab: &Lab) {
-    eventually("managed", true, async || {
-        let mut client = lab.client().await;
-        let lineage = client.call(&["HEXISTS", STATE, "lineage"]).await.int();
-        let status = client.call(&["FCALL", "tidegate_1_status", "3", STREAM, INDEX, STATE, GROUP]).await;
-        lineage == Some(1) && matches!(&status, Resp::Array(answer) if answer[0] == Resp::Int(1))
-    })
-    .await;
+    eventually("managed", true, async || is_open(&mut lab.client().await, &pipeline().keys_of(0)).await).await;
+}
+
+/// Whether a daemon manages a shard, and its gate is open.
+pub(crate) async fn is_open(client: &mut Client, ShardKeys { stream, index, state, group, .. }: &ShardKeys) -> bool {
+    let lineage = client.call(&["HEXISTS", state, "lineage"]).await.int();
+    let status = client.call(&["FCALL", "tidegate_1_status", "3", stream, index, state, group]).await;
+    lineage == Some(1) && matches!(&status, Resp::Array(answer) if answer[0] == Resp::Int(1))
 }
 
 pub(crate) async fn value(lab: &Lab, id: &str) -> Option<i64> {

@@ -2,7 +2,6 @@
 //!
 //! The client libraries are those of [`functions`](crate::functions).
 
-use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use tidegate::model::pipeline::Pipeline;
 use tidegate::valkey::Endpoint;
 use tokio::process::Command;
 
+use crate::functions::{in_node, in_python};
 use crate::harness::{Client, Daemon, Lab, Resp, output};
 use crate::page::blocks;
 use crate::proxy::{Proxy, Then, Way};
@@ -43,24 +43,16 @@ async fn lands_and_repeats_nothing(mut command: Command, id: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documented_python_producer_lands_and_repeats_nothing() {
-    let Ok(python) = std::env::var("PYTHON") else {
-        eprintln!("skipped: PYTHON names no interpreter with the library valkey (make peers)");
-        return;
-    };
-    let mut command = Command::new(python);
-    command.args(["-c", only("python")]);
-    lands_and_repeats_nothing(command, "python").await;
+    if let Some(command) = in_python(only("python")) {
+        lands_and_repeats_nothing(command, "python").await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_documented_node_producer_lands_and_repeats_nothing() {
-    let Ok(folder) = std::env::var("NODE_PEER") else {
-        eprintln!("skipped: NODE_PEER names no folder with the library iovalkey (make peers)");
-        return;
-    };
-    let mut command = Command::new("node");
-    command.args(["--input-type=module", "--eval", only("javascript")]).current_dir(Path::new(&folder));
-    lands_and_repeats_nothing(command, "node").await;
+    if let Some(command) = in_node(only("javascript")) {
+        lands_and_repeats_nothing(command, "node").await;
+    }
 }
 
 /// What the page has for Rust stands here, line for line.

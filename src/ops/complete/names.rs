@@ -11,7 +11,7 @@ use clap_complete::engine::{ArgValueCompleter, CompletionCandidate, ValueComplet
 
 use super::{ask, typed, words};
 use crate::config::{Config, Loaded, Needs, Sources, load};
-use crate::model::pipeline::{Pipeline, Table};
+use crate::model::pipeline::{Delivery, Pipeline, Table};
 use crate::ops::columns::printable;
 use crate::ops::{explain, runbook};
 
@@ -90,7 +90,7 @@ impl Name {
                 Some(explain::REASONS.iter().map(|(reason, meaning)| Known::new(*reason, *meaning)).collect())
             }
             Name::Runbook => Some(runbook::names().map(|name| Known::new(name, "")).collect()),
-            Name::Delivery => Some(["group", "exclusive"].map(|word| Known::new(word, "")).into()),
+            Name::Delivery => Some([Delivery::Group, Delivery::Exclusive].map(|way| Known::new(way.word(), "")).into()),
             Name::Key => Some(keys(&loaded(Needs::NONE)?)),
             Name::Pipeline => pipelines(|_| true),
             Name::CounterPipeline => pipelines(Pipeline::is_counter),
