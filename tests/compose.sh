@@ -62,12 +62,12 @@ if [ -n "${OBSERVABILITY:-}" ]; then
     # A rule that fails to load ends Prometheus; that each is evaluated is seen by its own metric.
     until_holds "the rules are evaluated" eval 'asked "sum(prometheus_rule_group_rules)" | grep -E "=> [1-9]" > /dev/null'
     # Every query of the dashboard shows something of a running Tidegate, but for what does not happen here: no flush has the 200 rows from
-    # which it takes a turn, no server has failed, nothing was found that should not be, and no pipeline is managed. A rate needs two scrapes.
+    # which it takes a turn, no server has failed, nothing was found that should not be, or is accepted, and no pipeline is managed. A rate needs two scrapes.
     queries=$(python3 -c '
 import json
 for panel in json.load(open("helm/tidegate/dashboards/tidegate.json"))["panels"]:
     for target in panel.get("targets", []):
-        if not any(name in target["expr"] for name in ("tidegate_turn_", "tidegate_faults_", "tidegate_workers_failing", "tidegate_findings", "tidegate_managed_", "tidegate_cache_")):
+        if not any(name in target["expr"] for name in ("tidegate_turn_", "tidegate_faults_", "tidegate_workers_failing", "tidegate_findings", "tidegate_acceptance_", "tidegate_managed_", "tidegate_cache_")):
             print(target["expr"].replace("$__rate_interval", "1m").replace("$namespace", ".*").replace("$pipeline", ".*"))') \
         || fail "python3 is needed to read the dashboard"
     while read -r query; do
