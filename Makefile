@@ -125,7 +125,7 @@ test: cargo
 
 # Everything that is promised holds as well where one process reads alone: the tests again, but for those about marks and acknowledgements,
 # about no delivery at all, and those that choose theirs or name their pipelines themselves.
-NOT_ALONE = managed:: brought:: runway:: clustered:: console:: browser:: fits:: making:: operators:: sketches:: types:: pipelines:: hydration:: functions:: cache:: near:: repository:: documents:: security:: running:: migrate:: measuring:: settings:: contract:: looking:: dead:: audit:: doctor:: \
+NOT_ALONE = sandbox:: managed:: brought:: runway:: clustered:: console:: browser:: fits:: making:: operators:: sketches:: types:: pipelines:: hydration:: functions:: cache:: near:: repository:: documents:: security:: running:: migrate:: measuring:: settings:: contract:: looking:: dead:: audit:: doctor:: \
 	walkthrough:: pages:: page:: top:: producing:: producers:: exclusive:: permissions:: turn:: pooler:: memory:: telemetry:: metrics:: otlp:: reclaim:: cluster:: sentinel:: streams:: shards:: upgrade:: \
 	an_acknowledgement killed_after_the_read_and killed_between_commit_and_ack many_workers_that_get_everything \
 	a_rewound_group postgresql_away_for_longer a_table_change_is a_trigger_that_drops a_replay_is_refused
@@ -143,7 +143,7 @@ suite: cargo servers
 # The tests again, where each program that they start is the user and the role that docs/permissions.md has for its verb, and the test alone the
 # administrator (lab/src/rights.rs). Left out are tests that
 # start no program, or none on servers of the lab
-NOT_AS_USERS = repository:: documents:: measuring:: releases:: browser:: real_parts::
+NOT_AS_USERS = sandbox:: repository:: documents:: measuring:: releases:: browser:: real_parts::
 # make users and roles of their own, or judge them
 NOT_AS_USERS += permissions:: secrets:: verbs::
 # judge what an administrator sees

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use tidegate::model::slot::{SLOTS, Slot};
 use tidegate::ops::sandbox::Valkey;
 
-use crate::harness::{Client, Resp, eventually, free_port};
+use crate::harness::{Client, Resp, eventually, eventually_found, free_port};
 use crate::rights;
 use crate::tls::Certificate;
 
@@ -33,12 +33,14 @@ impl Node {
     /// One that knows no other yet.
     async fn start(arguments: &[String], certificate: Option<&Certificate>) -> Node {
         for _ in 0..STARTS {
-            let bus = free_port().await.to_string();
+            let bus = free_port().to_string();
             let mut all = ["--cluster-enabled", "yes", "--cluster-port", &bus].map(str::to_owned).to_vec();
             let quick = ["--cluster-node-timeout", NODE_TIMEOUT_MS, "--repl-diskless-sync-delay", "0"];
-            all.extend(quick.map(str::to_owned));
+            // A replica takes over, however long it has heard nothing.
+            let always = ["--cluster-replica-validity-factor", "0"];
+            all.extend(quick.into_iter().chain(always).map(str::to_owned));
             all.extend(arguments.iter().cloned());
-            let tls_port = if certificate.is_some() { Some(free_port().await) } else { None };
+            let tls_port = if certificate.is_some() { Some(free_port()) } else { None };
             if let (Some(certificate), Some(port)) = (certificate, tls_port) {
                 let settings = certificate.settings(port).into_iter().chain([("tls-cluster", "yes".to_owned())]);
                 all.extend(settings.flat_map(|(name, value)| [format!("--{name}"), value]));
@@ -195,9 +197,7 @@ impl Cluster {
 
     /// The same, once there is one.
     pub async fn await_primary_of(&self, key: &str) -> usize {
-        let found = async || self.primary_of(key).await.is_some();
-        eventually("somebody has the slot", true, found).await;
-        self.primary_of(key).await.expect("found a moment ago")
+        eventually_found("the primary", async || self.primary_of(key).await.ok_or("nobody has the slot".into())).await
     }
 
     /// The ports for plain clients.
@@ -320,6 +320,27 @@ impl Cluster {
         }
         eventually("the slot has moved", Some(to), async || self.primary_of(key).await).await;
         true
+    }
+
+    /// From now on the replica of a key's primary hears nothing of what that one takes, and knows it no better.
+    pub async fn cut_off_replica_of(&self, key: &str) {
+        let primary = &self.nodes[self.await_primary_of(key).await];
+        for node in &self.nodes {
+            if node.line(&["INFO", "replication"], "master_port").await == Some(primary.port().to_string()) {
+                // Its primary asks for no password, so one that gives a password is refused.
+                node.order(&["CONFIG", "SET", "masterauth", "refused"]).await;
+                primary.ask(&["CLIENT", "KILL", "TYPE", "replica"]).await;
+                let is_up = async || node.is_replica_in_step().await;
+                eventually("the replica hears its primary", false, is_up).await;
+            }
+        }
+    }
+
+    /// Replicas hear their primaries again.
+    pub async fn heal(&self) {
+        for node in &self.nodes {
+            node.order(&["CONFIG", "SET", "masterauth", ""]).await;
+        }
     }
 
     /// A primary dies, and a replica takes its place: gives the number of that one.

@@ -101,23 +101,30 @@ pub async fn valkey(arguments: &[&str]) -> Valkey {
     Valkey::start(&arguments).await.expect("Valkey starts")
 }
 
-/// Polls until a condition holds: the one place of the tests that waits by the clock, and fails at its limit.
+/// Polls until a condition holds.
 pub async fn eventually<T: std::fmt::Debug + PartialEq>(what: &str, expected: T, mut look: impl AsyncFnMut() -> T) {
+    let met = async || {
+        let found = look().await;
+        if found == expected { Ok(()) } else { Err(format!("expected {expected:?}, found {found:?}")) }
+    };
+    eventually_found(what, met).await;
+}
+
+/// Polls until something is found, and gives it: the one place of the tests that waits by the clock, and fails at its limit.
+pub async fn eventually_found<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
     let deadline = tokio::time::Instant::now() + *LIMIT;
     loop {
-        let found = look().await;
-        if found == expected {
-            return;
+        match look().await {
+            Ok(found) => return found,
+            Err(instead) => assert!(tokio::time::Instant::now() < deadline, "{what}: {instead} to the end"),
         }
-        assert!(tokio::time::Instant::now() < deadline, "{what}: expected {expected:?}, found {found:?} to the end");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
 /// A port on which nobody listens.
-pub async fn free_port() -> u16 {
-    let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.expect("a free port");
-    listener.local_addr().expect("an address").port()
+pub fn free_port() -> u16 {
+    tidegate::ops::sandbox::free_port().expect("a free port")
 }
 
 /// Runs a program to its end: exit code, stdout, stderr.

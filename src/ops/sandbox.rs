@@ -6,6 +6,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpListener;
+use std::ops::Range;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -28,6 +29,9 @@ const STARTED_WITHIN: Duration = Duration::from_secs(30);
 const ASK_EVERY: Duration = Duration::from_millis(10);
 /// A free port may be taken before the server binds it: so often another one is tried.
 const PORTS_TRIED: usize = 5;
+/// Where servers are, below the ports that the system gives to connections and to whoever takes any: nobody gets the port of a server that is
+/// away for a moment.
+const PORTS: Range<u16> = 10_000..32_768;
 /// The user that PostgreSQL runs as where this process is root, which PostgreSQL refuses to be.
 const NOBODY: u32 = 65534;
 
@@ -65,6 +69,9 @@ pub enum Error {
         /// The end of its log.
         log: String,
     },
+    /// Somebody else listens where it should.
+    #[error("another program has taken port {0}")]
+    PortTaken(u16),
     /// The operating system refuses.
     #[error("{0}: {1}")]
     Io(String, std::io::Error),
@@ -149,6 +156,18 @@ impl Server {
         self.process = None;
     }
 
+    /// An error where it will not answer any more.
+    fn keep_waiting(&self, what: &'static str, deadline: Instant) -> Result<(), Error> {
+        let log = self.last_words();
+        if log.contains("Address already in use") {
+            Err(Error::PortTaken(self.port))
+        } else if Instant::now() > deadline {
+            Err(Error::Silent { what, log })
+        } else {
+            Ok(())
+        }
+    }
+
     fn last_words(&self) -> String {
         let log = std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default();
         let lines: Vec<&str> = log.lines().rev().take(5).collect();
@@ -173,7 +192,7 @@ impl Valkey {
             let mut valkey = Valkey { server, arguments: arguments.clone() };
             match valkey.restart().await {
                 Ok(()) => return Ok(valkey),
-                Err(error @ Error::Silent { .. }) => failure = Some(error),
+                Err(error @ Error::PortTaken(_)) => failure = Some(error),
                 Err(error) => return Err(error),
             }
         }
@@ -191,10 +210,7 @@ impl Valkey {
         self.server.process = Some(Process::start(folder, "TERM", &command, None)?);
         let deadline = Instant::now() + STARTED_WITHIN;
         while !answers_as(self.server.port, self.server.pid().unwrap_or(0)).await {
-            let ended = self.server.last_words().contains("Endpoint already in use");
-            if ended || Instant::now() > deadline {
-                return Err(Error::Silent { what: "valkey-server", log: self.server.last_words() });
-            }
+            self.server.keep_waiting("valkey-server", deadline)?;
             tokio::time::sleep(ASK_EVERY).await;
         }
         Ok(())
@@ -282,7 +298,7 @@ impl Postgres {
         let mut postgres = Postgres { server, programs, user, settings };
         for tried in 1.. {
             match postgres.restart().await {
-                Err(Error::Silent { .. }) if tried < PORTS_TRIED => postgres.server.port = free_port()?,
+                Err(Error::PortTaken(_)) if tried < PORTS_TRIED => postgres.server.port = free_port()?,
                 Err(error) => return Err(error),
                 Ok(()) => break,
             }
@@ -310,10 +326,7 @@ impl Postgres {
             state.lines().last().is_some_and(|line| ["ready", "standby"].contains(&line.trim()))
         };
         while !ready(folder) || self.address("postgres").connect().await.is_err() {
-            let ended = self.server.last_words().contains("Endpoint already in use");
-            if ended || Instant::now() > deadline {
-                return Err(Error::Silent { what: "PostgreSQL", log: self.server.last_words() });
-            }
+            self.server.keep_waiting("PostgreSQL", deadline)?;
             tokio::time::sleep(ASK_EVERY).await;
         }
         Ok(())
@@ -386,9 +399,17 @@ fn temporary_folder(user: Option<u32>) -> Result<TempDir, Error> {
     Ok(folder)
 }
 
-fn free_port() -> Result<u16, Error> {
-    let listener = TcpListener::bind(("127.0.0.1", 0));
-    listener.and_then(|l| l.local_addr()).map(|a| a.port()).map_err(|e| Error::Io("no free port".into(), e))
+/// A port on which nobody listens.
+pub fn free_port() -> Result<u16, Error> {
+    let mut failure = std::io::Error::from(std::io::ErrorKind::AddrInUse);
+    for _ in 0..PORTS_TRIED {
+        let port = rand::random_range(PORTS);
+        match TcpListener::bind(("127.0.0.1", port)) {
+            Ok(_) => return Ok(port),
+            Err(error) => failure = error,
+        }
+    }
+    Err(Error::Io("no free port".into(), failure))
 }
 
 /// The programs as `user` can run them: where they are, or copied into the folder (a home of root's is closed to others).

@@ -268,7 +268,7 @@ async fn what_cannot_be_read_to_the_end_is_not_judged() {
     let lab = Lab::new().await;
     add(&mut lab.client().await, "a", "1").await;
     lab.settle_everything().await;
-    let nobody = crate::harness::free_port().await;
+    let nobody = crate::harness::free_port();
     let mut command = lab.program(&["audit", "--full"]);
     let (code, stdout, stderr) = output(command.env("VALKEY_URL", format!("valkey://127.0.0.1:{nobody}"))).await;
     assert_eq!((code, stdout.as_str()), (69, ""), "{stderr}");

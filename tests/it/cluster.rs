@@ -290,10 +290,10 @@ async fn a_cluster_that_is_down_for_a_while_is_waited_for() {
     flowing.end_exact(&cluster, false).await;
 }
 
-/// Reads nothing and flushes nothing until it is dropped.
+/// Keeps everything from being flushed until it is dropped. Rows can be read.
 pub(crate) async fn locked(lab: &Lab) -> sqlx::PgConnection {
     let mut holder = lab.sql().await;
-    for statement in ["begin", "lock table public.counters in access exclusive mode"] {
+    for statement in ["begin", "lock table public.counters in exclusive mode"] {
         sqlx::query(statement).execute(&mut holder).await.expect(statement);
     }
     holder

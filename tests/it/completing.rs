@@ -140,7 +140,7 @@ async fn where_something_is_wrong_nothing_is_offered_nothing_is_said_and_nobody_
     let silent = Proxy::start(lab.valkey.port()).await;
     silent.hold(Way::ToClient);
     silent.hold(Way::ToServer);
-    let nobody = free_port().await;
+    let nobody = free_port();
     let (folder, pipe) = (folder.path().to_str().expect("text"), pipe.to_str().expect("text"));
     let consumer = ["pending", "--consumer", ""];
     for (config, valkey) in [

@@ -189,7 +189,7 @@ async fn a_database_that_is_not_migrated_or_away_is_a_finding_and_the_rest_is_ch
     let (code, found) = document(&unmigrated, "doctor", &["doctor"]).await;
     assert_eq!(code, 4);
     assert_eq!(fix(&found, "D26", "error", "the database lacks"), "tidegate migrate");
-    let nobody = crate::harness::free_port().await;
+    let nobody = crate::harness::free_port();
     let mut command = unmigrated.program(&["doctor", "--output", "json"]);
     command.env("DATABASE_URL", format!("postgres://me:hunter2@127.0.0.1:{nobody}/none"));
     let (code, stdout, stderr) = output(&mut command).await;

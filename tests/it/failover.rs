@@ -30,13 +30,13 @@ impl Pair {
         let of = primary.to_string();
         let replica = valkey(&["--replicaof", "127.0.0.1", &of, "--repl-diskless-sync-delay", "0"]).await;
         eventually("replicating", true, async || info(replica.port(), "master_link_status:up").await).await;
-        let sentinel = Sentinel::watching(primary, free_port().await, 1, &[]).await;
+        let sentinel = Sentinel::watching(primary, free_port(), 1, &[]).await;
         let knows = async || match sentinel.ask(&["SENTINEL", "REPLICAS", SERVICE]).await {
             Resp::Array(replicas) => replicas.len(),
             _ => 0,
         };
         eventually("the sentinel knows the replica", 1, knows).await;
-        Pair { lab, replica, sentinel, second: free_port().await }
+        Pair { lab, replica, sentinel, second: free_port() }
     }
 
     fn daemon(&self) -> Daemon {

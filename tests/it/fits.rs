@@ -87,7 +87,7 @@ async fn a_table_that_fits_has_no_finding_and_check_needs_no_valkey() {
         "{stdout}"
     );
     // A server that is away is not a table that does not fit.
-    let nobody = crate::harness::free_port().await;
+    let nobody = crate::harness::free_port();
     let mut command = check(&lab, &file, &["check", "--live"]);
     command.env("DATABASE_URL", format!("postgres://me:hunter2@127.0.0.1:{nobody}/none"));
     let (code, _, stderr) = output(&mut command).await;

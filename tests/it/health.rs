@@ -147,7 +147,7 @@ async fn raw(address: &str, request: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_verb_asks_the_daemon_and_its_exit_code_tells() {
     let lab = Lab::new().await;
-    let listen = format!("127.0.0.1:{}", free_port().await);
+    let listen = format!("127.0.0.1:{}", free_port());
     let postgres = Proxy::start(lab.postgres_port()).await;
     postgres.cut();
     let ask = async |question: &str| {

@@ -61,6 +61,7 @@ mod replay;
 mod repository;
 mod running;
 mod runway;
+mod sandbox;
 mod secrets;
 mod security;
 mod sentinel;

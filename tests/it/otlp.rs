@@ -188,7 +188,7 @@ async fn after_a_fatal_error_too_the_last_words_arrive() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_is_away_or_silent_costs_telemetry_and_nothing_else() {
     let lab = Lab::new().await;
-    let (nobody, silent) = (crate::harness::free_port().await, black_hole().await);
+    let (nobody, silent) = (crate::harness::free_port(), black_hole().await);
     for (port, protocol) in [(nobody, "http/protobuf"), (nobody, "grpc"), (silent, "http/protobuf"), (silent, "grpc")] {
         let mut command = exporting(&lab, &["run"]);
         command.env("TIDEGATE__TELEMETRY__ENDPOINT", format!("http://127.0.0.1:{port}"));

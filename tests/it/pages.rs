@@ -196,7 +196,7 @@ async fn a_cluster_and_sentinels_are_used_as_the_page_says() {
     }
     let mut sentinels = Vec::new();
     for _ in 0..3 {
-        sentinels.push(Sentinel::watching(primary.port(), free_port().await, 2, &[]).await);
+        sentinels.push(Sentinel::watching(primary.port(), free_port(), 2, &[]).await);
     }
     let mut reader = experienced().await;
     let named = |ports: Vec<u16>| ports.iter().map(|port| format!("127.0.0.1:{port}")).collect::<Vec<_>>().join(",");

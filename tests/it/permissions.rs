@@ -334,7 +334,7 @@ async fn who_warms_without_the_rights_is_told_which_server_refuses_and_what_to_g
         assert!(!stderr.contains("does not answer") && !stderr.contains("catch up"), "{stderr}");
     }
     // With the rights all are there, and a server that is away is no lack of rights.
-    let nobody = crate::harness::free_port().await;
+    let nobody = crate::harness::free_port();
     let mut away = program(&["warm", "--ids", ids], None, None);
     away.env("DATABASE_URL", format!("postgres://a@127.0.0.1:{nobody}/b"));
     let (code, _, stderr) = output(&mut away).await;

@@ -67,7 +67,7 @@ impl Reader {
         let path = format!("{}:{}:{path}", programs.display(), postgres.display());
         let home = folder.path().join("home");
         std::fs::create_dir(&home).expect("made");
-        let admin = format!("127.0.0.1:{}", free_port().await);
+        let admin = format!("127.0.0.1:{}", free_port());
 
         let mut command = Command::new("bash");
         command.args(["-c", SHELL]).env_clear().env("PATH", path).env("HOME", &home).env("LC_ALL", "C.UTF-8");

@@ -67,7 +67,7 @@ async fn keep(from: impl tokio::io::AsyncRead + Unpin, to: Arc<Mutex<String>>) {
 async fn a_real_collector_takes_metrics_traces_and_the_log_over_grpc_and_http() {
     let Some(program) = part("TIDEGATE_ROTEL") else { return };
     let directory = tempfile::tempdir().expect("a folder");
-    let (grpc, http) = (free_port().await, free_port().await);
+    let (grpc, http) = (free_port(), free_port());
     let collector = Collector::start(program, grpc, http, directory.path());
     for port in [grpc, http] {
         eventually("the collector's port", true, async || TcpStream::connect(("127.0.0.1", port)).await.is_ok()).await;
@@ -116,7 +116,7 @@ async fn a_real_prometheus_scrapes_every_metric_and_computes_with_it() {
     let lab = Lab::new().await;
     let (_daemon, admin) = busy(&lab).await;
     let directory = tempfile::tempdir().expect("a folder");
-    let (port, configuration) = (free_port().await, directory.path().join("prometheus.yml"));
+    let (port, configuration) = (free_port(), directory.path().join("prometheus.yml"));
     let scrape = format!(
         "global: {{ scrape_interval: 200ms, scrape_timeout: 200ms }}\nscrape_configs:\n- job_name: tidegate\n  static_configs: [{{ targets: ['{}'] }}]\n",
         admin.address

@@ -119,7 +119,7 @@ async fn a_valkey_that_became_a_replica_is_waited_for_until_there_is_a_primary()
     let mut client = lab.client().await;
     client.add("a", 1).await;
     lab.await_value("a", 1).await;
-    let nobody = crate::harness::free_port().await.to_string();
+    let nobody = crate::harness::free_port().to_string();
     client.call(&["REPLICAOF", "127.0.0.1", &nobody]).await;
     daemon.wait_for("reading is interrupted").await;
     eventually("the daemon is told READONLY", true, async || met(&admin, "READONLY").await).await;

@@ -17,7 +17,7 @@ async fn the_level_of_the_log_and_the_admin_port_follow_and_the_difference_is_to
     let lab = Lab::new().await;
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("tidegate.toml");
-    let (first, second) = (crate::harness::free_port().await, crate::harness::free_port().await);
+    let (first, second) = (crate::harness::free_port(), crate::harness::free_port());
     let configure = |level: &str, port: u16, entries: u32, per_stream: bool| {
         let admin = format!("[admin]\nlisten = \"127.0.0.1:{port}\"\n");
         let others = format!("[batch]\nmax_entries = {entries}\n[telemetry]\nper_stream = {per_stream}\n");

@@ -83,7 +83,7 @@ async fn until_empty(lab: &Lab, valkey: &str, database: &str) -> (i32, String) {
 async fn until_empty_ends_where_waiting_does_not_help() {
     let lab = Lab::new().await;
     let (valkey, database) = (lab.valkey.url(), lab.database.clone());
-    let nobody = harness::free_port().await;
+    let nobody = harness::free_port();
     let mut client = lab.client().await;
     client.add("a", 1).await;
     client.call(&["ACL", "SETUSER", "reader", "on", ">secret", "~*", "+@all", "-xinfo", "-xrevrange"]).await;

@@ -93,7 +93,7 @@ pub(crate) fn install(postgres: &Postgres, certificate: &Certificate) {
 async fn a_valkey_that_asks_for_its_clients_certificate_is_shown_one() {
     let Some(certificate) = Certificate::for_this_machine() else { return };
     let lab = Lab::new().await;
-    let port = free_port().await;
+    let port = free_port();
     let mut client = lab.client().await;
     client.add_many("a", 1_000).await;
     for (name, value) in certificate.settings(port) {
@@ -167,7 +167,7 @@ async fn fault(lab: &Lab, url: &str, message: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_out_of_reach_and_what_is_not_valkey_is_said_in_plain_words_with_its_address() {
     let lab = Lab::new().await;
-    let (plain, nobody) = (lab.valkey.port(), free_port().await);
+    let (plain, nobody) = (lab.valkey.port(), free_port());
     let (tls, _) = tls_in_front_of(plain).await;
     for (url, message, expected) in [
         (

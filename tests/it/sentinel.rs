@@ -42,7 +42,7 @@ impl Watched {
             format!("sentinel down-after-milliseconds {SERVICE} 1500"),
         ];
         for _ in 0..3 {
-            sentinels.push(Sentinel::watching(servers[0].port(), free_port().await, 2, &impatient).await);
+            sentinels.push(Sentinel::watching(servers[0].port(), free_port(), 2, &impatient).await);
         }
         let ports: Vec<String> = sentinels.iter().map(|sentinel| format!("127.0.0.1:{}", sentinel.port)).collect();
         let url = format!("valkey-sentinel://{}?sentinelServiceName={SERVICE}", ports.join(","));
@@ -156,7 +156,7 @@ async fn as_the_documented_users_of_sentinels_and_servers_over_tls() {
         eprintln!("without TLS: this Valkey was built without it");
     }
     let settings = |port: u16| certificate.as_ref().map(|c| c.settings(port)).unwrap_or_default();
-    let primary_tls = free_port().await;
+    let primary_tls = free_port();
     let words: Vec<String> =
         settings(primary_tls).into_iter().flat_map(|(name, value)| [format!("--{name}"), value]).collect();
     let primary = Valkey::start(&words.iter().map(String::as_str).collect::<Vec<_>>()).await.expect("it starts");
@@ -165,7 +165,7 @@ async fn as_the_documented_users_of_sentinels_and_servers_over_tls() {
         let words: Vec<&str> = line.split(' ').collect();
         assert_eq!(client.call(&words).await, Resp::Text(b"OK".to_vec()), "{line}");
     }
-    let (port, tls_port) = (free_port().await, free_port().await);
+    let (port, tls_port) = (free_port(), free_port());
     let mut lines: Vec<String> =
         settings(tls_port).into_iter().map(|(name, value)| format!("{name} {value}")).collect();
     let user = |line: &str| line.replace(">secret", "\">of the sentinels\"");

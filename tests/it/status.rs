@@ -153,7 +153,7 @@ async fn an_outage_of_valkey_is_told_with_what_postgresql_knows() {
     let lab = Lab::new().await;
     lab.client().await.add("a", 1).await;
     lab.settle_everything().await;
-    let nobody = free_port().await;
+    let nobody = free_port();
     let mut command = lab.program(&["status", "--output", "json"]);
     command.env("VALKEY_URL", format!("valkey://127.0.0.1:{nobody}"));
     let (code, stdout, _) = output(&mut command).await;

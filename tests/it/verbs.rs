@@ -352,7 +352,7 @@ async fn on_a_narrow_terminal_everything_is_shown_and_without_colours_where_none
 #[tokio::test(flavor = "multi_thread")]
 async fn servers_that_are_away_are_named_by_every_verb() {
     let lab = lab().await;
-    let (valkey, postgres) = (free_port().await, free_port().await);
+    let (valkey, postgres) = (free_port(), free_port());
     let valkey_away = format!("valkey://nobody:hunter2@127.0.0.1:{valkey}");
     let ended = all(&lab, &VERBS, |command| command.env("VALKEY_URL", &valkey_away)).await;
     assert_refused(&ended, 69, &[&format!("127.0.0.1:{valkey}")], 14);

@@ -17,7 +17,7 @@ struct Showing {
 
 impl Showing {
     async fn start() -> Showing {
-        Showing { lab: Lab::new().await, port: free_port().await }
+        Showing { lab: Lab::new().await, port: free_port() }
     }
 
     /// Shows this one from now on, and asks clients for theirs, or does not.
@@ -174,7 +174,7 @@ async fn a_certificate_of_postgresql_is_found_and_what_it_means_follows_from_ssl
     let words = "sslrootcert of postgres.url, /no/such/file, cannot be used";
     assert!(told["evidence"].to_string().contains(words), "{told}");
     // Out of reach: what is told of that is enough, and nothing is said to be well.
-    let nobody = free_port().await;
+    let nobody = free_port();
     let mut command = lab.program(&["doctor"]);
     let found =
         examine(command.env("DATABASE_URL", format!("postgres://127.0.0.1:{nobody}/none?sslmode=prefer"))).await;

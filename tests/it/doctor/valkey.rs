@@ -114,7 +114,7 @@ async fn connections_beyond_the_loopback_are_found_where_nothing_requires_encryp
     let file = |name: &str| folder.path().join(name).display().to_string();
     let CertifiedKey { cert, signing_key } = generate_simple_self_signed([address.clone()]).expect("made");
     std::fs::write(file("cert.pem"), cert.pem()).expect("written");
-    let tls_port = crate::harness::free_port().await.to_string();
+    let tls_port = crate::harness::free_port().to_string();
     std::fs::write(file("key.pem"), signing_key.serialize_pem()).expect("written");
     let has_tls = tidegate_lab::tls::Certificate::for_this_machine().is_some();
     let (cert_file, key_file) = (file("cert.pem"), file("key.pem"));
