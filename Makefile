@@ -11,7 +11,7 @@ WITH_SERVERS = . ./$(PLACES) &&
 help:
 	@echo "make demo      the main job on private throw-away servers, a worker killed again and again"
 	@echo "make test      everything that this repository promises of itself"
-	@echo "make suite     the tests against real servers alone"
+	@echo "make suite     the tests against real servers alone (THREADS)"
 	@echo "make rights-test  the tests again, each program as the user and the role that docs/permissions.md has for it"
 	@echo "make redis-test  the main job on Redis 7 and 8 in the place of Valkey (REDIS)"
 	@echo "make arm64-test  the main job by a program for 64-bit ARM, under QEMU; skipped without it or a cross compiler"
@@ -134,11 +134,15 @@ ALONE_TOO = $(addprefix --skip ,$(NOT_ALONE))
 # Client libraries of other languages, where `make peers` has installed them: docs/functions.md is executed with them.
 WITH_PEERS = $(if $(wildcard $(PEERS)/python/bin/python),PYTHON=$(abspath $(PEERS)/python/bin/python)) $(if $(wildcard $(PEERS)/node/node_modules),NODE_PEER=$(abspath $(PEERS)/node))
 
+# Tests wait more than they compute: two at once for each processor.
+THREADS ?= $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
+TEST_IT = RUST_TEST_THREADS=$(THREADS) cargo test --locked --test it
+
 .PHONY: suite
 suite: cargo servers
 	@$(WITH_SERVERS) echo "on $$($$TIDEGATE_VALKEY_SERVER --version | cut -d ' ' -f 1-3), $$($$TIDEGATE_POSTGRES_BIN/postgres --version)"
-	@$(WITH_SERVERS) $(WITH_PEERS) cargo test --locked --test it
-	@$(WITH_SERVERS) TIDEGATE_TEST_DELIVERY=exclusive cargo test --locked --test it -- $(ALONE_TOO)
+	@$(WITH_SERVERS) $(WITH_PEERS) $(TEST_IT)
+	@$(WITH_SERVERS) TIDEGATE_TEST_DELIVERY=exclusive $(TEST_IT) -- $(ALONE_TOO)
 
 # The tests again, where each program that they start is the user and the role that docs/permissions.md has for its verb, and the test alone the
 # administrator (lab/src/rights.rs). Left out are tests that
@@ -155,7 +159,7 @@ NOT_AS_USERS += who_may_not_hear_which_streams
 
 .PHONY: rights-test
 rights-test: cargo servers
-	@$(WITH_SERVERS) TIDEGATE_TEST_RIGHTS=1 cargo test --locked --test it -- $(addprefix --skip ,$(NOT_AS_USERS))
+	@$(WITH_SERVERS) TIDEGATE_TEST_RIGHTS=1 $(TEST_IT) -- $(addprefix --skip ,$(NOT_AS_USERS))
 
 # The main job on Redis in the place of Valkey: crashes, outages, producers, both ways to read, dead letters, trimming, replays, shards.
 REDIS_TESTS = crash:: outage:: producing:: reclaim:: exclusive:: poison:: trimming:: replay:: shards:: refusals:: pages::on_redis doctor::valkey::a_server_is_judged

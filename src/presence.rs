@@ -11,8 +11,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::model::names;
+use crate::model::pipeline::Shard;
 use crate::retry::Fault;
-use crate::valkey::{Command, Connection, Reply, unexpected};
+use crate::valkey::{Command, Connection, Link, Reply, info, unexpected};
 
 /// How often a process says that it is still the same.
 pub const RENEWED_EVERY: Duration = Duration::from_secs(5);
@@ -33,6 +34,9 @@ pub struct Presence {
     /// See the connection.
     #[serde(default)]
     pub run_id: String,
+    /// Which PostgreSQL it flushes into, as [`crate::postgres::place`] has it; none where it does not know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postgres: Option<String>,
     /// How it is.
     pub state: State,
     /// Why it does not flush, where it does not.
@@ -147,9 +151,22 @@ pub async fn leave(connection: &Connection, stream: &str, pipeline: &str, proces
     connection.call(command).await.map(|_| ())
 }
 
-/// What has been said lately, by process. `now_ms` is Valkey's time.
-pub async fn heard(connection: &Connection, stream: &str, pipeline: &str, now_ms: u64) -> Result<Vec<Presence>, Fault> {
-    let reply = connection.call(Command::new("HGETALL").arg(names::presence(stream, pipeline))).await?;
+/// What the processes at work on a shard have said lately, in their order. Who was killed took no leave, and is known by the connection that has gone.
+/// `now_ms` is Valkey's time.
+pub async fn of_the_living(link: &Link, shard: &Shard, now_ms: u64) -> Result<Vec<Presence>, Fault> {
+    let heard = heard(link.commands(), shard, now_ms).await?;
+    let numbers: Vec<u64> = heard.iter().map(|presence| presence.connection).filter(|number| *number > 0).collect();
+    let Some(connected) = info::connected(link.commands(), &numbers).await? else { return Ok(heard) };
+    let is_alive = |presence: &Presence| {
+        let is_here = presence.run_id == link.generation().run_id && connected.contains(&presence.connection);
+        presence.connection == 0 || is_here
+    };
+    Ok(heard.into_iter().filter(is_alive).collect())
+}
+
+async fn heard(connection: &Connection, shard: &Shard, now_ms: u64) -> Result<Vec<Presence>, Fault> {
+    let key = names::presence(&shard.stream, &shard.pipeline.name);
+    let reply = connection.call(Command::new("HGETALL").arg(key)).await?;
     let fields = reply.into_map().ok_or_else(|| unexpected("HGETALL"))?;
     // What another version has written, and this one cannot read, is passed over.
     let mut heard: Vec<Presence> = fields.filter_map(|(_, value)| read(&value, now_ms)).collect();

@@ -76,6 +76,7 @@ fn refused(refusal: Refusal) -> Failure {
         | Refusal::DistributedOfManaged(_)
         | Refusal::Zone(_)
         | Refusal::SlotsOfManaged(..)
+        | Refusal::OtherPostgres { .. }
         | Refusal::TooManyConnections { .. }
         | Refusal::NotAccepted(_) => Failure::new(Exit::Config, refusal.to_string()),
         Refusal::Migration(_) | Refusal::Io(_) => Failure::new(Exit::Error, refusal.to_string()),

@@ -2,6 +2,8 @@
 
 mod connections;
 mod endpoint;
+#[cfg(feature = "daemon")]
+mod place;
 pub mod schema;
 mod session;
 #[cfg(feature = "daemon")]
@@ -9,4 +11,6 @@ mod shown;
 
 pub use connections::Database;
 pub use endpoint::{Endpoint, refusal};
+#[cfg(feature = "daemon")]
+pub use place::place;
 pub use session::{Session, Transaction};

@@ -251,7 +251,7 @@ impl Running {
             postgres = %shown(&config.postgres.url), version = env!("CARGO_PKG_VERSION"), "running"
         );
         let reporter = Reporter::new(&places.valkey, &places.database, registry, &flows);
-        let herald = Herald::new(&places.valkey, &flows, config.run.workers, &findings);
+        let herald = Herald::new(&places, &flows, config.run.workers, &findings);
         let registry = registry.clone();
         Running { places, flows, registry, findings, reporter, herald, stop, workers, caretakers, loaded }
     }

@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use super::accept::NotAccepted;
 use super::pauses;
+use super::presence::this_process;
 use crate::care::setup::CaretakerSetup;
 use crate::care::sweep::{Standings, SweeperSetup};
 use crate::config::{Config, Problems};
@@ -29,7 +30,8 @@ use crate::flow::turn::Turn;
 use crate::lanes::{self, Identity, Record, Unregistered};
 use crate::model::names;
 use crate::model::pipeline::{Delivery, Mode, Pipeline, Shard};
-use crate::postgres::{Database, schema};
+use crate::postgres::{Database, place, schema};
+use crate::presence::{self, Presence};
 use crate::retry::{Fault, Incident, Verdict, advised};
 use crate::target::{self, Unfit, Writing};
 use crate::telemetry::contract::Metrics;
@@ -83,6 +85,21 @@ pub enum Refusal {
     /// The ledger tells of another configuration.
     #[error("{0}")]
     Unregistered(#[from] Unregistered),
+    /// Daemons at work on a pipeline flush into another PostgreSQL: each would get a part of the increments.
+    #[error(
+        "pipeline {pipeline} is being flushed by {process} into another PostgreSQL (system identifier and database {there}; this one is {here}): each would \
+         have a part of the increments. Correct postgres.url; or, if it is to be flushed into this one from now on, stop all daemons that flush into the other one first"
+    )]
+    OtherPostgres {
+        /// The pipeline.
+        pipeline: String,
+        /// One of those daemons.
+        process: String,
+        /// Where it flushes into.
+        there: String,
+        /// Where this one would.
+        here: String,
+    },
     /// Valkey would have no connections left for anybody else.
     #[error(
         "{streams} streams that are read each by itself take {needed} connections to Valkey, and it allows {allowed} in all (maxclients), of which one \
@@ -228,6 +245,7 @@ pub(super) async fn try_prepare(
         return Err(Refusal::NotMigrated(missing));
     }
     let mut links = Links::to(&places.valkey, "tidegate:start");
+    let here = place(database).await;
     let (mut flows, mut turns) = (Vec::new(), HashMap::new());
     for pipeline in &config.pipelines {
         let fits = database.run(async |c| target::check_tables(c, pipeline).await).await.map_err(Refusal::Fault)??;
@@ -250,6 +268,9 @@ pub(super) async fn try_prepare(
         let together = is_together.then(|| Arc::new(Metrics::of(labels(pipeline, per_stream))));
         let identities: Vec<Identity> = shards.iter().map(|shard| Identity::of(source, shard)).collect();
         known_by_its_name(&mut links, database, &shards, &identities).await?;
+        if let Some(here) = &here {
+            flushed_into_one(&mut links, &shards[0], here).await?;
+        }
         let remapped = database.run(async |c| lanes::remapped(c, &identities).await).await.map_err(Refusal::Fault)?;
         let mut others_alive = BTreeSet::new();
         for n in remapped {
@@ -328,6 +349,21 @@ async fn known_by_its_name(
         // Without an answer it must not begin.
         if let Some(before) = links.look(&shards[n].stream, look).await.map_err(Refusal::Fault)? {
             return Err(refusal(n, before));
+        }
+    }
+    Ok(())
+}
+
+/// Makes sure that nobody at work on a pipeline flushes it into another PostgreSQL than this. Each daemon speaks beside the first of its streams.
+async fn flushed_into_one(links: &mut Links, first: &Shard, here: &str) -> Result<(), Refusal> {
+    let look = async |link: &Link| presence::of_the_living(link, first, info::time_ms(link.commands()).await?).await;
+    // Where Valkey is out of reach, or does not say, nobody is seen.
+    let living = links.look(&first.stream, look).await.unwrap_or_default();
+    let own = this_process();
+    for Presence { process, postgres, .. } in living.into_iter().filter(|presence| presence.process != own) {
+        if let Some(there) = postgres.filter(|there| there != here) {
+            let (pipeline, here) = (first.pipeline.name.clone(), here.to_owned());
+            return Err(Refusal::OtherPostgres { pipeline, process, there, here });
         }
     }
     Ok(())

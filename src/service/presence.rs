@@ -7,16 +7,18 @@ use std::convert::Infallible;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tracing::info;
 
 use super::accept::Findings;
-use super::prepare::Flow;
+use super::prepare::{Flow, Places};
 use crate::failpoint;
 use crate::model::names;
+use crate::postgres::{Database, place};
 use crate::presence::{self, Finding, Presence, RENEWED_EVERY, State};
 use crate::retry::{Fault, Verdict, judge};
-use crate::valkey::{self, Link, Links};
+use crate::valkey::{Link, Links};
 
 /// How often it is looked whether something has changed.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -31,10 +33,28 @@ fn renewed_every(flow: &Flow) -> Duration {
     RENEWED_EVERY.max(RENEWED_EVERY_OF_MANY * flow.lanes.len() as u32)
 }
 
+/// How this process is called.
+pub(super) fn this_process() -> String {
+    format!("{}-{}", names::host(), std::process::id())
+}
+
+/// Asks which PostgreSQL it is, again and again: behind one address it may become another one.
+async fn learn(database: Database, learned: watch::Sender<Option<String>>) -> Infallible {
+    let mut tick = tokio::time::interval(RENEWED_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if let Some(place) = place(&database).await {
+            learned.send_replace(Some(place));
+        }
+    }
+}
+
 /// What was said, as far as it is said anew at once when it changes.
 #[derive(Clone)]
 struct Said {
     state: State,
+    postgres: Option<String>,
     findings: Vec<Finding>,
     at: Instant,
 }
@@ -42,6 +62,9 @@ struct Said {
 /// What this process says.
 pub(super) struct Herald {
     process: String,
+    database: Database,
+    /// Which PostgreSQL that is, as far as it is known.
+    postgres: watch::Sender<Option<String>>,
     workers: usize,
     /// What keeps a daemon from starting, and is there.
     findings: Findings,
@@ -54,20 +77,30 @@ pub(super) struct Herald {
 }
 
 impl Herald {
-    pub(super) fn new(valkey: &valkey::Endpoint, flows: &[Flow], workers: usize, findings: &Findings) -> Herald {
-        let process = format!("{}-{}", names::host(), std::process::id());
+    pub(super) fn new(places: &Places, flows: &[Flow], workers: usize, findings: &Findings) -> Herald {
         Herald {
-            process,
+            process: this_process(),
+            database: places.database.clone(),
+            postgres: watch::Sender::default(),
             workers,
             findings: findings.clone(),
             said: vec![None; flows.len()],
-            links: Links::to(valkey, "tidegate:presence"),
+            links: Links::to(&places.valkey, "tidegate:presence"),
             refused: false,
         }
     }
 
     /// Speaks for as long as it is polled.
     pub(super) async fn run(&mut self, flows: &[Flow]) -> Infallible {
+        // A PostgreSQL that does not answer keeps nobody from hearing that.
+        let learns = learn(self.database.clone(), self.postgres.clone());
+        tokio::select! {
+            never = learns => never,
+            never = self.speak(flows) => never,
+        }
+    }
+
+    async fn speak(&mut self, flows: &[Flow]) -> Infallible {
         let mut tick = tokio::time::interval(LOOK_EVERY);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -79,7 +112,8 @@ impl Herald {
             for (n, flow) in flows.iter().enumerate() {
                 let presence = self.presence(flow);
                 let is_known = self.said[n].as_ref().is_some_and(|said| {
-                    (said.state, &said.findings) == (presence.state, &presence.findings)
+                    (said.state, &said.postgres, &said.findings)
+                        == (presence.state, &presence.postgres, &presence.findings)
                         && said.at.elapsed() < renewed_every(flow)
                 });
                 if is_known {
@@ -88,8 +122,8 @@ impl Herald {
                 match self.say(flow, &presence).await {
                     Ok(()) => {
                         failpoint::reached("presence.said");
-                        let Presence { state, findings, .. } = presence;
-                        self.said[n] = Some(Said { state, findings, at: Instant::now() });
+                        let Presence { state, postgres, findings, .. } = presence;
+                        self.said[n] = Some(Said { state, postgres, findings, at: Instant::now() });
                     }
                     Err(fault) => {
                         self.failed(&fault);
@@ -174,6 +208,7 @@ impl Herald {
             version: env!("CARGO_PKG_VERSION").into(),
             connection: 0,
             run_id: String::new(),
+            postgres: self.postgres.borrow().clone(),
             state,
             fault: fault.map(|fault| fault.to_string()),
             advice: advice.map(str::to_owned),

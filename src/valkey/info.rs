@@ -3,7 +3,7 @@
 //! Takes a [`Connection`] and a name; gives typed answers. It fails with what the server said, or where an answer has another
 //! shape than this file knows. Entries' payloads are never fetched: an entry may be of hundreds of megabytes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use super::command::{Command, Reply, unexpected};
@@ -317,6 +317,19 @@ pub async fn peers(connection: &Connection, id: Option<u64>) -> Result<Vec<Peer>
     let reply = connection.call(command).await?;
     let text = reply.as_text().ok_or_else(|| unexpected("CLIENT LIST"))?;
     text.lines().map(|line| peer(line).ok_or_else(|| unexpected("CLIENT LIST"))).collect()
+}
+
+/// Which of the connections of these numbers exist; none where that may not be asked.
+pub async fn connected(connection: &Connection, numbers: &[u64]) -> Result<Option<HashSet<u64>>, Fault> {
+    if numbers.is_empty() {
+        return Ok(Some(HashSet::new()));
+    }
+    let reply = match connection.call(Command::new("CLIENT").arg("LIST").arg("ID").args(numbers)).await {
+        Err(Fault::Valkey { code, .. }) if code == "NOPERM" => return Ok(None),
+        reply => reply?,
+    };
+    let text = reply.as_text().ok_or_else(|| unexpected("CLIENT LIST"))?;
+    Ok(Some(text.lines().filter_map(peer).map(|peer| peer.id).collect()))
 }
 
 /// One line of CLIENT LIST: `id=7 addr=… name=… …`. A name holds no blanks.

@@ -58,7 +58,7 @@ async fn document(schema: &str, mut command: Command) -> (i32, Value) {
     (code, document)
 }
 
-fn has_reason(status: &Value, code: &str) -> bool {
+pub(crate) fn has_reason(status: &Value, code: &str) -> bool {
     status["reasons"].as_array().expect("a list").iter().any(|reason| reason["code"] == code)
 }
 

@@ -1,8 +1,13 @@
-//! A Valkey's name in the ledger (`valkey.source`): whoever calls one Valkey by two names is told before anything counts twice.
+//! Daemons that do not agree: on a Valkey's name in the ledger (`valkey.source`), or on the PostgreSQL that its streams are flushed into. They are told before
+//! anything counts twice, or half of it elsewhere.
 
+use tidegate::ops::sandbox::Postgres;
 use tokio::process::Command;
 
-use crate::harness::{Daemon, GROUP, Lab, STREAM, output, valkey};
+use crate::accepting::has_reason;
+use crate::contract::document;
+use crate::harness::{Daemon, GROUP, Lab, STREAM, database, eventually, output, valkey};
+use crate::proxy::Proxy;
 
 /// The program, which calls the lab's Valkey so.
 fn program(lab: &Lab, source: &str, arguments: &[&str]) -> Command {
@@ -84,4 +89,60 @@ async fn another_valkey_with_the_same_names_is_no_other_name_of_the_first() {
     west.client().await.add("new", 1).await;
     let (code, _, stderr) = output(&mut program(&west, "west", &["run", "--until-empty"])).await;
     assert_eq!((code, east.value("new").await, east.value("both").await), (0, Some(1), Some(2)), "{stderr}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_a_daemon_is_at_work_none_flushes_its_stream_into_another_database() {
+    for delivery in ["group", "exclusive"] {
+        let lab = Lab::new().await;
+        let elsewhere = Lab { valkey: valkey(&[]).await, database: database(true).await };
+        let run = |database: &str, arguments: &[&str]| {
+            let mut command = lab.program(arguments);
+            command.env("DATABASE_URL", database).env("TIDEGATE__PIPELINES__COUNTERS__DELIVERY", delivery);
+            command
+        };
+        let another = async || output(&mut run(&elsewhere.database, &["run", "--until-empty"])).await;
+        let mut daemon = Daemon::start(run(&lab.database, &["run"]));
+        daemon.wait_for_event("running", |_| true).await;
+        // Nothing has been produced. It is seen once it has said where it flushes into.
+        let is_refused = async || {
+            let (code, _, stderr) = another().await;
+            (code, stderr.contains("into another PostgreSQL") && stderr.contains("Correct postgres.url"))
+        };
+        eventually("refused", (78, true), is_refused).await;
+        // Whoever flushes into the same one is welcome, by whatever address.
+        let proxy = Proxy::start(lab.postgres_port()).await;
+        let (port, way) = (lab.postgres_port().to_string(), proxy.port().to_string());
+        let mut same = run(&lab.database.replace(&port, &way), &["run", "--until-empty"]);
+        let (code, _, stderr) = output(&mut same).await;
+        assert_eq!(code, 0, "{stderr}");
+        daemon.kill().await;
+        let (code, _, stderr) = another().await;
+        assert_eq!(code, 0, "who was killed is in nobody's way: {stderr}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_becomes_another_one_behind_its_address_is_told_by_status() {
+    let (one, other) = (Postgres::start(&[]).await.expect("it starts"), Postgres::start(&[]).await.expect("it starts"));
+    let (lab, there) = (Lab::on(&one, "app").await, Lab::on(&other, "app").await);
+    let proxy = Proxy::start(one.port()).await;
+    let mut moved = lab.daemon_through(None, Some(proxy.port()));
+    let mut stays = lab.daemon();
+    let status = async || {
+        let (_, status) = document(&lab, "status", &["status"]).await;
+        (status["pipelines"][0]["streams"][0]["processes"].as_array().map(Vec::len), has_reason(&status, "several_databases"))
+    };
+    for daemon in [&mut moved, &mut stays] {
+        daemon.wait_for_event("running", |_| true).await;
+    }
+    eventually("both are there, and into one", (Some(2), false), status).await;
+    proxy.retarget(other.port());
+    proxy.reset();
+    eventually("they flush into two", (Some(2), true), status).await;
+    assert_eq!(output(&mut lab.program(&["run", "--until-empty"])).await.0, 78, "nobody joins them");
+    stays.kill().await;
+    eventually("one is left", (Some(1), false), status).await;
+    lab.client().await.add("a", 1).await;
+    there.await_value("a", 1).await;
 }

@@ -3,7 +3,6 @@
 //! Takes a link and a shard; gives a [`Stream`]. A stream or a group that is missing is an answer. Fails with what Valkey says. One script
 //! looks at stream and group, so that their numbers belong to one moment; what a stream holds is never sent.
 
-use std::collections::HashSet;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -206,11 +205,7 @@ pub async fn look(servers: &mut Servers, shard: &Shard, dead_after: Duration) ->
     if stream.group.is_some() {
         stream.consumers = consumers(connection, &link.generation().run_id, shard, dead_after).await?;
     }
-    let heard = presence::heard(connection, &shard.stream, &shard.pipeline.name, stream.now_ms).await;
-    stream.processes = match allowed(heard)? {
-        Some(heard) => Some(alive(connection, &link.generation().run_id, heard).await?),
-        None => None,
-    };
+    stream.processes = allowed(presence::of_the_living(&link, shard, stream.now_ms).await)?;
     Ok(stream)
 }
 
@@ -351,7 +346,7 @@ pub async fn consumers(
         told => told?,
     };
     let numbers: Vec<u64> = told.iter().filter_map(|consumer| names::connection_of(&consumer.name, run_id)).collect();
-    let connected = connected(connection, &numbers).await?;
+    let connected = info::connected(connection, &numbers).await?;
     let consumer = |told: info::Consumer| {
         let (alive, gone) = match (names::connection_of(&told.name, run_id), &connected) {
             (Some(number), Some(connected)) => (connected.contains(&number), !connected.contains(&number)),
@@ -360,26 +355,4 @@ pub async fn consumers(
         Consumer { name: told.name, entries: told.pending, idle_ms: told.idle.as_millis() as u64, alive, gone }
     };
     Ok(told.into_iter().map(consumer).collect())
-}
-
-/// Those whose connection exists. Who was killed does not take leave.
-async fn alive(connection: &Connection, run_id: &str, heard: Vec<Presence>) -> Result<Vec<Presence>, Fault> {
-    let numbers: Vec<u64> = heard.iter().map(|presence| presence.connection).filter(|number| *number > 0).collect();
-    let Some(connected) = connected(connection, &numbers).await? else { return Ok(heard) };
-    let is_alive = |presence: &Presence| {
-        presence.connection == 0 || (presence.run_id == run_id && connected.contains(&presence.connection))
-    };
-    Ok(heard.into_iter().filter(is_alive).collect())
-}
-
-/// Which of these connections exist; none where that may not be asked.
-async fn connected(connection: &Connection, numbers: &[u64]) -> Result<Option<HashSet<u64>>, Fault> {
-    if numbers.is_empty() {
-        return Ok(Some(HashSet::new()));
-    }
-    let told = connection.call(Command::new("CLIENT").arg("LIST").arg("ID").args(numbers)).await;
-    let Some(reply) = allowed(told)? else { return Ok(None) };
-    let text = reply.as_text().ok_or_else(|| unexpected("CLIENT LIST"))?;
-    let number = |line: &str| line.split(' ').find_map(|word| word.strip_prefix("id=")?.parse().ok());
-    Ok(Some(text.lines().filter_map(number).collect()))
 }

@@ -2,6 +2,7 @@
 //!
 //! Takes a [`Look`]; gives a [`Reason`] for each thing that somebody should know, worst first. It cannot fail.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -166,6 +167,16 @@ fn of_stream(look: &Look, seen: &Seen, stream: &Stream, limits: &Limits, reasons
     let worst = processes.iter().filter(|process| matches!(process.state, State::Halted | State::Interrupted));
     if let Some(process) = worst.max_by_key(|process| (process.state == State::Halted, process.lasted_ms)) {
         reasons.push(stands(process).at(seen));
+    }
+    let into: BTreeMap<&str, &str> =
+        processes.iter().filter_map(|process| Some((process.postgres.as_deref()?, &*process.process))).collect();
+    if into.len() > 1 {
+        let each: Vec<String> =
+            into.iter().map(|(postgres, process)| printable(&format!("{process} into {postgres}"))).collect();
+        let words =
+            format!("daemons flush into several databases, and each has a part of the increments: {}", each.join(", "));
+        let next = "stop those whose postgres.url is wrong; what they have flushed is in the tables of their database";
+        reasons.push(Reason::new(Severity::Degraded, "several_databases", words, next).at(seen));
     }
     let is_read = stream.is_read();
     let is_registered = look.books.as_ref().is_ok_and(|books| books.lane_of(&seen.shard).is_some());

@@ -165,6 +165,8 @@ pub struct Process {
     pub lasted_ms: u64,
     /// How long ago it said so, in milliseconds.
     pub said_ms_ago: u64,
+    /// Which PostgreSQL it flushes into: the system identifier and the name of the database; null where it does not know.
+    pub postgres: Option<String>,
     /// Its workers.
     pub workers: usize,
     /// Whether it reads the stream alone; null where the delivery is `group`.
@@ -192,6 +194,7 @@ impl Process {
             advice: presence.advice.clone(),
             lasted_ms: presence.lasted_ms,
             said_ms_ago: presence.said_ms_ago,
+            postgres: presence.postgres.clone(),
             workers: presence.workers,
             reads_alone: presence.reads_alone,
             applied: presence.applied,

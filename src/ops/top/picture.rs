@@ -259,6 +259,7 @@ mod tests {
             advice: None,
             lasted_ms: 1000,
             said_ms_ago: 10,
+            postgres: Some("7302/app".into()),
             workers: 2,
             reads_alone: None,
             applied: 1_234_567,
