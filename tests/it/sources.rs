@@ -131,7 +131,10 @@ async fn a_database_that_becomes_another_one_behind_its_address_is_told_by_statu
     let mut stays = lab.daemon();
     let status = async || {
         let (_, status) = document(&lab, "status", &["status"]).await;
-        (status["pipelines"][0]["streams"][0]["processes"].as_array().map(Vec::len), has_reason(&status, "several_databases"))
+        (
+            status["pipelines"][0]["streams"][0]["processes"].as_array().map(Vec::len),
+            has_reason(&status, "several_databases"),
+        )
     };
     for daemon in [&mut moved, &mut stays] {
         daemon.wait_for_event("running", |_| true).await;
