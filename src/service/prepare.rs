@@ -362,6 +362,8 @@ async fn flushed_into_one(links: &mut Links, first: &Shard, here: &str) -> Resul
     let own = this_process();
     for Presence { process, postgres, .. } in living.into_iter().filter(|presence| presence.process != own) {
         if let Some(there) = postgres.filter(|there| there != here) {
+            // Whoever may write to Valkey may have said it.
+            let [process, there] = [process, there].map(|text| text.escape_debug().to_string());
             let (pipeline, here) = (first.pipeline.name.clone(), here.to_owned());
             return Err(Refusal::OtherPostgres { pipeline, process, there, here });
         }
