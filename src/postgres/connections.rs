@@ -15,8 +15,6 @@ use crate::retry::Fault;
 
 /// What a network may add to `postgres.statement_timeout` before an answer is given up.
 const ANSWER_MARGIN: Duration = Duration::from_secs(5);
-/// A session that was idle for longer is asked for a sign of life before it is used: servers and proxies close idle ones.
-const TRUSTED_FOR: Duration = Duration::from_secs(5);
 /// How long a sign of life may take.
 const PING_WITHIN: Duration = Duration::from_secs(2);
 
@@ -124,7 +122,7 @@ impl Database {
     /// The session that was used last, if it is still alive. If it is not, the others, idle for longer, are dropped too.
     async fn take_idle(&self) -> Option<Session> {
         let Idle { mut session, since } = self.idle().pop()?;
-        if since.elapsed() <= TRUSTED_FOR {
+        if since.elapsed() <= session.trusted_for() {
             return Some(session);
         }
         if let Ok(Ok(())) = tokio::time::timeout(PING_WITHIN, session.ping()).await {

@@ -19,6 +19,9 @@ use crate::retry::{Fault, socket_words};
 const PROTOCOL_VIOLATION: &str = "08P01";
 /// A setting of our own, unknown to servers and poolers. Who does not give it back did not take the others either.
 const MARK: &str = "tidegate.session";
+/// Whether it was taken, and after how many milliseconds the server closes an idle session; 0 is never.
+const OPENED: &str = "select current_setting('tidegate.session', true),
+    coalesce((extract(epoch from current_setting('idle_session_timeout', true)::interval) * 1000)::bigint, 0)";
 
 /// Where PostgreSQL is and how long anything may take there.
 #[derive(Debug, Clone)]
@@ -67,11 +70,11 @@ impl Endpoint {
         match PgConnection::connect_with(&options.clone().options(settings)).await {
             Ok(mut connection) => {
                 // In the simple protocol, which is safe whatever stands between.
-                let row = sqlx::raw_sql("select current_setting('tidegate.session', true)")
-                    .fetch_one(&mut connection)
-                    .await?;
+                let row = sqlx::raw_sql(OPENED).fetch_one(&mut connection).await?;
                 let taken = row.try_get::<Option<String>, _>(0)?.as_ref() == Some(&mark);
-                Ok(if taken { Session::straight(connection) } else { pooled(connection) })
+                let idle_limit = row.try_get::<i64, _>(1)?.try_into().ok().filter(|ms| *ms > 0);
+                let idle_limit = idle_limit.map(Duration::from_millis);
+                Ok(if taken { Session::straight(connection, idle_limit) } else { pooled(connection) })
             }
             Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some(PROTOCOL_VIOLATION) => {
                 let bare = options.clone().extra_float_digits(None);

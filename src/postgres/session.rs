@@ -9,9 +9,13 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
+
+/// Servers and proxies close what is idle, most of them after minutes.
+const TRUSTED_FOR: Duration = Duration::from_secs(5);
 
 /// See the module.
 #[derive(Debug)]
@@ -20,17 +24,24 @@ pub struct Session {
     /// What begins a transaction.
     begin: Arc<str>,
     pooled: bool,
+    trusted_for: Duration,
 }
 
 impl Session {
-    /// One whose limits are set.
-    pub(super) fn straight(connection: PgConnection) -> Session {
-        Session { connection, begin: BEGIN.into(), pooled: false }
+    /// One whose limits are set. `idle_limit`: after how long without a statement the server closes it.
+    pub(super) fn straight(connection: PgConnection, idle_limit: Option<Duration>) -> Session {
+        let trusted_for = idle_limit.map_or(TRUSTED_FOR, |limit| TRUSTED_FOR.min(limit / 2));
+        Session { connection, begin: BEGIN.into(), pooled: false, trusted_for }
     }
 
     /// One through a pooler; `limits` are statements that set them for one transaction.
     pub(super) fn pooled(connection: PgConnection, limits: &str) -> Session {
-        Session { connection, begin: format!("{BEGIN}; {limits}").into(), pooled: true }
+        Session { connection, begin: format!("{BEGIN}; {limits}").into(), pooled: true, trusted_for: TRUSTED_FOR }
+    }
+
+    /// Idle for longer, it is asked for a sign of life before it is used.
+    pub(super) fn trusted_for(&self) -> Duration {
+        self.trusted_for
     }
 
     /// Whether a pooler stands between.
