@@ -322,7 +322,7 @@ impl Cluster {
         true
     }
 
-    /// From now on the replica of a key's primary hears nothing of what that one takes, and knows it no better.
+    /// From now on nothing is replicated from the primary of a key.
     pub async fn cut_off_replica_of(&self, key: &str) {
         let primary = &self.nodes[self.await_primary_of(key).await];
         for node in &self.nodes {
@@ -331,12 +331,12 @@ impl Cluster {
                 node.order(&["CONFIG", "SET", "masterauth", "refused"]).await;
                 primary.ask(&["CLIENT", "KILL", "TYPE", "replica"]).await;
                 let is_up = async || node.is_replica_in_step().await;
-                eventually("the replica hears its primary", false, is_up).await;
+                eventually("it replicates", false, is_up).await;
             }
         }
     }
 
-    /// Replicas hear their primaries again.
+    /// Everything is replicated again.
     pub async fn heal(&self) {
         for node in &self.nodes {
             node.order(&["CONFIG", "SET", "masterauth", ""]).await;

@@ -89,6 +89,8 @@ struct Process {
 
 impl Process {
     fn start(folder: &Path, signal: &str, command: &[String], user: Option<u32>) -> Result<Process, Error> {
+        // The server before may have left its last words, which this one's are not.
+        let _ = std::fs::remove_file(folder.join("log"));
         let mut shell = Command::new("sh");
         shell.args(["-c", WATCHDOG, "watchdog"]).arg(folder).arg(signal).args(command);
         // In a group of its own: a terminal's Ctrl-C is for this process, which then ends its servers in order.
@@ -185,18 +187,16 @@ pub struct Valkey {
 impl Valkey {
     /// Starts one that keeps nothing on disk. `arguments` are added to its command line, and may say otherwise.
     pub async fn start(arguments: &[&str]) -> Result<Valkey, Error> {
-        let arguments: Vec<String> = arguments.iter().map(|a| (*a).to_owned()).collect();
-        let mut failure = None;
-        for _ in 0..PORTS_TRIED {
-            let server = Server { process: None, folder: temporary_folder(None)?, port: free_port()? };
-            let mut valkey = Valkey { server, arguments: arguments.clone() };
+        let server = Server { process: None, folder: temporary_folder(None)?, port: free_port()? };
+        let mut valkey = Valkey { server, arguments: arguments.iter().map(|a| (*a).to_owned()).collect() };
+        for tried in 1.. {
             match valkey.restart().await {
-                Ok(()) => return Ok(valkey),
-                Err(error @ Error::PortTaken(_)) => failure = Some(error),
+                Err(Error::PortTaken(_)) if tried < PORTS_TRIED => valkey.server.port = free_port()?,
                 Err(error) => return Err(error),
+                Ok(()) => break,
             }
         }
-        Err(failure.unwrap_or(Error::Missing("valkey-server", VALKEY_SERVER)))
+        Ok(valkey)
     }
 
     /// Starts it again, on the same port and folder.

@@ -290,10 +290,10 @@ async fn a_cluster_that_is_down_for_a_while_is_waited_for() {
     flowing.end_exact(&cluster, false).await;
 }
 
-/// Keeps everything from being flushed until it is dropped. Rows can be read.
+/// Reads nothing and flushes nothing until it is dropped.
 pub(crate) async fn locked(lab: &Lab) -> sqlx::PgConnection {
     let mut holder = lab.sql().await;
-    for statement in ["begin", "lock table public.counters in exclusive mode"] {
+    for statement in ["begin", "lock table public.counters in access exclusive mode"] {
         sqlx::query(statement).execute(&mut holder).await.expect(statement);
     }
     holder

@@ -59,10 +59,10 @@ async fn counters(lab: &Lab, url: &str, pipeline: &Pipeline) -> Counters<Databas
     let env = [("DATABASE_URL".to_owned(), lab.database.clone())].into();
     let loaded = tidegate::config::load(&Sources { env, ..Sources::default() }, Needs::POSTGRES).expect("valid");
     let database = Database::new(loaded.config.postgres.address().expect("set"), "main", pipeline, 4);
-    // Patient enough for a slot that is moved key by key on a machine under load.
+    // Patient enough, on a machine under load, for a slot that is moved key by key, and for a primary that is replaced.
     let options = CounterOptions {
         patience: Duration::from_secs(20),
-        retry_for: Duration::from_secs(30),
+        retry_for: Duration::from_secs(60),
         breaker: Duration::from_millis(50),
         ..CounterOptions::default()
     };

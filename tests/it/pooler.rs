@@ -1,6 +1,5 @@
 //! A pgbouncer in transaction mode between the daemon and PostgreSQL; and connections that are closed while they are idle.
 
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Stdio;
 
@@ -10,7 +9,7 @@ use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 
-use crate::harness::{Daemon, GROUP, Lab, STREAM, database, eventually, output};
+use crate::harness::{Daemon, GROUP, Lab, STREAM, database, eventually, free_port, output};
 
 /// So few that clients get another server's connection all the time.
 const POOL: usize = 3;
@@ -30,7 +29,7 @@ impl Pooler {
             return None;
         };
         let folder = tempfile::tempdir().expect("a folder");
-        let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr()).expect("a free port").port();
+        let port = free_port();
         let file = folder.path().join("pgbouncer.ini");
         let text = format!(
             "[databases]\n* = host=127.0.0.1 port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
@@ -207,7 +206,7 @@ async fn an_idle_connection_that_the_server_closed_costs_no_incident() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_postgresql_out_of_reach_is_told_in_plain_words_with_its_place() {
     let lab = Lab::new().await;
-    let port = TcpListener::bind(("127.0.0.1", 0)).and_then(|l| l.local_addr()).expect("a free port").port();
+    let port = free_port();
     let mut command = lab.program(&["run"]);
     command.env("DATABASE_URL", format!("postgres://me:hunter2@127.0.0.1:{port}/app"));
     let mut daemon = Daemon::start(command);
