@@ -25,24 +25,40 @@ pub struct Finding {
     pub what: String,
     /// The statements that correct it, as they can be executed; none where the configuration is to be changed.
     pub fix: Option<String>,
+    /// The table is as it should be, and the role that asks lacks a right: another one may have it.
+    pub is_of_role: bool,
 }
 
 impl Finding {
+    fn new(weight: Weight, what: impl Into<String>, fix: Option<String>) -> Finding {
+        Finding { weight, what: what.into(), fix, is_of_role: false }
+    }
+
     pub(super) fn refusal(what: impl Into<String>, fix: impl Into<String>) -> Finding {
-        Finding { weight: Weight::Refusal, what: what.into(), fix: Some(fix.into()) }
+        Finding::new(Weight::Refusal, what, Some(fix.into()))
+    }
+
+    /// A right that the role lacks, and the statement that grants it.
+    pub(super) fn of_role(what: impl Into<String>, fix: impl Into<String>) -> Finding {
+        Finding { is_of_role: true, ..Finding::refusal(what, fix) }
     }
 
     pub(super) fn warning(what: impl Into<String>, fix: impl Into<String>) -> Finding {
-        Finding { weight: Weight::Warning, what: what.into(), fix: Some(fix.into()) }
+        Finding::new(Weight::Warning, what, Some(fix.into()))
     }
 
     pub(super) fn advice(what: impl Into<String>, fix: impl Into<String>) -> Finding {
-        Finding { weight: Weight::Advice, what: what.into(), fix: Some(fix.into()) }
+        Finding::new(Weight::Advice, what, Some(fix.into()))
     }
 
     /// A refusal that no statement corrects.
     pub(super) fn refusal_alone(what: impl Into<String>) -> Finding {
-        Finding { weight: Weight::Refusal, what: what.into(), fix: None }
+        Finding::new(Weight::Refusal, what, None)
+    }
+
+    /// A warning that no statement corrects.
+    pub(super) fn warning_alone(what: impl Into<String>) -> Finding {
+        Finding::new(Weight::Warning, what, None)
     }
 
     /// A refusal in one sentence, whose end is the statement that corrects it if it has one.

@@ -26,7 +26,7 @@ pub(super) fn unsuitable(relation: &Relation) -> Option<Finding> {
     let Relation { schema, role, .. } = relation;
     if !relation.is_schema_usable {
         let what = format!("this role may not use the schema {schema}");
-        return Some(Finding::refusal(what, format!("grant usage on schema {schema} to {role}")));
+        return Some(Finding::of_role(what, format!("grant usage on schema {schema} to {role}")));
     }
     let what = match relation.kind.as_str() {
         "r" | "p" if relation.is_temporary => {
@@ -67,7 +67,7 @@ pub(super) fn rights(target: &Target, relation: &Relation, columns: &[Column], r
     let rights = rights.join(", ");
     let Relation { name, role, .. } = relation;
     (!rights.is_empty()).then(|| {
-        Finding::refusal(
+        Finding::of_role(
             format!("this role lacks the right to {rights}"),
             format!("grant {rights} on {name} to {role}"),
         )
@@ -133,11 +133,10 @@ pub(super) fn dangers(target: &Target, relation: &Relation) -> Vec<Finding> {
             .push(Finding::warning(what, format!("create table {} partition of {table} default", default_name(table))));
     }
     for table in &relation.without_remainder {
-        findings.push(Finding {
-            weight: super::Weight::Warning,
-            what: format!("{table} is partitioned by a hash, and a remainder has no partition: rows of that one become dead letters; create it"),
-            fix: None,
-        });
+        let what = format!(
+            "{table} is partitioned by a hash, and a remainder has no partition: rows of that one become dead letters; create it"
+        );
+        findings.push(Finding::warning_alone(what));
     }
     findings
 }

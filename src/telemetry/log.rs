@@ -8,6 +8,7 @@ use std::ffi::OsStr;
 use std::fmt;
 use std::io::IsTerminal;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
@@ -83,9 +84,19 @@ where
 /// What is quoted of a panic's message: it may hold a piece of what was at hand.
 const QUOTED: usize = 200;
 
-/// From now on a panic, in whatever thread or task, is an event like any other, and no text among them. Where even errors are not to be told it is text.
+/// Panics of this process since [`tell_panics`].
+static PANICS: AtomicU64 = AtomicU64::new(0);
+
+/// How many panics there were in this process.
+pub(super) fn panics() -> u64 {
+    PANICS.load(Ordering::Relaxed)
+}
+
+/// From now on a panic, in whatever thread or task, is counted, and is an event like any other, and no text among them. Where even errors are not to
+/// be told it is text.
 pub fn tell_panics() {
     std::panic::set_hook(Box::new(|panic| {
+        PANICS.fetch_add(1, Ordering::Relaxed);
         let message: String = panic.payload_as_str().unwrap_or("without a message").chars().take(QUOTED).collect();
         let at = panic.location().map_or_else(String::new, ToString::to_string);
         let thread = std::thread::current();

@@ -3,6 +3,7 @@
 use serde_json::Value;
 use tokio::process::Command;
 
+use crate::admin::Admin;
 use crate::harness::{Client, Daemon, GROUP, Lab, STREAM, eventually};
 
 /// So many increments each time.
@@ -26,6 +27,8 @@ async fn all_landed_and_it_still_works(lab: &Lab, mut daemon: Daemon, point: &st
     let died = told(&mut daemon, "task_died").await;
     assert!(died["deaths"].as_u64().is_some_and(|deaths| deaths <= 3), "{point}: {died}");
     lab.await_value("a", ENTRIES as i64).await;
+    let counted = Admin::of(&mut daemon).await.scrape().await.sum("tidegate_panics_total", &[]);
+    assert!(counted >= Some(1.0), "{point}: {counted:?}");
     // Behind the last panic it works like any other.
     lab.client().await.add_many("a", ENTRIES).await;
     lab.await_value("a", 2 * ENTRIES as i64).await;

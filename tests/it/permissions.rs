@@ -182,6 +182,17 @@ async fn a_workers_role_that_lacks_a_right_is_found() {
     lab.execute("revoke update on tidegate.ledger from tidegate_worker").await;
     let (code, stdout, stderr) = diagnose().await;
     assert!(code == 4 && stdout.contains("it lacks update on tidegate.ledger"), "{code}: {stdout}{stderr}");
+    lab.execute("grant update on tidegate.ledger to tidegate_worker").await;
+    lab.execute("revoke update on public.counters from tidegate_worker").await;
+    let (code, stdout, stderr) = diagnose().await;
+    assert!(code == 4 && stdout.contains("lacks the right to update (value, updated_at)"), "{code}: {stdout}{stderr}");
+    // A role that only looks is no worker's, and is right to lack it.
+    lab.execute("revoke insert on tidegate.lanes from tidegate_worker").await;
+    let (code, stdout, stderr) = diagnose().await;
+    assert!(
+        code == 0 && stdout.contains("nothing, if it is not the daemon's role; else grant update"),
+        "{code}: {stdout}{stderr}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

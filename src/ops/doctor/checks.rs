@@ -159,7 +159,7 @@ pub const CHECKS: [Check; 29] = [
         "D19",
         Error,
         "table",
-        "the pipeline's table does not fit what is written into it: each finding has the statement that corrects it",
+        "the pipeline's table does not fit what is written into it, or a worker's role lacks a right to it: each finding has the statement that corrects it",
         "`tidegate run` refuses to start",
     ),
     check(

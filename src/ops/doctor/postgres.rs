@@ -39,11 +39,12 @@ pub(super) async fn examine(
         return findings.of_server("D26", Severity::Error, evidence, "tidegate migrate");
     }
     findings.well("D26", "the schema is the one that this version needs");
-    if let Err(fault) = ledger(servers, findings).await {
+    let is_workers = ledger(servers, findings).await.unwrap_or_else(|fault| {
         findings.unknown("D14", &fault);
-    }
+        true
+    });
     for pipeline in pipelines {
-        if let Err(fault) = table(servers, pipeline, findings).await {
+        if let Err(fault) = table(servers, pipeline, is_workers, findings).await {
             findings.unknown("D19", &fault);
         }
         registered(config, pipeline, servers, findings).await;
@@ -83,10 +84,10 @@ pub(super) async fn examine(
 const CONNECTIONS: &str = "(select coalesce(sum(numbackends), 0) from pg_stat_database)::int8,
       current_setting('max_connections')::int8 - current_setting('superuser_reserved_connections')::int8";
 
-/// Standbys: not those who copy the data once, and not subscribers of a publication. Where a role may not see what a connection does it
-/// is taken for one.
-const STANDBYS: &str = "(select count(*) from pg_stat_replication r where r.state is distinct from 'backup'
-      and not exists (select from pg_replication_slots s where s.active_pid = r.pid and s.slot_type = 'logical'))";
+/// Standbys: not those who copy the data once or are only connecting, and not subscribers of a publication, who are connected to a database. Where a
+/// role may not see what a connection does it is taken for one.
+const STANDBYS: &str = "(select count(*) from pg_stat_replication r join pg_stat_activity a on a.pid = r.pid
+      where a.datid is null and coalesce(r.state, '') not in ('backup', 'startup'))";
 
 /// What makes a database writable again where a setting forbids writing, which forbids changing the setting, too.
 const MAKE_WRITABLE: &str = "(select 'set default_transaction_read_only = off; ' || case source
@@ -173,7 +174,11 @@ fn standby(standbys: i64, names: &str, findings: &mut Findings) {
     }
 }
 
-async fn ledger(servers: &Servers, findings: &mut Findings) -> Result<(), Fault> {
+/// What to do about a right that a role lacks which is no worker's.
+const NOT_THE_DAEMONS: &str = "nothing, if it is not the daemon's role; else";
+
+/// Says whether the role is a worker's, as far as its rights tell it: only a worker's registers lanes.
+async fn ledger(servers: &Servers, findings: &mut Findings) -> Result<bool, Fault> {
     let row = servers
         .database
         .run(async |c| {
@@ -209,15 +214,12 @@ async fn ledger(servers: &Servers, findings: &mut Findings) -> Result<(), Fault>
             fix,
         );
     }
+    let is_workers = !lacks.iter().any(|right| right == "insert on tidegate.lanes");
     if !lacks.is_empty() {
-        // Only a worker's role registers lanes: an operator's lacks more than that, and is right.
-        let is_workers = !lacks.iter().any(|right| right == "insert on tidegate.lanes");
+        let fix = "grant it with the statements of docs/permissions.md";
         let (severity, fix) = match is_workers {
-            true => (Severity::Error, "grant it with the statements of docs/permissions.md"),
-            false => (
-                Severity::Info,
-                "nothing, if it is not the daemon's role; else grant it with the statements of docs/permissions.md",
-            ),
+            true => (Severity::Error, fix.into()),
+            false => (Severity::Info, format!("{NOT_THE_DAEMONS} {fix}")),
         };
         let evidence = format!("this role cannot run a worker: it lacks {}", lacks.join(", "));
         findings.of_server("D14", severity, evidence, fix);
@@ -236,7 +238,7 @@ async fn ledger(servers: &Servers, findings: &mut Findings) -> Result<(), Fault>
     } else {
         findings.well("D15", "autovacuum keeps up on tidegate.ledger");
     }
-    Ok(())
+    Ok(is_workers)
 }
 
 /// Whether this configuration is the one that the ledger knows.
@@ -270,17 +272,20 @@ async fn registered(config: &Config, pipeline: &Pipeline, servers: &Servers, fin
     }
 }
 
-async fn table(servers: &Servers, pipeline: &Pipeline, findings: &mut Findings) -> Result<(), Fault> {
+async fn table(servers: &Servers, pipeline: &Pipeline, is_workers: bool, findings: &mut Findings) -> Result<(), Fault> {
     let examined = servers.database.run(async |c| target::examine(c, pipeline).await).await?;
     for (target, examined) in pipeline.targets().iter().zip(examined) {
         let table = &examined.table;
         for finding in &examined.findings {
+            let is_others = finding.is_of_role && !is_workers;
             let (id, severity) = match finding.weight {
+                Weight::Refusal if is_others => ("D19", Severity::Info),
                 Weight::Refusal => ("D19", Severity::Error),
                 Weight::Warning => ("D20", Severity::Warning),
                 Weight::Advice => ("D27", Severity::Info),
             };
             let fix = finding.fix.clone().unwrap_or_else(|| "the finding says what to change".into());
+            let fix = if is_others { format!("{NOT_THE_DAEMONS} {fix}") } else { fix };
             findings.of(pipeline, id, severity, format!("{table}: {}", finding.what), fix);
         }
         let Some(fit) = examined.fit else { continue };
