@@ -86,10 +86,10 @@ fn plain(code: &str) -> &str {
     if is_plain { code } else { "other" }
 }
 
-/// A server's words without the script in which it met the error: its hash says nothing to anybody.
+/// A server's words without the script in which it met the error: its hash, which Valkey 9.1 leaves out, says nothing to anybody.
 fn without_script(message: &str) -> &str {
     match message.rsplit_once(" script: ") {
-        Some((words, place)) if place.contains(", on @user_script:") => words,
+        Some((words, place)) if place.contains("on @user_script:") => words,
         _ => message,
     }
 }
@@ -128,5 +128,21 @@ pub fn socket_words(error: &io::Error) -> String {
             }
             words.split(" (os error").next().unwrap_or_default().to_owned()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_script_in_which_an_error_was_met_is_not_told() {
+        // As Valkey 8.0 and Redis say it, and as Valkey 9.1 does.
+        for place in ["5f2a, on @user_script:3.", "on @user_script:3."] {
+            let fault = Fault::Valkey { code: "WRONGTYPE".into(), message: format!("WRONGTYPE no script: {place}") };
+            assert_eq!(fault.to_string(), "Valkey: WRONGTYPE no");
+        }
+        let fault = Fault::Valkey { code: "ERR".into(), message: "ERR no script: of that name".into() };
+        assert_eq!(fault.to_string(), "Valkey: ERR no script: of that name");
     }
 }
