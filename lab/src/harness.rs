@@ -210,6 +210,19 @@ impl Lab {
         command
     }
 
+    /// The program with time-outs that a busy machine does not reach either, where a test is about nothing being interrupted. Who waits for each
+    /// other in a circle is told so by PostgreSQL itself.
+    pub fn unhurried(&self, mut command: Command) -> Command {
+        for key in ["STATEMENT", "LOCK", "IDLE_IN_TRANSACTION"] {
+            command.env(format!("TIDEGATE__POSTGRES__{key}_TIMEOUT"), "4s");
+        }
+        for server in ["POSTGRES", "VALKEY"] {
+            command.env(format!("TIDEGATE__{server}__CONNECT_TIMEOUT"), "20s");
+        }
+        command.env("TIDEGATE__RECLAIM__DEAD_AFTER", "5s");
+        command
+    }
+
     /// The program, reading alone.
     pub fn exclusive(&self, arguments: &[&str]) -> Command {
         let mut command = self.program(arguments);
@@ -428,8 +441,16 @@ impl Daemon {
         self.child.kill().await.expect("killed");
     }
 
+    /// Its end, with every line that it has said.
     pub async fn exit(&mut self) -> ExitStatus {
-        within_limit("the end of the program", self.child.wait()).await.expect("waited for")
+        let status = within_limit("the end of the program", self.child.wait()).await.expect("waited for");
+        within_limit("its last line", async {
+            while let Some(event) = self.lines.recv().await {
+                self.seen.push(event);
+            }
+        })
+        .await;
+        status
     }
 }
 

@@ -317,7 +317,7 @@ async fn a_finding_that_is_accepted_twice_is_refused_at_the_start_and_at_a_reloa
 #[tokio::test(flavor = "multi_thread")]
 async fn an_acceptance_that_runs_out_stops_nothing_and_is_told() {
     let lab = evicting().await;
-    let until = (Timestamp::now() + Duration::from_secs(4)).to_string();
+    let until = (Timestamp::now() + Duration::from_secs(10)).to_string();
     let mut daemon = Daemon::start(accepting(&lab, &["run"], &until));
     let admin = Admin::of(&mut daemon).await;
     daemon.wait_for_event("accepted", |told| told["until"] == *until).await;

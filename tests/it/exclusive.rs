@@ -8,6 +8,10 @@ use crate::proxy::{Proxy, Then, Way};
 /// What the key of the lease is called.
 const LEASE: &str = "tidegate:lease:{flush:counters}:flush:counters:counters";
 
+/// Sessions of daemons in this database.
+const SESSIONS: &str =
+    "select count(*) from pg_stat_activity where datname = current_database() and application_name like 'tidegate%'";
+
 fn daemon(lab: &Lab) -> Daemon {
     Daemon::start(lab.exclusive(&["run"]))
 }
@@ -131,6 +135,8 @@ async fn killed_between_commit_and_the_move_of_the_position() {
     eventually("flushed", true, async || lab.value("marked").await.is_some()).await;
     daemon.kill().await;
     valkey.cut();
+    // What it had sent to PostgreSQL may still be carried out.
+    eventually("its sessions end", 0, async || lab.number(SESSIONS).await).await;
     let flushed = lab.in_ledger().await;
     let mut second = Daemon::start(lab.exclusive(&["run", "--until-empty"]));
     assert!(second.exit().await.success());
@@ -178,7 +184,7 @@ async fn until_empty_waits_for_as_long_as_the_one_who_reads_alone_gets_on() {
     ] {
         lab.execute(statement).await;
     }
-    let mut command = lab.exclusive(&["run"]);
+    let mut command = lab.unhurried(lab.exclusive(&["run"]));
     command
         .env("TIDEGATE__BATCH__MAX_ENTRIES", "10")
         .env("TIDEGATE__BATCH__READ_COUNT", "10")
@@ -187,12 +193,12 @@ async fn until_empty_waits_for_as_long_as_the_one_who_reads_alone_gets_on() {
     reader.wait_for_event("reads_alone", |_| true).await;
     let mut client = lab.client().await;
     client.add_many("a", 200).await;
-    let standing_by = ["run", "--until-empty", "--timeout", "2s"];
+    let standing_by = ["run", "--until-empty", "--timeout", "4s"];
     let began = std::time::Instant::now();
     let (code, _, stderr) = output(&mut lab.exclusive(&standing_by)).await;
     assert_eq!(code, 0, "{stderr}");
     assert_eq!(lab.value("a").await, Some(200));
-    assert!(began.elapsed() > std::time::Duration::from_secs(3), "the table was too fast to show anything");
+    assert!(began.elapsed() > std::time::Duration::from_secs(5), "the table was too fast to show anything");
     // And no longer: entries that come all the time are no progress.
     reader.signal(Signal::STOP);
     let adding = tokio::spawn(async move {
@@ -240,7 +246,7 @@ async fn a_zombie_that_wakes_up_with_another_in_its_place_doubles_nothing_and_mo
     client.add_many("marked", 50).await;
     within_limit("the flush", held).await.expect("sprung");
     first.signal(Signal::STOP);
-    let mut second = daemon(&lab);
+    let mut second = Daemon::start(lab.unhurried(lab.exclusive(&["run"])));
     lab.await_value("marked", 50).await;
     await_no_lag(&lab).await;
     let position = lab.group("last-delivered-id").await;
@@ -257,7 +263,8 @@ async fn a_zombie_that_wakes_up_with_another_in_its_place_doubles_nothing_and_mo
 #[tokio::test(flavor = "multi_thread")]
 async fn two_that_both_believe_to_hold_the_lease_double_nothing() {
     let lab = Lab::new().await;
-    let mut daemons = [daemon(&lab), daemon(&lab)];
+    let daemon = || Daemon::start(lab.unhurried(lab.exclusive(&["run"])));
+    let mut daemons = [daemon(), daemon()];
     let mut client = lab.client().await;
     for round in 1..=20 {
         // The one loses it without knowing, the other takes it at once.
@@ -350,6 +357,8 @@ async fn daemons_of_both_ways_on_one_stream_are_exact_and_the_last_one_reads_alo
     let lab = Lab::new().await;
     let mut member = Daemon::start(as_configured(&lab, &["run"]));
     member.wait_for("created the consumer group").await;
+    let consumers = async || lab.client().await.call(&["XINFO", "CONSUMERS", STREAM, GROUP]).await.array().len();
+    eventually("it reads", 1, consumers).await;
     let mut alone = daemon(&lab);
     alone.wait_for_event("lease_held", |_| true).await;
     let mut client = lab.client().await;

@@ -109,7 +109,7 @@ async fn what_is_set_for_the_role_changes_no_count_and_interrupts_nothing() {
         client.call(&["XREADGROUP", "GROUP", GROUP, "dead", "COUNT", "200", "STREAMS", STREAM, ">"]).await;
         let (_, place) = lab.database.split_once('@').expect("a user in the url");
         let start = || {
-            let mut command = if exclusive { lab.exclusive(&["run"]) } else { lab.program(&["run"]) };
+            let mut command = lab.unhurried(if exclusive { lab.exclusive(&["run"]) } else { lab.program(&["run"]) });
             command.env("DATABASE_URL", format!("postgres://{role}@{place}"));
             Daemon::start(command)
         };

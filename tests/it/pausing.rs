@@ -1,6 +1,6 @@
 //! `tidegate pause`, `resume` and `wait`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -63,13 +63,14 @@ async fn a_paused_pipeline_reads_nothing_over_restarts_until_it_is_resumed() {
 async fn a_pause_ends_by_itself_when_its_time_is_over() {
     let lab = Lab::new().await;
     let _daemon = lab.daemon();
+    let asked = Instant::now();
     let (code, told) = verb(&lab, "pause", &["pause", "--all", "--for", "3s"]).await;
     assert_eq!(code, 0, "{told}");
-    assert!(told["pipelines"][0]["left_seconds"].as_f64().is_some_and(|left| left > 0.0 && left <= 3.0), "{told}");
+    let left = told["pipelines"][0]["left_seconds"].as_f64();
+    assert!(asked.elapsed().as_secs() >= 3 || left.is_some_and(|left| left > 0.0 && left <= 3.0), "{told}");
     lab.client().await.add("a", 1).await;
-    let (_, before) = verb(&lab, "wait", &["wait", "--timeout", "200ms"]).await;
-    assert_eq!(before["done"], false, "{before}");
     lab.await_value("a", 1).await;
+    assert!(asked.elapsed().as_secs() >= 3, "it has flushed after {:?}", asked.elapsed());
     let (code, stdout, stderr) = output(&mut lab.program(&["pause", "counters", "--for", "0s"])).await;
     assert_eq!((code, stdout.as_str()), (2, ""), "{stderr}");
 }
@@ -93,7 +94,7 @@ async fn one_pipeline_is_paused_and_the_other_flows_and_reading_alone_is_paused_
     lab.client().await.call(&["XADD", "flush:others", "*", "id", "b", "amount", "1"]).await;
     let others = || async { lab.number("select coalesce(sum(value), 0)::bigint from public.others").await };
     crate::harness::eventually("the other one", 1, others).await;
-    let (code, _, stderr) = output(&mut configured(&["wait", "--pipeline", "counters", "--timeout", "4s"])).await;
+    let (code, _, stderr) = output(&mut configured(&["wait", "--pipeline", "counters", "--timeout", "10s"])).await;
     assert_eq!((code, lab.value("a").await), (75, None), "{stderr}");
     assert!(stderr.contains("waiting for counters: it is paused"), "{stderr}");
     assert_eq!(output(&mut configured(&["resume", "counters"])).await.0, 0);

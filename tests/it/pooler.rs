@@ -185,7 +185,7 @@ async fn migrations_through_a_pooler_are_refused_with_the_way_round() {
 async fn an_idle_connection_that_the_server_closed_costs_no_incident() {
     let lab = Lab::new().await;
     let name = lab.database.rsplit('/').next().expect("a name").to_owned();
-    lab.execute(&format!("alter database {name} set idle_session_timeout = '300ms'")).await;
+    lab.execute(&format!("alter database {name} set idle_session_timeout = '600ms'")).await;
     let mut command = lab.program(&["run"]);
     // What uses the connections at short intervals keeps them from being idle.
     for key in ["TRIM__EVERY", "COMPACT__EVERY"] {

@@ -129,7 +129,7 @@ async fn a_reload_goes_on_where_flushes_cannot_and_a_signal_meanwhile_is_the_fir
     let lab = Lab::new().await;
     let mut client = lab.client().await;
     let mut command = lab.program(&["run"]);
-    command.env("TIDEGATE__STOP__GRACE", "1500ms");
+    command.env("TIDEGATE__STOP__GRACE", "3s");
     let mut daemon = Daemon::start(command);
     client.add("a", 1).await;
     lab.await_value("a", 1).await;
@@ -143,6 +143,8 @@ async fn a_reload_goes_on_where_flushes_cannot_and_a_signal_meanwhile_is_the_fir
     daemon.signal(Signal::HUP);
     // Out of time it goes on with the new configuration all the same.
     daemon.wait_for("running").await;
+    // It has something to settle: else it stops at once.
+    daemon.wait_for_event("reclaimed", |_| true).await;
     daemon.forget();
     daemon.signal(Signal::HUP);
     daemon.wait_for("the configuration was read again").await;

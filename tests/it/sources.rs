@@ -126,6 +126,8 @@ async fn while_a_daemon_is_at_work_none_flushes_its_stream_into_another_database
 async fn a_database_that_becomes_another_one_behind_its_address_is_told_by_status() {
     let (one, other) = (Postgres::start(&[]).await.expect("it starts"), Postgres::start(&[]).await.expect("it starts"));
     let (lab, there) = (Lab::on(&one, "app").await, Lab::on(&other, "app").await);
+    // A program that is prepared has its role's rights made: the other database, too, has the worker's.
+    drop(there.program(&["run"]));
     let proxy = Proxy::start(one.port()).await;
     let mut moved = lab.daemon_through(None, Some(proxy.port()));
     let mut stays = lab.daemon();

@@ -49,7 +49,8 @@ async fn hundreds_of_streams_take_a_handful_of_connections_and_of_flushes() {
     let mut daemon = Daemon::start(command);
     eventually("all of it", 3_000, async || lab.in_ledger().await).await;
     let connections = connections(&lab).await;
-    assert!(connections.values().sum::<usize>() <= 8, "{connections:?}");
+    // One of them is opened two seconds after the start.
+    assert!((8..=9).contains(&connections.values().sum::<usize>()), "{connections:?}");
     // Each stream's group has been moved over all of it.
     let lag = async || {
         let mut client = lab.client().await;
@@ -102,6 +103,11 @@ async fn a_group_that_is_moved_or_destroyed_is_read_again_and_the_others_go_on()
     produce(&lab, 20, 0..400).await;
     eventually("all of it", 400, async || lab.in_ledger().await).await;
     let mut client = lab.client().await;
+    // What was flushed is acknowledged by moving the group over it, behind the COMMIT.
+    let last = client.call(&["XINFO", "STREAM", &stream(4)]).await.array()[7].clone();
+    let moved =
+        async || lab.client().await.call(&["XINFO", "GROUPS", &stream(4)]).await.array()[0].clone().array()[7].clone();
+    eventually("the group has been moved", last, moved).await;
     let again = client.call(&["XLEN", &stream(4)]).await.int().expect("entries");
     client.call(&["XGROUP", "SETID", &stream(4), "tidegate:counters", "0"]).await;
     let mut recognised = || daemon.sum("redelivered entries were recognised", "entries") as i64;
