@@ -540,16 +540,17 @@ impl<T: Stored + Send + Sync + 'static> Cache<T> {
         let token = token();
         let call = Call::new(Function::Load, [self.key(id), self.lease(id)]).arg(token);
         let call = call.arg(self.shared.options.lease.as_millis()).arg(early.as_millis());
-        match self.call(call).await.map(|answer| answer.status) {
-            Ok(Status::Miss) => {
-                let end = Call::new(Function::Unload, [self.lease(id)]).arg(token);
-                Leave::Granted(Granted { token, lease: Lease::new(&self.shared.connector, end) })
-            }
+        let end = Call::new(Function::Unload, [self.lease(id)]).arg(token);
+        let lease = Lease::new(&self.shared.connector, end);
+        let leave = match self.call(call).await.map(|answer| answer.status) {
+            Ok(Status::Miss) => return Leave::Granted(Granted { token, lease }),
             Ok(Status::Busy) => Leave::Busy,
             Ok(Status::Done) => Leave::Present,
             Ok(_) => Leave::Fenced,
             Err(_) => Leave::None,
-        }
+        };
+        lease.over();
+        leave
     }
 
     async fn load_with(

@@ -463,6 +463,7 @@ impl<T: Truth> Shared<T> {
             return Err(NotAdded::BadId);
         }
         let (keys, pipeline, token) = (self.keys_of(id), &self.pipeline, token());
+        let lease = want.then(|| self.lease(id, token));
         let answer = self
             .operate(keys, doubted, |lane, seq| {
                 let of_counter = [&keys.counter(id), &keys.lease(id), &keys.stream, &keys.index, &keys.state];
@@ -471,13 +472,21 @@ impl<T: Truth> Shared<T> {
                 let floor = floor.map_or_else(String::new, |floor| floor.to_string());
                 call.arg(floor).arg(&pipeline.key_field).arg(&pipeline.value_field)
             })
-            .await?;
-        let broken = || NotAdded::Unknown(unexpected("FCALL"));
+            .await;
+        let granted = match (&answer, lease) {
+            (Ok(answer), Some(lease)) if answer.status == Status::Miss => Granted::told(answer, token, lease),
+            (_, Some(lease)) => {
+                lease.over();
+                None
+            }
+            (_, None) => None,
+        };
+        let (answer, broken) = (answer?, || NotAdded::Unknown(unexpected("FCALL")));
         Ok(match answer.status {
             Status::Done => Tried::Value(answer.number(0).ok_or_else(broken)?),
             Status::Seen => answer.number(0).map_or(Tried::Blind, Tried::Value),
             Status::Blind => Tried::Blind,
-            Status::Miss => Tried::Miss(Granted::told(&answer, token).ok_or_else(broken)?),
+            Status::Miss => Tried::Miss(granted.ok_or_else(broken)?),
             Status::Busy => Tried::Busy,
             Status::Closed => Tried::Closed,
             Status::Refused => Tried::Refused(answer.number(0).ok_or_else(broken)?),

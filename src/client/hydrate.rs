@@ -20,10 +20,11 @@ use crate::model::entry::EntryId;
 use crate::model::pipeline::ShardKeys;
 use crate::retry::Fault;
 
-/// Leave to bring one counter's value.
-#[derive(Debug, Clone)]
+/// Leave to bring one counter's value, given back where whoever has it is dropped.
+#[derive(Debug)]
 pub(super) struct Granted {
     token: u64,
+    lease: Lease,
     /// Whether everything of the counter is settled.
     is_ready: bool,
     lineage: String,
@@ -31,10 +32,10 @@ pub(super) struct Granted {
 }
 
 impl Granted {
-    /// As `MISS` tells it.
-    pub(super) fn told(answer: &Answer, token: u64) -> Option<Granted> {
+    /// As `MISS` tells it of the lease that was asked for with this token.
+    pub(super) fn told(answer: &Answer, token: u64, lease: Lease) -> Option<Granted> {
         let (is_ready, lineage) = (answer.int(0)? == 1, answer.text(1)?.to_owned());
-        Some(Granted { token, is_ready, lineage, witness: answer.text(2)?.parse().ok() })
+        Some(Granted { token, lease, is_ready, lineage, witness: answer.text(2)?.parse().ok() })
     }
 }
 
@@ -65,12 +66,11 @@ enum Asked {
 impl<T: Truth> Shared<T> {
     /// Brings a value with a lease that was granted. The lease is given back where it fails, and where nobody waits for the value any more.
     pub(super) async fn bring(&self, id: &str, granted: Granted, until: Instant) -> Result<i64, Why> {
-        let (keys, lease) = (self.keys_of(id), self.lease(id, &granted));
         let brought = match self.wait_until_ready(id, &granted, until).await {
-            Ok(()) => self.hydrate(keys, &[(id, granted)]).await.pop().unwrap_or(Err(Why::Busy)),
+            Ok(()) => self.hydrate(self.keys_of(id), &[(id, &granted)]).await.pop().unwrap_or(Err(Why::Busy)),
             Err(why) => Err(why),
         };
-        ended(lease, &brought).await;
+        ended(granted.lease, &brought).await;
         brought
     }
 
@@ -118,24 +118,21 @@ impl<T: Truth> Shared<T> {
     }
 
     /// Brings those that are ready, each group from one snapshot.
-    async fn bring_together(&self, ids: &[&str], ready: Vec<(usize, Granted)>) -> Vec<(usize, Result<i64, Why>)> {
-        let held = |(place, granted): (usize, Granted)| (place, self.lease(ids[place], &granted), granted);
-        let mut ready: Vec<(usize, Lease, Granted)> = ready.into_iter().map(held).collect();
+    async fn bring_together(&self, ids: &[&str], mut ready: Vec<(usize, Granted)>) -> Vec<(usize, Result<i64, Why>)> {
         let mut outcomes = Vec::new();
-        while let Some((place, _, first)) = ready.first() {
+        while let Some((place, first)) = ready.first() {
             let (keys, lineage, witness) = (self.keys_of(ids[*place]), first.lineage.clone(), first.witness);
             // Leases granted a moment apart may know different witnesses: each is asked about its own.
-            let (now, later): (Vec<_>, Vec<_>) = ready.into_iter().partition(|(place, _, granted)| {
+            let (now, later): (Vec<_>, Vec<_>) = ready.into_iter().partition(|(place, granted)| {
                 self.keys_of(ids[*place]).stream == keys.stream
                     && granted.lineage == lineage
                     && granted.witness == witness
             });
             ready = later;
-            let leases: Vec<(&str, Granted)> =
-                now.iter().map(|(place, _, granted)| (ids[*place], granted.clone())).collect();
+            let leases: Vec<(&str, &Granted)> = now.iter().map(|(place, granted)| (ids[*place], granted)).collect();
             let brought = self.hydrate(keys, &leases).await;
-            let ends = now.into_iter().zip(brought).map(async |((place, lease, _), brought)| {
-                ended(lease, &brought).await;
+            let ends = now.into_iter().zip(brought).map(async |((place, granted), brought)| {
+                ended(granted.lease, &brought).await;
                 (place, brought)
             });
             outcomes.extend(join_all(ends).await);
@@ -143,9 +140,9 @@ impl<T: Truth> Shared<T> {
         outcomes
     }
 
-    /// What gives the lease of a counter back.
-    fn lease(&self, id: &str, granted: &Granted) -> Lease {
-        let end = Call::new(Function::Release, [self.keys_of(id).lease(id)]).arg(granted.token);
+    /// The lease of a counter that is about to be asked for with this token.
+    pub(super) fn lease(&self, id: &str, token: u64) -> Lease {
+        let end = Call::new(Function::Release, [self.keys_of(id).lease(id)]).arg(token);
         Lease::new(&self.connector, end)
     }
 
@@ -195,18 +192,23 @@ impl<T: Truth> Shared<T> {
         let (keys, token) = (self.keys_of(id), token());
         let of_counter = [&keys.counter(id), &keys.lease(id), &keys.stream, &keys.index, &keys.state];
         let call = Call::new(Function::Lease, of_counter).arg(id).arg(&keys.group);
+        let lease = self.lease(id, token);
         let answer = self.send(call.arg(self.options.lease.as_millis()).arg(token)).await;
-        let answer = match answer {
-            Ok(answer) => answer,
+        if let Ok(answer) = &answer
+            && answer.status == Status::Miss
+        {
+            return Granted::told(answer, token, lease).map_or(Asked::Busy, Asked::Granted);
+        }
+        lease.over();
+        match answer {
+            Ok(answer) => match answer.status {
+                Status::Done => answer.number(0).map_or(Asked::Failed(Why::ValkeyDown), Asked::Present),
+                Status::Busy => Asked::Busy,
+                _ => Asked::Failed(Why::CatchingUp),
+            },
             // The slot is being moved: a moment later its keys are together again.
-            Err(fault) if fault.code() == "TRYAGAIN" => return Asked::Busy,
-            Err(fault) => return Asked::Failed(self.failed(fault)),
-        };
-        match answer.status {
-            Status::Done => answer.number(0).map_or(Asked::Failed(Why::ValkeyDown), Asked::Present),
-            Status::Miss => Granted::told(&answer, token).map_or(Asked::Busy, Asked::Granted),
-            Status::Busy => Asked::Busy,
-            _ => Asked::Failed(Why::CatchingUp),
+            Err(fault) if fault.code() == "TRYAGAIN" => Asked::Busy,
+            Err(fault) => Asked::Failed(self.failed(fault)),
         }
     }
 
@@ -236,7 +238,7 @@ impl<T: Truth> Shared<T> {
     }
 
     /// Brings counters of one shard, whose leases know the same PostgreSQL and the same witness, from one snapshot.
-    async fn hydrate(&self, keys: &ShardKeys, leases: &[(&str, Granted)]) -> Vec<Result<i64, Why>> {
+    async fn hydrate(&self, keys: &ShardKeys, leases: &[(&str, &Granted)]) -> Vec<Result<i64, Why>> {
         let all = |why: Why| vec![Err(why); leases.len()];
         if let Some(why) = self.breaker.open() {
             return all(why);

@@ -1,7 +1,8 @@
 //! Lease: the leave to do what others wait for, given back when whoever holds it ends before the work does.
 //!
 //! Takes the call that ends a lease; sends it when the holder is dropped: its request was cancelled, or its loader has panicked. Then the next one begins
-//! at once, and not when the lease has run out. It cannot fail: a lease that cannot be given back runs out.
+//! at once, and not when the lease has run out. It is made before the lease is asked for: whoever is cancelled while the answer is on its way may have
+//! the lease without having heard of it. It cannot fail: a lease that cannot be given back runs out.
 
 use std::sync::Arc;
 
@@ -23,12 +24,12 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    /// One that was granted, and that this call ends.
+    /// One that is about to be asked for, and that this call ends.
     pub(super) fn new(connector: &Arc<Connector>, end: Call) -> Lease {
         Lease { connector: Arc::clone(connector), end: Some(end) }
     }
 
-    /// The work is done, and the lease ended with it.
+    /// It was not granted, or the work is done and the lease ended with it.
     pub(super) fn over(mut self) {
         self.end = None;
     }

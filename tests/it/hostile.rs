@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
 use tidegate::client::cache::AppError;
 use tidegate::client::{
     Cache, CacheOptions, Count, CounterOptions, NearCache, NearOptions, NotAdded, NotLoaded, Taken, Ttl, Why,
@@ -19,7 +19,7 @@ use crate::harness::{Client, Daemon, Lab, Resp, STREAM, eventually, output, with
 use crate::managed::{
     INDEX, counters, counters_at, daemon, is_clean, is_managed, leave_memory, nothing_is_dirty, options, program, value,
 };
-use crate::proxy::{Proxy, Way};
+use crate::proxy::{Proxy, Then, Way};
 
 /// Longer than any test lasts.
 const FOREVER: Duration = Duration::from_secs(3600);
@@ -586,6 +586,80 @@ async fn whoever_is_cancelled_while_a_value_is_brought_keeps_nobody_waiting() {
         let id = format!("c{n}");
         let count = within_limit("a value", other.get(&id)).await;
         assert_eq!(count, Count::Exact(7), "{id}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_cancelled_while_a_lease_is_on_its_way_keeps_nobody_waiting() {
+    let lab = Lab::new().await;
+    lab.execute("insert into public.counters select 'c' || n, 7, now() from generate_series(0, 9) n").await;
+    let _daemon = daemon(&lab);
+    is_managed(&lab).await;
+    let proxy = Proxy::start(lab.valkey.port()).await;
+    let held = CounterOptions { lease: FOREVER, ..options() };
+    let one = counters_at(&proxy.url(), &lab.database, held).await;
+    let rows: Cache<String> = Cache::new(&address(&proxy.url()), "users", held_forever());
+    let other = counters(&lab).await;
+    assert_eq!(one.get("c9").await, Count::Exact(7));
+    assert_eq!(rows.get("9", async || Ok(Some("Ada".into()))).await.expect("loaded").as_deref(), Some(&"Ada".into()));
+    let leases = async || {
+        let mut client = lab.client().await;
+        let (counters, rows) = (["KEYS", "tidegate:hydrate:*"], ["KEYS", "tidegate:load:*"]);
+        client.call(&counters).await.array().len() + client.call(&rows).await.array().len()
+    };
+    let (reader, adder, taker, many) = (one.clone(), one.clone(), one.clone(), one);
+    let askers: [(&[u8], usize, BoxFuture<'static, ()>); 5] = [
+        (
+            b"tidegate_1_lease",
+            1,
+            Box::pin(async move {
+                let _ = reader.get("c0").await;
+            }),
+        ),
+        (
+            b"tidegate_1_incr",
+            1,
+            Box::pin(async move {
+                let _ = adder.incr("c1", 1).await;
+            }),
+        ),
+        (
+            b"tidegate_1_incr",
+            1,
+            Box::pin(async move {
+                let _ = taker.take("c2", 1, 0).await;
+            }),
+        ),
+        (
+            b"tidegate_1_lease",
+            2,
+            Box::pin(async move {
+                let _ = many.get_many(&["c3", "c4"]).await;
+            }),
+        ),
+        (
+            b"tidegate_1_load",
+            1,
+            Box::pin(async move {
+                let _ = rows.get("7", never).await;
+            }),
+        ),
+    ];
+    // Granted, and whoever asked is gone before it hears of that.
+    for (function, granted, asker) in askers {
+        let asked = proxy.trap(Way::ToServer, function, Then::Hold);
+        let asker = tokio::spawn(asker);
+        within_limit("the question", asked).await.expect("sprung");
+        proxy.hold(Way::ToClient);
+        proxy.release(Way::ToServer);
+        eventually("granted", granted, leases).await;
+        asker.abort();
+        proxy.release(Way::ToClient);
+        eventually("leases", 0, leases).await;
+    }
+    for n in 0..5 {
+        let id = format!("c{n}");
+        assert_eq!(within_limit("a value", other.get(&id)).await, Count::Exact(7), "{id}");
     }
 }
 
