@@ -1,5 +1,7 @@
 //! `tidegate audit`: no false drift while producers run, every real one found, and set right.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use crate::contract::document;
@@ -87,8 +89,11 @@ async fn a_busy_counter_is_never_called_drift_and_a_real_one_beside_it_is_found(
             let (stop, port) = (stop.clone(), lab.valkey.port());
             tokio::spawn(async move {
                 let (mut client, mut added) = (Client::connect(port).await, 0u64);
+                // Busy, and no more: the others need the processor, too.
+                let mut tick = tokio::time::interval(Duration::from_millis(1));
                 while !stop.is_cancelled() {
                     for key in 0..10 {
+                        tick.tick().await;
                         let id = format!("k{}", (key + n) % 10);
                         // One of them adds the counter first, and the entry a moment later.
                         if n == 0 {
@@ -227,7 +232,9 @@ async fn while_entries_leave_the_stream_nothing_is_said_of_those_that_are_gone()
         let (stop, port) = (stop.clone(), lab.valkey.port());
         tokio::spawn(async move {
             let mut client = Client::connect(port).await;
+            let mut tick = tokio::time::interval(Duration::from_millis(1));
             while !stop.is_cancelled() {
+                tick.tick().await;
                 let id = client.call(&["XADD", STREAM, "*", "id", "other", "amount", "0"]).await.text();
                 client.call(&["XDEL", STREAM, &id]).await;
             }
