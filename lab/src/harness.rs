@@ -210,8 +210,8 @@ impl Lab {
         command
     }
 
-    /// The program with time-outs that a busy machine does not reach either, where a test is about nothing being interrupted. Who waits for each
-    /// other in a circle is told so by PostgreSQL itself.
+    /// The program with time-outs that even a busy machine does not reach, for tests in which nothing may be interrupted. A deadlock is told by
+    /// PostgreSQL itself, a second after it began.
     pub fn unhurried(&self, mut command: Command) -> Command {
         for key in ["STATEMENT", "LOCK", "IDLE_IN_TRANSACTION"] {
             command.env(format!("TIDEGATE__POSTGRES__{key}_TIMEOUT"), "4s");
@@ -311,6 +311,17 @@ impl Lab {
         assert_eq!(self.number(overlaps).await, 0, "ledger ranges overlap");
         let uneven = "select count(*) from tidegate.ledger where length(digests) <> 8 * entries";
         assert_eq!(self.number(uneven).await, 0, "digests and entries differ");
+    }
+
+    /// How many sessions daemons have in the database.
+    pub async fn sessions(&self) -> i64 {
+        let theirs = "datname = current_database() and application_name = 'tidegate'";
+        self.number(&format!("select count(*) from pg_stat_activity where {theirs}")).await
+    }
+
+    /// The group has read everything; where one reads alone, it has also settled it.
+    pub async fn await_no_lag(&self) {
+        eventually("the group's lag", Resp::Int(0), async || self.group("lag").await).await;
     }
 
     /// How many entries the ledger holds.

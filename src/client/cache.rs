@@ -542,15 +542,14 @@ impl<T: Stored + Send + Sync + 'static> Cache<T> {
         let call = call.arg(self.shared.options.lease.as_millis()).arg(early.as_millis());
         let end = Call::new(Function::Unload, [self.lease(id)]).arg(token);
         let lease = Lease::new(&self.shared.connector, end);
-        let leave = match self.call(call).await.map(|answer| answer.status) {
-            Ok(Status::Miss) => return Leave::Granted(Granted { token, lease }),
-            Ok(Status::Busy) => Leave::Busy,
-            Ok(Status::Done) => Leave::Present,
-            Ok(_) => Leave::Fenced,
-            Err(_) => Leave::None,
-        };
-        lease.over();
-        leave
+        let status = self.call(call).await.map(|answer| answer.status);
+        match (lease.granted(matches!(status, Ok(Status::Miss))), status) {
+            (Some(lease), _) => Leave::Granted(Granted { token, lease }),
+            (None, Ok(Status::Busy)) => Leave::Busy,
+            (None, Ok(Status::Done)) => Leave::Present,
+            (None, Ok(_)) => Leave::Fenced,
+            (None, Err(_)) => Leave::None,
+        }
     }
 
     async fn load_with(

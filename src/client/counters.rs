@@ -473,20 +473,15 @@ impl<T: Truth> Shared<T> {
                 call.arg(floor).arg(&pipeline.key_field).arg(&pipeline.value_field)
             })
             .await;
-        let granted = match (&answer, lease) {
-            (Ok(answer), Some(lease)) if answer.status == Status::Miss => Granted::told(answer, token, lease),
-            (_, Some(lease)) => {
-                lease.over();
-                None
-            }
-            (_, None) => None,
-        };
+        let is_granted = answer.as_ref().is_ok_and(|answer| answer.status == Status::Miss);
+        let lease = lease.and_then(|lease| lease.granted(is_granted));
         let (answer, broken) = (answer?, || NotAdded::Unknown(unexpected("FCALL")));
+        let told = |lease| Granted::told(&answer, token, lease);
         Ok(match answer.status {
             Status::Done => Tried::Value(answer.number(0).ok_or_else(broken)?),
             Status::Seen => answer.number(0).map_or(Tried::Blind, Tried::Value),
             Status::Blind => Tried::Blind,
-            Status::Miss => Tried::Miss(granted.ok_or_else(broken)?),
+            Status::Miss => Tried::Miss(lease.and_then(told).ok_or_else(broken)?),
             Status::Busy => Tried::Busy,
             Status::Closed => Tried::Closed,
             Status::Refused => Tried::Refused(answer.number(0).ok_or_else(broken)?),

@@ -194,21 +194,18 @@ impl<T: Truth> Shared<T> {
         let call = Call::new(Function::Lease, of_counter).arg(id).arg(&keys.group);
         let lease = self.lease(id, token);
         let answer = self.send(call.arg(self.options.lease.as_millis()).arg(token)).await;
-        if let Ok(answer) = &answer
-            && answer.status == Status::Miss
-        {
-            return Granted::told(answer, token, lease).map_or(Asked::Busy, Asked::Granted);
-        }
-        lease.over();
-        match answer {
-            Ok(answer) => match answer.status {
-                Status::Done => answer.number(0).map_or(Asked::Failed(Why::ValkeyDown), Asked::Present),
-                Status::Busy => Asked::Busy,
-                _ => Asked::Failed(Why::CatchingUp),
-            },
+        let lease = lease.granted(answer.as_ref().is_ok_and(|answer| answer.status == Status::Miss));
+        let answer = match answer {
+            Ok(answer) => answer,
             // The slot is being moved: a moment later its keys are together again.
-            Err(fault) if fault.code() == "TRYAGAIN" => Asked::Busy,
-            Err(fault) => Asked::Failed(self.failed(fault)),
+            Err(fault) if fault.code() == "TRYAGAIN" => return Asked::Busy,
+            Err(fault) => return Asked::Failed(self.failed(fault)),
+        };
+        match (answer.status, lease) {
+            (_, Some(lease)) => Granted::told(&answer, token, lease).map_or(Asked::Busy, Asked::Granted),
+            (Status::Done, None) => answer.number(0).map_or(Asked::Failed(Why::ValkeyDown), Asked::Present),
+            (Status::Busy, None) => Asked::Busy,
+            (_, None) => Asked::Failed(Why::CatchingUp),
         }
     }
 

@@ -29,7 +29,16 @@ impl Lease {
         Lease { connector: Arc::clone(connector), end: Some(end) }
     }
 
-    /// It was not granted, or the work is done and the lease ended with it.
+    /// The lease, if the answer says that it was granted; there is nothing to give back where it was not.
+    pub(super) fn granted(self, is_granted: bool) -> Option<Lease> {
+        if is_granted {
+            return Some(self);
+        }
+        self.over();
+        None
+    }
+
+    /// The work is done, and the lease ended with it.
     pub(super) fn over(mut self) {
         self.end = None;
     }

@@ -8,7 +8,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::log;
 use super::metrics::{Clock, Gauge};
 pub use super::metrics::{ManagedState, RoomState, Side, Tally, Unsettled};
 use super::recorder::Recorder;
@@ -426,7 +425,7 @@ pub const METRICS: &[Metric] = &[
     Metric { name: "tidegate.reloads", unit: "{reload}", labels: &["outcome"], source: Source::Happenings(|process| {
             vec![("followed", process.reloads_followed), ("refused", process.reloads_refused)] }), sentence:
         "times that the configuration was read again, by outcome" },
-    Metric { name: "tidegate.panics", unit: "{panic}", labels: NONE, source: Source::Happenings(|_| vec![("", log::panics())]), sentence:
+    Metric { name: "tidegate.panics", unit: "{panic}", labels: NONE, source: Source::Happenings(|process| vec![("", process.panics)]), sentence:
         "panics of this process, each of them a bug: the events `panicked` and `task_died` say where and what followed" },
 ];
 

@@ -12,6 +12,7 @@ use jiff::Timestamp;
 
 use super::contract::{Metrics, Snapshot};
 use super::health::Phase;
+use super::log;
 use super::recorder::Labels;
 use crate::postgres::Database;
 
@@ -94,6 +95,8 @@ pub struct Process {
     pub reloads_followed: u64,
     /// Reloads that were refused.
     pub reloads_refused: u64,
+    /// Panics, in whatever thread or task.
+    pub panics: u64,
     /// Findings of the doctor that keep a daemon from starting, and are there: accepted, no longer accepted, and not accepted.
     pub findings: [u64; 3],
     /// When the acceptance of each of them ends that is accepted.
@@ -200,6 +203,7 @@ impl Registry {
             oldest_step: longest(&state.shards, Instant::now()).map_or(Duration::ZERO, |(_, lasted)| lasted),
             reloads_followed: self.0.reloads_followed.load(Ordering::Relaxed),
             reloads_refused: self.0.reloads_refused.load(Ordering::Relaxed),
+            panics: log::panics(),
             findings: self.0.findings.each_ref().map(|told| told.load(Ordering::Relaxed)),
             acceptances: state.acceptances.clone(),
         }

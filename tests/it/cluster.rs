@@ -290,7 +290,7 @@ async fn a_cluster_that_is_down_for_a_while_is_waited_for() {
     flowing.end_exact(&cluster, false).await;
 }
 
-/// Reads nothing and flushes nothing until it is dropped.
+/// Keeps everybody from reading and writing the table until it is dropped.
 pub(crate) async fn locked(lab: &Lab) -> sqlx::PgConnection {
     let mut holder = lab.sql().await;
     for statement in ["begin", "lock table public.counters in access exclusive mode"] {

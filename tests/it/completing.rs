@@ -173,10 +173,14 @@ async fn where_something_is_wrong_nothing_is_offered_nothing_is_said_and_nobody_
         (&empty, format!("valkey://127.0.0.1:{}", lab.postgres_port())),
     ] {
         let mut command = asked(&lab, &[&["--config", config], &consumer[..]].concat());
-        let began = Instant::now();
-        assert_eq!(answer(command.env("VALKEY_URL", &valkey)).await, [""; 0], "{config} {valkey}");
-        // What waits for an answer elsewhere waits five seconds.
-        assert!(began.elapsed().as_millis() < 4_500, "{config} {valkey}: {:?}", began.elapsed());
+        command.env("VALKEY_URL", &valkey);
+        // What waits for an answer elsewhere waits five seconds, each time; a machine that is busy holds up one try or another.
+        let is_at_once = async || {
+            let began = Instant::now();
+            assert_eq!(answer(&mut command).await, [""; 0], "{config} {valkey}");
+            began.elapsed().as_millis() < 2_500
+        };
+        eventually(&format!("at once: {config} {valkey}"), true, is_at_once).await;
     }
     nothing_is_offered(&lab, &["--config", &wrong, "status", "--pipeline", ""]).await;
     // PostgreSQL, too.

@@ -8,10 +8,6 @@ use crate::proxy::{Proxy, Then, Way};
 /// What the key of the lease is called.
 const LEASE: &str = "tidegate:lease:{flush:counters}:flush:counters:counters";
 
-/// Sessions of daemons in this database.
-const SESSIONS: &str =
-    "select count(*) from pg_stat_activity where datname = current_database() and application_name like 'tidegate%'";
-
 fn daemon(lab: &Lab) -> Daemon {
     Daemon::start(lab.exclusive(&["run"]))
 }
@@ -31,10 +27,6 @@ fn as_configured(lab: &Lab, arguments: &[&str]) -> tokio::process::Command {
     command
 }
 
-async fn await_no_lag(lab: &Lab) {
-    eventually("the group's lag", Resp::Int(0), async || lab.group("lag").await).await;
-}
-
 /// How often the server has executed a command.
 async fn calls(lab: &Lab, command: &str) -> u64 {
     let stats = lab.client().await.call(&["INFO", "commandstats"]).await.text();
@@ -50,7 +42,7 @@ async fn nothing_is_written_in_valkey_for_each_entry_and_the_lag_is_true_to_the_
     let mut client = lab.client().await;
     client.add_many("a", 5_000).await;
     lab.await_value("a", 5_000).await;
-    await_no_lag(&lab).await;
+    lab.await_no_lag().await;
     assert_eq!(lab.group("entries-read").await, Resp::Int(5_000));
     assert_eq!(lab.group("pending").await, Resp::Int(0));
     assert_eq!(calls(&lab, "xack").await, 0);
@@ -59,7 +51,7 @@ async fn nothing_is_written_in_valkey_for_each_entry_and_the_lag_is_true_to_the_
     client.call(&["XDEL", STREAM, &doomed]).await;
     client.add("a", 1).await;
     lab.await_value("a", 5_001).await;
-    await_no_lag(&lab).await;
+    lab.await_no_lag().await;
     lab.assert_settled().await;
 }
 
@@ -72,7 +64,7 @@ async fn the_groups_position_is_what_is_committed() {
     let mut client = lab.client().await;
     let first = client.add("first", 1).await;
     lab.await_value("first", 1).await;
-    await_no_lag(&lab).await;
+    lab.await_no_lag().await;
     let held = proxy.trap(Way::ToServer, b"marked", Then::Hold);
     client.add("marked", 1).await;
     within_limit("the flush", held).await.expect("sprung");
@@ -83,7 +75,7 @@ async fn the_groups_position_is_what_is_committed() {
     assert_eq!(lab.group("lag").await, Resp::Int(1));
     proxy.release(Way::ToServer);
     lab.await_value("marked", 1).await;
-    await_no_lag(&lab).await;
+    lab.await_no_lag().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -98,7 +90,7 @@ async fn what_is_settled_behind_something_that_is_not_moves_nothing() {
     client.add("held", 1).await;
     let before = client.add("first", 1).await;
     lab.await_value("first", 1).await;
-    await_no_lag(&lab).await;
+    lab.await_no_lag().await;
     // Somebody else has the row of the one, and nobody that of the other.
     let mut sql = lab.sql().await;
     let mut hold = sqlx::Connection::begin(&mut sql).await.expect("begun");
@@ -136,7 +128,7 @@ async fn killed_between_commit_and_the_move_of_the_position() {
     daemon.kill().await;
     valkey.cut();
     // What it had sent to PostgreSQL may still be carried out.
-    eventually("its sessions end", 0, async || lab.number(SESSIONS).await).await;
+    eventually("its sessions end", 0, async || lab.sessions().await).await;
     let flushed = lab.in_ledger().await;
     let mut second = Daemon::start(lab.exclusive(&["run", "--until-empty"]));
     assert!(second.exit().await.success());
@@ -228,7 +220,7 @@ async fn when_the_reader_is_killed_another_one_takes_over_when_the_lease_runs_ou
     client.add_many("a", 1_000).await;
     second.wait_for_event("lease_held", |_| true).await;
     lab.await_value("a", 2_000).await;
-    await_no_lag(&lab).await;
+    lab.await_no_lag().await;
     lab.assert_settled().await;
     assert_eq!(lab.in_ledger().await, 2_000);
     // It reads as a member of the group until it is sure that no entry kills its readers, then alone again.
@@ -248,7 +240,7 @@ async fn a_zombie_that_wakes_up_with_another_in_its_place_doubles_nothing_and_mo
     first.signal(Signal::STOP);
     let mut second = Daemon::start(lab.unhurried(lab.exclusive(&["run"])));
     lab.await_value("marked", 50).await;
-    await_no_lag(&lab).await;
+    lab.await_no_lag().await;
     let position = lab.group("last-delivered-id").await;
     first.signal(Signal::CONT);
     proxy.release(Way::ToServer);
@@ -272,7 +264,7 @@ async fn two_that_both_believe_to_hold_the_lease_double_nothing() {
         client.add_many("a", 500).await;
         lab.await_value("a", 500 * round).await;
     }
-    await_no_lag(&lab).await;
+    lab.await_no_lag().await;
     lab.assert_settled().await;
     assert_eq!(lab.in_ledger().await, 10_000);
     for daemon in &mut daemons {
@@ -288,7 +280,7 @@ async fn a_group_that_is_rewound_or_destroyed_is_read_again_and_nothing_counts_t
     client.add_many("a", 500).await;
     for round in 1..=3 {
         lab.await_value("a", 499 + round).await;
-        await_no_lag(&lab).await;
+        lab.await_no_lag().await;
         daemon.forget();
         let (command, name) = if round == 2 { ("DESTROY", GROUP) } else { ("SETID", GROUP) };
         let end: &[&str] = if round == 2 { &[] } else { &["0"] };
@@ -298,7 +290,7 @@ async fn a_group_that_is_rewound_or_destroyed_is_read_again_and_nothing_counts_t
         client.add("a", 1).await;
     }
     lab.await_value("a", 503).await;
-    await_no_lag(&lab).await;
+    lab.await_no_lag().await;
     assert_eq!(lab.in_ledger().await, 503);
 }
 
@@ -332,7 +324,7 @@ async fn a_pipeline_turns_from_one_way_to_the_other_and_back_while_it_runs() {
         lab.await_value("a", total).await;
     }
     lab.assert_settled().await;
-    await_no_lag(&lab).await;
+    lab.await_no_lag().await;
     assert_eq!(lab.in_ledger().await, total);
 }
 
@@ -378,7 +370,7 @@ async fn daemons_of_both_ways_on_one_stream_are_exact_and_the_last_one_reads_alo
     }
     alone.wait_for_event("displaced", |_| true).await;
     lab.assert_settled().await;
-    await_no_lag(&lab).await;
+    lab.await_no_lag().await;
     assert_eq!(lab.in_ledger().await, 14_000);
 }
 
@@ -441,7 +433,7 @@ async fn a_full_server_keeps_nobody_from_reading_alone() {
     let mut daemon = daemon(&lab);
     daemon.wait_for_event("reads_alone", |_| true).await;
     lab.await_value("a", 1_000).await;
-    await_no_lag(&lab).await;
+    lab.await_no_lag().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -459,7 +451,7 @@ async fn a_table_that_refuses_an_entry_gets_all_others_and_the_position_goes_on(
     lab.await_value("good", 50).await;
     lab.await_value("fine", 49).await;
     eventually("buried", 1, async || lab.number("select count(*) from tidegate.dead_letters").await).await;
-    await_no_lag(&lab).await;
+    lab.await_no_lag().await;
     lab.assert_settled().await;
 }
 
@@ -472,7 +464,7 @@ async fn a_replay_from_now_on_brings_again_what_was_settled_and_not_moved_over()
     let mut client = lab.client().await;
     client.add("a", 1).await;
     lab.await_value("a", 1).await;
-    await_no_lag(&lab).await;
+    lab.await_no_lag().await;
     let flush = postgres.trap(Way::ToServer, b"marked", Then::Hold);
     client.add("marked", 1).await;
     within_limit("the flush", flush).await.expect("sprung");
@@ -488,7 +480,7 @@ async fn a_replay_from_now_on_brings_again_what_was_settled_and_not_moved_over()
     assert_eq!(code, 0, "{stdout}{stderr}");
     valkey.release(Way::ToServer);
     lab.await_value("marked", 1).await;
-    await_no_lag(&lab).await;
+    lab.await_no_lag().await;
     assert_eq!((lab.value("a").await, lab.in_ledger().await), (Some(1), 2));
 }
 

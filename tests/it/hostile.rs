@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::future::{BoxFuture, join_all};
+use futures_util::future::join_all;
 use tidegate::client::cache::AppError;
 use tidegate::client::{
     Cache, CacheOptions, Count, CounterOptions, NearCache, NearOptions, NotAdded, NotLoaded, Taken, Ttl, Why,
@@ -589,6 +589,28 @@ async fn whoever_is_cancelled_while_a_value_is_brought_keeps_nobody_waiting() {
     }
 }
 
+/// Cancels what asks with this function when so many leases are granted to it, and before it hears of that: then there is none any more.
+async fn leave_unheard(lab: &Lab, proxy: &Proxy, function: &[u8], granted: usize, asking: impl Future) {
+    let leases = async || {
+        let mut client = lab.client().await;
+        let (counters, rows) = (["KEYS", "tidegate:hydrate:*"], ["KEYS", "tidegate:load:*"]);
+        client.call(&counters).await.array().len() + client.call(&rows).await.array().len()
+    };
+    let asked = proxy.trap(Way::ToServer, function, Then::Hold);
+    let on_its_way = async {
+        within_limit("the question", asked).await.expect("sprung");
+        proxy.hold(Way::ToClient);
+        proxy.release(Way::ToServer);
+        eventually("granted", granted, leases).await;
+    };
+    tokio::select! {
+        _ = asking => panic!("it was answered"),
+        () = on_its_way => {}
+    }
+    proxy.release(Way::ToClient);
+    eventually("leases", 0, leases).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_is_cancelled_while_a_lease_is_on_its_way_keeps_nobody_waiting() {
     let lab = Lab::new().await;
@@ -602,61 +624,11 @@ async fn whoever_is_cancelled_while_a_lease_is_on_its_way_keeps_nobody_waiting()
     let other = counters(&lab).await;
     assert_eq!(one.get("c9").await, Count::Exact(7));
     assert_eq!(rows.get("9", async || Ok(Some("Ada".into()))).await.expect("loaded").as_deref(), Some(&"Ada".into()));
-    let leases = async || {
-        let mut client = lab.client().await;
-        let (counters, rows) = (["KEYS", "tidegate:hydrate:*"], ["KEYS", "tidegate:load:*"]);
-        client.call(&counters).await.array().len() + client.call(&rows).await.array().len()
-    };
-    let (reader, adder, taker, many) = (one.clone(), one.clone(), one.clone(), one);
-    let askers: [(&[u8], usize, BoxFuture<'static, ()>); 5] = [
-        (
-            b"tidegate_1_lease",
-            1,
-            Box::pin(async move {
-                let _ = reader.get("c0").await;
-            }),
-        ),
-        (
-            b"tidegate_1_incr",
-            1,
-            Box::pin(async move {
-                let _ = adder.incr("c1", 1).await;
-            }),
-        ),
-        (
-            b"tidegate_1_incr",
-            1,
-            Box::pin(async move {
-                let _ = taker.take("c2", 1, 0).await;
-            }),
-        ),
-        (
-            b"tidegate_1_lease",
-            2,
-            Box::pin(async move {
-                let _ = many.get_many(&["c3", "c4"]).await;
-            }),
-        ),
-        (
-            b"tidegate_1_load",
-            1,
-            Box::pin(async move {
-                let _ = rows.get("7", never).await;
-            }),
-        ),
-    ];
-    // Granted, and whoever asked is gone before it hears of that.
-    for (function, granted, asker) in askers {
-        let asked = proxy.trap(Way::ToServer, function, Then::Hold);
-        let asker = tokio::spawn(asker);
-        within_limit("the question", asked).await.expect("sprung");
-        proxy.hold(Way::ToClient);
-        proxy.release(Way::ToServer);
-        eventually("granted", granted, leases).await;
-        asker.abort();
-        proxy.release(Way::ToClient);
-        eventually("leases", 0, leases).await;
-    }
+    leave_unheard(&lab, &proxy, b"tidegate_1_lease", 1, one.get("c0")).await;
+    leave_unheard(&lab, &proxy, b"tidegate_1_incr", 1, one.incr("c1", 1)).await;
+    leave_unheard(&lab, &proxy, b"tidegate_1_incr", 1, one.take("c2", 1, 0)).await;
+    leave_unheard(&lab, &proxy, b"tidegate_1_lease", 2, one.get_many(&["c3", "c4"])).await;
+    leave_unheard(&lab, &proxy, b"tidegate_1_load", 1, rows.get("7", never)).await;
     for n in 0..5 {
         let id = format!("c{n}");
         assert_eq!(within_limit("a value", other.get(&id)).await, Count::Exact(7), "{id}");

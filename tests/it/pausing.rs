@@ -69,6 +69,8 @@ async fn a_pause_ends_by_itself_when_its_time_is_over() {
     let left = told["pipelines"][0]["left_seconds"].as_f64();
     assert!(asked.elapsed().as_secs() >= 3 || left.is_some_and(|left| left > 0.0 && left <= 3.0), "{told}");
     lab.client().await.add("a", 1).await;
+    let (_, before) = verb(&lab, "wait", &["wait", "--timeout", "200ms"]).await;
+    assert!(asked.elapsed().as_secs() >= 3 || before["done"] == false, "{before}");
     lab.await_value("a", 1).await;
     assert!(asked.elapsed().as_secs() >= 3, "it has flushed after {:?}", asked.elapsed());
     let (code, stdout, stderr) = output(&mut lab.program(&["pause", "counters", "--for", "0s"])).await;

@@ -1,6 +1,6 @@
 //! What leaves the stream, what must not, and what becomes of the ledger behind it.
 
-use crate::harness::{Client, Daemon, GROUP, Lab, Resp, STREAM, eventually, output};
+use crate::harness::{Client, Daemon, GROUP, Lab, STREAM, eventually, output};
 
 /// A daemon that keeps nothing it need not keep.
 fn daemon_without_retention(lab: &Lab) -> Daemon {
@@ -191,22 +191,19 @@ async fn retention_does_not_run_out_while_flushing_fails() {
     let mut client = lab.client().await;
     client.add_many("a", 5).await;
     let mut command = lab.program(&["run"]);
-    command.env("TIDEGATE__TRIM__RETENTION", "2s");
+    command.env("TIDEGATE__TRIM__RETENTION", "6s");
     let mut daemon = Daemon::start(command);
     lab.await_value("a", 5).await;
     lab.execute("alter table public.counters rename to away").await;
     let last = client.add("a", 1).await;
     daemon.wait_for("flushing is halted").await;
-    // On a machine that is busy some of the five have had their time by now.
-    let held = length(&mut client).await;
-    assert!(held >= 2, "the newest entry that is settled stays, and so does the one that is not");
     let added: u64 = last.split('-').next().and_then(|ms| ms.parse().ok()).expect("an id");
     let age = async || {
         let seconds: u64 = lab.client().await.call(&["TIME"]).await.array()[0].text().parse().expect("seconds");
-        seconds * 1000 > added + 3_500
+        seconds * 1000 > added + 7_500
     };
     eventually("older than the retention", true, age).await;
-    assert_eq!(length(&mut client).await, held, "whoever repairs it may need them");
+    assert_eq!(length(&mut client).await, 6, "whoever repairs it may need them");
     lab.execute("alter table public.away rename to counters").await;
     lab.await_value("a", 6).await;
     eventually("entries left", 1, async || length(&mut lab.client().await).await).await;
@@ -258,7 +255,7 @@ async fn rows_of_small_flushes_become_few_and_still_recognise_everything() {
         client.add("b", 1).await;
         daemon.wait_for("redelivered entries were recognised").await;
         lab.await_value("b", round).await;
-        eventually("the group's lag", Resp::Int(0), async || lab.group("lag").await).await;
+        lab.await_no_lag().await;
     }
     assert_eq!(lab.value("a").await, Some(300));
     lab.assert_settled().await;
@@ -288,7 +285,7 @@ async fn an_entry_in_a_gap_that_a_merged_row_covers_is_applied_once() {
         client.add("b", 1).await;
         daemon.wait_for("redelivered entries were recognised").await;
         lab.await_value("gap", 1).await;
-        eventually("the group's lag", Resp::Int(0), async || lab.group("lag").await).await;
+        lab.await_no_lag().await;
     }
     assert_eq!(lab.value("a").await, Some(10), "what was merged is recognised");
     lab.assert_settled().await;
